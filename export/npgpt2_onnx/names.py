@@ -1,0 +1,33 @@
+"""The names of an exported GPT-2's inputs, outputs and axes: what its clients look for.
+
+optimum's ORTModelForCausalLM, onnxruntime-genai and transformers.js all read these names, in this
+order; the axis names are part of the contract.
+
+Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary.
+"""
+
+INPUT_IDS = "input_ids"  # (B, T) int64
+ATTENTION_MASK = "attention_mask"  # (B, P + T) int64
+POSITION_IDS = "position_ids"  # (B, T) int64
+LOGITS = "logits"  # (B, T, V), the first output
+
+BATCH, NEW, PAST = "batch_size", "sequence_length", "past_sequence_length"
+TOTAL = f"{PAST} + {NEW}"
+
+
+def past(layer: int) -> tuple[str, str]:
+    """A layer's inputs (B, H, P, D): its key and value before the call.
+
+    >>> past(0)
+    ('past_key_values.0.key', 'past_key_values.0.value')
+    """
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present(layer: int) -> tuple[str, str]:
+    """A layer's outputs (B, H, P + T, D): its key and value after the call.
+
+    >>> present(11)
+    ('present.11.key', 'present.11.value')
+    """
+    return f"present.{layer}.key", f"present.{layer}.value"

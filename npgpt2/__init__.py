@@ -1,0 +1,40 @@
+"""GPT-2 in NumPy: `from npgpt2 import GPT2`.
+
+Names are imported when they are first used, so that the command line can prepare the process (the
+BLAS kernel, see `npgpt2.cli.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npgpt2.cache import KVCache as KVCache
+    from npgpt2.config import GPT2Config as GPT2Config
+    from npgpt2.errors import NpGPT2Error as NpGPT2Error
+    from npgpt2.generate import GenerationOptions as GenerationOptions
+    from npgpt2.gpt2 import GPT2 as GPT2
+    from npgpt2.gpt2 import GPT2Output as GPT2Output
+    from npgpt2.tokenizer import load_tokenizer as load_tokenizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GPT2": "gpt2",
+    "GPT2Config": "config",
+    "GPT2Output": "gpt2",
+    "GenerationOptions": "generate",
+    "KVCache": "cache",
+    "NpGPT2Error": "errors",
+    "load_tokenizer": "tokenizer",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'npgpt2' has no attribute {name!r}")
+    return getattr(import_module(f"npgpt2.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,122 @@
+"""Keys and values of the tokens already seen, so that a step computes only the new ones.
+
+Axes: B batch, H heads (of the layer), P tokens held, D head_dim, L layers.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import InputError
+from npgpt2.ops import Array
+
+
+class KVCache:
+    """Preallocated keys and values with one length, which a forward pass advances once.
+
+    Past in, present out: pass it as `past_key_values` and it comes back longer. `cache[i]` is layer
+    i's (key, value), each a view (B, H, P, D): what an ONNX graph takes as
+    `past_key_values.i.key` and `.value`. The buffers double as they fill, up to n_positions; only
+    padding columns can make them longer.
+
+    Attributes:
+        length: P, tokens held.
+        cross: for each layer the keys and values of the encoder's states, once they are known.
+        cross_mask: (B, E) bool, which of these states are real; None where all are.
+
+    >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16)
+    >>> cache = KVCache(config, batch_size=1)
+    >>> cache.write(0, np.ones((1, 2, 3, 4), "f4"), np.ones((1, 2, 3, 4), "f4"))[0].shape
+    (1, 2, 3, 4)
+    >>> cache.advance(3)
+    >>> len(cache), cache.length, cache[0][0].shape
+    (2, 3, (1, 2, 3, 4))
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        batch_size: int,
+        capacity: int = 64,
+        dtype: npt.DTypeLike = np.float32,
+    ) -> None:
+        self.length = 0
+        self._limit = config.n_positions
+        self._buffers: list[Array] = [
+            np.empty((2, batch_size, config.heads_left(i), capacity, config.head_dim), dtype)
+            for i in range(config.n_layer)
+        ]
+        self.cross: list[tuple[Array, Array] | None] = [None] * config.n_layer
+        self.cross_mask: Array | None = None
+
+    def __len__(self) -> int:
+        """L, the number of layers, as a tuple of (key, value) pairs would have it."""
+        return len(self._buffers)
+
+    def __getitem__(self, layer: int) -> tuple[Array, Array]:
+        key, value = self._buffers[layer][:, :, :, : self.length]
+        return key, value
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return int(self._buffers[0].shape[1])
+
+    def write(self, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
+        """Put T new (B, H, T, D) behind the past; returns views (B, H, P+T, D). Does not advance.
+
+        Raises:
+            InputError: another batch size than the cache was made for.
+        """
+        if key.shape[0] != self.batch_size:
+            raise InputError(f"past_key_values: holds {self.batch_size} rows, got {key.shape[0]}")
+        end = self.length + key.shape[2]
+        self._reserve(layer, end)
+        buffer = self._buffers[layer]
+        buffer[0, :, :, self.length : end] = key
+        buffer[1, :, :, self.length : end] = value
+        return buffer[0, :, :, :end], buffer[1, :, :, :end]
+
+    def _reserve(self, layer: int, length: int) -> None:
+        old = self._buffers[layer]
+        if length <= old.shape[3]:
+            return
+        capacity = max(length, min(2 * old.shape[3], self._limit))
+        new = np.empty((*old.shape[:3], capacity, old.shape[4]), old.dtype)
+        new[:, :, :, : self.length] = old[:, :, :, : self.length]
+        self._buffers[layer] = new
+
+    def advance(self, tokens: int) -> None:
+        """Count T tokens that every layer has written."""
+        self.length += tokens
+
+    def rewind(self, length: int) -> None:
+        """Forget what came after the first `length` tokens.
+
+        Raises:
+            InputError: the length lies ahead, or is negative.
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"length: got {length}, expected 0 to {self.length}")
+        self.length = length
+
+    def reorder(self, rows: npt.ArrayLike) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
+        index = np.asarray(rows, np.int64)
+
+        def pick(states: Array, axis: int) -> Array:
+            return np.take(states, index, axis)
+
+        for layer, old in enumerate(self._buffers):
+            new: Array = np.empty((2, len(index), *old.shape[2:]), old.dtype)
+            new[:, :, :, : self.length] = pick(old[:, :, :, : self.length], 1)
+            self._buffers[layer] = new
+        if self.cross_mask is not None:
+            self.cross_mask = pick(self.cross_mask, 0)
+        self.cross = [kv and (pick(kv[0], 0), pick(kv[1], 0)) for kv in self.cross]
+
+    def __repr__(self) -> str:
+        shape: tuple[Any, ...] = self[0][0].shape
+        return f"KVCache(layers={len(self)}, key=value={shape}, dtype={self._buffers[0].dtype})"

@@ -1,0 +1,286 @@
+"""GPT-2's hyper-parameters, as they stand in a checkpoint folder's config.json.
+
+Field names and defaults are those of transformers' `GPT2Config`
+(https://huggingface.co/docs/transformers/model_doc/gpt2); the defaults are OpenAI's 124M model.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from npgpt2.errors import ConfigError, FileError
+from npgpt2.ops import ACTIVATIONS
+
+# transformers' attribute_map: the general names that some tools write instead of GPT-2's own.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+# Keys that change what a model computes and that GPT-2 as written here does not do, each with the
+# values under which it changes nothing. Keys that stand neither here nor in GPT2Config are labels,
+# defaults for training or for tools: they are ignored.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None,),
+    "is_encoder_decoder": (False, None),
+    "position_embedding_type": ("absolute", None),
+    "rope_scaling": (None,),
+    "rope_parameters": (None,),
+    "rotary_dim": (None, 0),
+    "alibi": (False, None),
+    "multi_query": (False, None),
+    "num_key_value_heads": (None,),
+    "sliding_window": (None,),
+    "window_size": (None,),
+    "attention_layers": (None,),
+    "use_parallel_residual": (False, None),
+    "parallel_attn": (False, None),
+    "normalize_before": (True, None),
+    "apply_residual_connection_post_layernorm": (False, None),
+    "num_experts": (None, 0),
+    "mup_width_scale": (None, 1.0),
+    "mup_embeddings_scale": (None, 1.0),
+    "mup_output_alpha": (None, 1.0),
+    "mup_scale_qk_dot_by_d": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2 and the switches of its arithmetic. Frozen and validated.
+
+    Raises:
+        ConfigError: a field has the wrong type or range, or asks for what is not implemented.
+
+    >>> config = GPT2Config(n_layer=2, n_head=4, n_embd=64)
+    >>> config.head_dim, config.mlp_width, config.attention_scale(layer=0)
+    (16, 256, 0.25)
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    # Upcasts half-precision scores to float32. Nothing here is ever computed in less than float32,
+    # so the flag is accepted and changes no number.
+    reorder_and_upcast_attn: bool = False
+    add_cross_attention: bool = False
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = 50256
+    eos_token_id: int | tuple[int, ...] | None = 50256
+    pad_token_id: int | None = None
+    pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            self._require_count(name, getattr(self, name))
+        if self.n_inner is not None:
+            self._require_count("n_inner", self.n_inner)
+        if self.n_embd % self.n_head:
+            raise ConfigError(
+                f"n_embd: got {self.n_embd}, expected a multiple of n_head ({self.n_head})"
+            )
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            self._require_number(name, 0.0, 1.0)
+        self._require_number("initializer_range", 0.0, math.inf)
+        self._require_number("layer_norm_epsilon", 0.0, 1.0)
+        for name in (
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+            "use_cache",
+            "reorder_and_upcast_attn",
+            "add_cross_attention",
+            "tie_word_embeddings",
+        ):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected true or false")
+        if self.activation_function not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation_function: got {self.activation_function!r}, "
+                f"expected one of {', '.join(sorted(ACTIVATIONS))}"
+            )
+        self._normalize_token_ids()
+        self._normalize_pruned_heads()
+
+    def _require_count(self, name: str, value: Any) -> None:
+        # bool is an int to Python; 2^31 bounds every real model and keeps shape products exact.
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+            raise ConfigError(
+                f"{name}: got {value!r}, expected a whole number from 1 to 2147483647"
+            )
+
+    def _require_number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and low <= value <= high and math.isfinite(value)):
+            raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
+
+    def _normalize_token_ids(self) -> None:
+        """bos and pad: an id or none; eos: also a list. Ids of −1 mean none, as old tools wrote."""
+        eos = self.eos_token_id
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            ids = value if name == "eos_token_id" and isinstance(value, (list, tuple)) else (value,)
+            for i in ids:
+                if i is not None and (not isinstance(i, int) or isinstance(i, bool)):
+                    raise ConfigError(f"{name}: got {value!r}, expected a token id or null")
+        if isinstance(eos, (list, tuple)):
+            object.__setattr__(self, "eos_token_id", tuple(eos))
+
+    def _normalize_pruned_heads(self) -> None:
+        """JSON's text keys become layer numbers, and each layer's heads a sorted tuple."""
+        pruned: dict[int, tuple[int, ...]] = {}
+        heads_of: Any = self.pruned_heads or {}
+        try:
+            for layer, heads in heads_of.items():
+                pruned[int(layer)] = tuple(sorted({int(head) for head in heads}))
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"pruned_heads: got {self.pruned_heads!r}, expected {{layer: [heads]}}"
+            ) from None
+        for layer, heads in pruned.items():
+            if not 0 <= layer < self.n_layer:
+                raise ConfigError(f"pruned_heads: got layer {layer}, the model has {self.n_layer}")
+            if any(not 0 <= head < self.n_head for head in heads):
+                raise ConfigError(
+                    f"pruned_heads: got heads {list(heads)} in layer {layer}, "
+                    f"expected 0 to {self.n_head - 1}"
+                )
+            if len(heads) == self.n_head:
+                raise ConfigError(
+                    f"pruned_heads: all {self.n_head} heads of layer {layer}, expected one to stay"
+                )
+        object.__setattr__(self, "pruned_heads", {k: v for k, v in pruned.items() if v})
+
+    @property
+    def head_dim(self) -> int:
+        """D, the width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_width(self) -> int:
+        """F, the width of the MLP's hidden layer: `n_inner`, or 4 · `n_embd` where it is null."""
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every id that ends a text; empty where there is none."""
+        eos = self.eos_token_id
+        return frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
+
+    def heads_left(self, layer: int) -> int:
+        """H of one layer: `n_head` less the heads pruned there."""
+        return self.n_head - len(self.pruned_heads.get(layer, ()))
+
+    def attention_scale(self, layer: int) -> float:
+        """The factor on `q · k` in one layer, by the two scale flags. A Python float: no promotion.
+
+        >>> GPT2Config(scale_attn_by_inverse_layer_idx=True).attention_scale(layer=3)
+        0.03125
+        """
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> "GPT2Config":
+        """Read config.json's keys. `source` stands at the head of every error.
+
+        Raises:
+            ConfigError: another architecture, a key whose behaviour is not implemented, a value
+                out of range.
+
+        >>> GPT2Config.from_dict({"n_layer": 24, "n_embd": 1024, "n_head": 16}).head_dim
+        64
+        """
+        kind = values.get("model_type", "gpt2")
+        if kind != "gpt2":
+            names = values.get("architectures") or [kind]
+            raise ConfigError(
+                f"{source}: model_type is {kind!r} ({', '.join(map(str, names))}), expected 'gpt2'"
+            )
+        for name in values.get("architectures") or ():
+            if not str(name).startswith(("GPT2", "TFGPT2", "FlaxGPT2")):
+                raise ConfigError(f"{source}: architectures names {name!r}, expected GPT-2")
+        for key, harmless in REFUSED.items():
+            if key in values and values[key] not in harmless:
+                raise ConfigError(
+                    f"{source}: {key} is {values[key]!r}: not implemented here. "
+                    "Expected a plain GPT-2"
+                )
+        known = {f.name for f in fields(cls)}
+        given = {ALIASES.get(key, key): value for key, value in values.items()}
+        given |= {key: values[key] for key in known if key in values}  # the own name wins
+        if given.get("pruned_heads") is None:
+            given.pop("pruned_heads", None)
+        try:
+            return cls(**{key: value for key, value in given.items() if key in known})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "GPT2Config":
+        """Read one config.json.
+
+        Raises:
+            FileError: it cannot be read.
+            ConfigError: it is not JSON, or not a GPT-2 that is implemented here.
+        """
+        return cls.from_dict(read_json(Path(path), ConfigError), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as config.json has them, with `model_type` and `architectures`.
+
+        >>> GPT2Config.from_dict(GPT2Config(n_layer=3).to_dict()) == GPT2Config(n_layer=3)
+        True
+        """
+        values = asdict(self)
+        values["pruned_heads"] = {str(k): list(v) for k, v in self.pruned_heads.items()}
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **values}
+
+
+def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
+    """One JSON object from a file, with duplicate keys refused and a byte-order mark said.
+
+    Raises:
+        FileError: the file cannot be read.
+        error: it is not UTF-8, not JSON, not an object, or names a key twice.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as problem:
+        raise FileError(f"{path}: {problem.strerror or problem}") from None
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise error(f"{path}: starts with a byte-order mark, expected plain UTF-8. Save it without")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+            raise error(f"{path}: key {twice!r} stands there twice, expected once")
+        return keys
+
+    try:
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: not UTF-8 at byte {problem.start}, expected JSON") from None
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise error(f"{path}: not JSON ({problem})") from None
+    if not isinstance(values, dict):
+        raise error(f"{path}: got a JSON {type(values).__name__}, expected an object")
+    return values

@@ -1,0 +1,297 @@
+"""The loops that write: sampling (greedy is its limit) and beam search.
+
+They know no text, no files and no model: they take a `Stepper`, which the NumPy model and ONNX
+Runtime both offer, and give ids.
+
+Axes: B rows of the batch, T new tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from npgpt2 import sampling
+from npgpt2.errors import CheckpointError, OptionError
+from npgpt2.ops import Array
+
+Ended = Callable[[int, list[int]], bool]  # (row, ids written so far) → has a stop text appeared?
+
+
+class Stepper(Protocol):
+    """One conversation with a model: it remembers what it was given."""
+
+    def __call__(self, ids: Array) -> Array:
+        """Take T new tokens (B, T) int64; return the logits (B, V) of the token after the last."""
+
+    def reorder(self, rows: Array) -> None:
+        """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to write. One place for every default.
+
+    The filters run in this order: repetition penalty, temperature, top-k, top-p, min-p.
+
+    Attributes:
+        max_new_tokens: at most so many; the context's end and an end-of-text token come first.
+        temperature: 0 is greedy; below 1 sharpens, above 1 flattens.
+        top_k, top_p, min_p: see `npgpt2.sampling`. None: no limit.
+        repetition_penalty: above 1 makes tokens of the prompt and the text less likely.
+        num_beams: above 1, beam search: no sampling, the `num_samples` best texts.
+        num_samples: texts per prompt.
+        stop: texts that end the writing; they are not part of it.
+        seed: the same seed, the same text. None: another one every time.
+        use_cache: False computes the whole text again for every token.
+
+    Raises:
+        OptionError: a value outside its range.
+
+    >>> GenerationOptions(top_p=1.5)
+    Traceback (most recent call last):
+    npgpt2.errors.OptionError: top_p: got 1.5, expected a number above 0, up to 1
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = 0.95
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    num_samples: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    use_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "num_samples"):
+            _require_whole(name, getattr(self, name), 1)
+        if self.top_k is not None:
+            _require_whole("top_k", self.top_k, 1, " or none for no limit")
+        if self.seed is not None:
+            _require_whole("seed", self.seed, 0, below=2**64)
+        _require("temperature", self.temperature, lambda t: t >= 0, "a number from 0 (greedy) up")
+        _require("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "a number above 0")
+        for name in ("top_p", "min_p"):
+            if getattr(self, name) is not None:
+                _require(
+                    name, getattr(self, name), lambda p: 0 < p <= 1, "a number above 0, up to 1"
+                )
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stops):
+            raise OptionError("stop", f"got {self.stop!r}, expected texts that are not empty")
+        object.__setattr__(self, "stop", stops)
+        if self.num_beams > 1:
+            default = {
+                f: GenerationOptions.__dataclass_fields__[f].default
+                for f in ("temperature", "top_k", "top_p", "min_p", "seed")
+            }
+            for name, value in default.items():
+                if getattr(self, name) != value:
+                    raise OptionError(
+                        name, "beam search does not sample. Leave it out, or num_beams"
+                    )
+            if self.num_samples > self.num_beams:
+                raise OptionError(
+                    "num_samples",
+                    f"got {self.num_samples}, expected at most num_beams ({self.num_beams})",
+                )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def next_token(self, logits: Array, seen: Sequence[int], uniform: Iterator[float]) -> int:
+        """One row's logits (V,) → the id to write."""
+        logits = logits.astype(np.float64)
+        if self.repetition_penalty != 1:
+            logits = sampling.repetition_penalty(logits, seen, self.repetition_penalty)
+        if self.greedy:
+            return int(logits.argmax())
+        logits = sampling.temperature(logits, self.temperature)
+        if self.top_k is not None:
+            logits = sampling.top_k(logits, self.top_k)
+        if self.top_p is not None:
+            logits = sampling.top_p(logits, self.top_p)
+        if self.min_p is not None:
+            logits = sampling.min_p(logits, self.min_p)
+        return sampling.draw(logits, next(uniform))
+
+
+def _require_whole(
+    name: str, value: Any, least: int, hint: str = "", below: float = math.inf
+) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < below:
+        limit = f" up to {below - 1}" if below < math.inf else ""
+        raise OptionError(name, f"got {value!r}, expected a whole number from {least}{limit}{hint}")
+
+
+def _require(name: str, value: Any, good: Callable[[float], bool], expected: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and good(value)):
+        raise OptionError(name, f"got {value!r}, expected {expected}")
+
+
+class Token(NamedTuple):
+    """One step of one row. `id` is None where the row ended without writing one."""
+
+    row: int
+    id: int | None
+    finish: str | None  # None: it goes on; "eos", "stop", "length" or "context"
+
+
+def write(
+    step: Stepper,
+    prompts: Sequence[Sequence[int]],
+    samples: Sequence[int],
+    options: GenerationOptions,
+    n_positions: int,
+    eos: frozenset[int] = frozenset(),
+    ended: Ended = lambda row, ids: False,
+) -> Iterator[Token]:
+    """Write on behind several prompts at once, a token for each row in turn.
+
+    Args:
+        step: fresh, and told of the padding that `left_padded(prompts)` puts in.
+        prompts: the ids of each row.
+        samples: for each row, which of its prompt's samples it is: it picks the random numbers.
+        options: with `seed` set.
+        ended: asked after each token.
+
+    Yields:
+        each row's tokens. The last of a row says why it ends; an end-of-text id is not written.
+
+    Raises:
+        CheckpointError: the logits hold NaN.
+    """
+    uniforms = [sampling.uniforms(options.seed or 0, sample) for sample in samples]
+    written: list[list[int]] = [[] for _ in prompts]
+    live = list(range(len(prompts)))
+    ids, _ = left_padded(prompts)
+    while live:
+        logits = _sound(step(ids))
+        going = []
+        for i, row in enumerate(live):
+            seen = [*prompts[row], *written[row]]
+            token = options.next_token(logits[i], seen, uniforms[row])
+            if token in eos:
+                yield Token(row, None, "eos")
+                continue
+            written[row].append(token)
+            finish = (
+                "stop"
+                if ended(row, written[row])
+                else "context"
+                if len(seen) + 1 >= n_positions
+                else "length"
+                if len(written[row]) >= options.max_new_tokens
+                else None
+            )
+            yield Token(row, token, finish)
+            if finish is None:
+                going.append(i)
+        if 0 < len(going) < len(live):
+            step.reorder(np.array(going))
+        live = [live[i] for i in going]
+        ids = np.array([[written[row][-1]] for row in live], np.int64)
+
+
+class Beam(NamedTuple):
+    """A text that beam search ended: `score` is its mean log-probability per token, in nats."""
+
+    ids: list[int]
+    score: float
+    finish: str
+
+
+def beam_search(
+    step: Stepper,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    n_positions: int,
+    eos: frozenset[int] = frozenset(),
+    ended: Ended = lambda row, ids: False,
+) -> list[Beam]:
+    """The most probable continuations of one prompt, best first: `num_samples` of them.
+
+    As transformers does it with its defaults (length_penalty 1, early_stopping False): a text's
+    score is its mean log-probability, its end-of-text token counted; the search ends when no
+    running text could still beat the worst of `num_beams` ended ones.
+
+    Raises:
+        CheckpointError: the logits hold NaN.
+    """
+    room = n_positions - len(prompt)
+    limit, at_limit = (
+        max(1, min(options.max_new_tokens, room)),
+        ("length" if options.max_new_tokens <= room else "context"),
+    )
+    # So many that `num_beams` can run on even if every one of the best ends here.
+    width = max(2, 1 + len(eos)) * options.num_beams
+    running: list[list[int]] = [[]]
+    scores = np.zeros(1)
+    done: list[Beam] = []
+    ids = np.array([prompt], np.int64)
+    for length in range(1, limit + 1):
+        totals = _log_probs(_sound(step(ids)), prompt, running, options) + scores[:, None]
+        best = np.argpartition(-totals, min(width, totals.size) - 1, axis=None)[:width]
+        best = best[np.lexsort((best, -totals.flat[best]))]
+        going = []
+        for rank, flat in enumerate(best):
+            parent, token = divmod(int(flat), totals.shape[1])
+            text, total = running[parent], float(totals.flat[flat])
+            finish = "eos" if token in eos else None
+            if finish is None:
+                text = [*text, token]
+                finish = "stop" if ended(0, text) else at_limit if length == limit else None
+            if finish is None:
+                going.append((parent, text, total))
+            elif rank < options.num_beams:
+                done.append(Beam(text, total / length, finish))
+        done = sorted(done, key=lambda beam: -beam.score)[: options.num_beams]
+        going = going[: options.num_beams]
+        if not going or (len(done) == options.num_beams and going[0][2] / length <= done[-1].score):
+            break
+        step.reorder(np.array([parent for parent, _, _ in going]))
+        running, scores = [text for _, text, _ in going], np.array([total for *_, total in going])
+        ids = np.array([[text[-1]] for text in running], np.int64)
+    return done[: options.num_samples]
+
+
+def _log_probs(
+    logits: Array, prompt: Sequence[int], running: list[list[int]], options: GenerationOptions
+) -> Array:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    if options.repetition_penalty != 1:
+        for row, text in enumerate(running):
+            seen = [*prompt, *text]
+            x[row] = sampling.repetition_penalty(x[row], seen, options.repetition_penalty)
+    return x
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
+    """Prompts as one block (B, T) of ids, padded on the left, and its mask (None where none is).
+
+    >>> left_padded([[5], [6, 7]])
+    (array([[0, 5],
+           [6, 7]]), array([[False,  True],
+           [ True,  True]]))
+    """
+    width = max(map(len, prompts))
+    ids, mask = np.zeros((len(prompts), width), np.int64), np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = True
+    return ids, None if mask.all() else mask
+
+
+def _sound(logits: Array) -> Array:
+    if np.isnan(logits.max()):
+        raise CheckpointError("logits: NaN. The weights hold NaN or infinity, or overflow")
+    return logits

@@ -1,0 +1,498 @@
+"""The class people use: a checkpoint that can be called, and that writes.
+
+Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V vocabulary,
+L layers, E tokens of an encoder.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.cache import KVCache
+from npgpt2.checkpoint import Checkpoint, Progress
+from npgpt2.config import GPT2Config
+from npgpt2.errors import InputError, OptionError
+from npgpt2.hub import resolve
+from npgpt2.language_model import LanguageModel
+from npgpt2.model import Run, Tap, embed, lm_head, transformer
+from npgpt2.ops import Array, cross_entropy
+from npgpt2.params import (
+    Embedding,
+    Linear,
+    Params,
+    build_tree,
+    named_parameters,
+    param_shapes,
+)
+
+FLOATS = {"float32": np.float32, "float64": np.float64}
+
+
+@dataclass(frozen=True)
+class GPT2Output:
+    """What a forward pass gives. Also a tuple of what is not None, in transformers' order.
+
+    Attributes:
+        loss: mean cross-entropy in nats, where labels were given.
+        logits: (B, T, V), or fewer positions by `logits_to_keep`.
+        past_key_values: the cache, where one is used.
+        hidden_states: L + 1 arrays (B, T, C): the embeddings, each block's output, and in the last
+            place ln_f's.
+        attentions: L arrays (B, H, T, S).
+        cross_attentions: L arrays (B, H, T, E).
+        last_hidden_state: (B, T, C), ln_f's output for all T tokens. Not in the tuple.
+    """
+
+    loss: np.floating[Any] | None = None
+    logits: Array = field(default_factory=lambda: np.empty(0))
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+    last_hidden_state: Array = field(default_factory=lambda: np.empty(0))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        values = (getattr(self, f.name) for f in fields(self)[:-1])
+        return tuple(value for value in values if value is not None)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.to_tuple())
+
+    def __len__(self) -> int:
+        return len(self.to_tuple())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.to_tuple()[index]
+
+
+class GPT2(LanguageModel):
+    """A GPT-2 in NumPy.
+
+    >>> model = GPT2.from_pretrained("tests/data/tiny")
+    >>> out = model([[262, 497]])
+    >>> out.logits.shape, out.logits.dtype, out.past_key_values.length
+    ((1, 2, 512), dtype('float32'), 2)
+    """
+
+    def __init__(self, config: GPT2Config, params: Params, folder: Path | None = None) -> None:
+        self.config, self.params, self.folder = config, params, folder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        dtype: str = "float32",
+        *,
+        mmap: bool = True,
+        strict: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        progress: Progress = lambda names, what: names,
+    ) -> "GPT2":
+        """Load a checkpoint folder, or a model of the hub by its name.
+
+        Args:
+            dtype: "float32", or "float64" for everything in double precision.
+            mmap: map float32 files instead of reading them; see `npgpt2.checkpoint`.
+            strict: refuse weights that hold NaN or infinity; otherwise a warning names them.
+            revision, token: of the hub.
+            progress: wraps the loop over tensors.
+
+        Raises:
+            FileError, ConfigError, CheckpointError, MissingPackage: see `npgpt2.checkpoint` and
+                `npgpt2.hub`.
+        """
+        if dtype not in FLOATS:
+            raise OptionError("dtype", f"got {dtype!r}, expected 'float32' or 'float64'")
+        folder = resolve(name, revision, token)
+        checkpoint = Checkpoint.open(folder)
+        return cls(
+            checkpoint.config, checkpoint.read(FLOATS[dtype], mmap, strict, progress), folder
+        )
+
+    @classmethod
+    def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
+        """GPT-2's initialisation: N(0, initializer_range), residual projections / √(2 L), biases 0,
+        LayerNorm gains 1 (Radford et al. 2019, section 2.3).
+
+        >>> GPT2.from_random(GPT2Config(n_layer=1, n_head=2, n_embd=8)).params.h[0].ln_1.weight[:2]
+        array([1., 1.], dtype=float32)
+        """
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        tensors: dict[str, Array] = {}
+        for name, shape in param_shapes(config).items():
+            if len(shape) == 1:
+                gain = name.endswith("weight")
+                tensors[name] = (np.ones if gain else np.zeros)(shape, FLOATS[dtype])
+                continue
+            std = config.initializer_range
+            if name.endswith("c_proj.weight"):
+                std /= (2 * config.n_layer) ** 0.5
+            tensors[name] = (generator.standard_normal(shape) * std).astype(FLOATS[dtype])
+        return cls(config, build_tree(tensors))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.params.wte.weight.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the tree; a tied head counts once."""
+        return sum(array.size for _, array in named_parameters(self.params))
+
+    def __call__(
+        self,
+        input_ids: npt.ArrayLike | None = None,
+        *,
+        past_key_values: KVCache | None = None,
+        attention_mask: npt.ArrayLike | None = None,
+        token_type_ids: npt.ArrayLike | None = None,
+        position_ids: npt.ArrayLike | None = None,
+        head_mask: npt.ArrayLike | None = None,
+        inputs_embeds: npt.ArrayLike | None = None,
+        encoder_hidden_states: npt.ArrayLike | None = None,
+        encoder_attention_mask: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        logits_to_keep: int | npt.ArrayLike = 0,
+        tap: Callable[[str, Array], None] | None = None,
+    ) -> GPT2Output:
+        """One forward pass. Arguments and shapes are those of transformers' GPT2LMHeadModel.
+
+        Args:
+            input_ids: (B, T) ids; or, in their place, inputs_embeds (B, T, C).
+            past_key_values: the cache of an earlier pass. It is extended and returned.
+            attention_mask: (B, S), 1 for real tokens and 0 for padding, on either side.
+            token_type_ids: (B, T) ids whose rows of wte are added.
+            position_ids: (B, T) or (1, T). By default a token's position is its index among the
+                real tokens of its row.
+            head_mask: (H,), (L, H) or (L, 1 or B, H, 1 or T, 1 or S); multiplies probabilities.
+            encoder_hidden_states: (B, E, C), for a model with cross-attention. Its keys and values
+                are kept in the cache, with encoder_attention_mask (B, E).
+            labels: (B, T) ids, shifted here; −100 is ignored.
+            use_cache: by default the config's. With False nothing is added to a given cache.
+            logits_to_keep: the last so many positions (0: all), or an array of positions.
+            tap: called with the name and array of every intermediate; see `npgpt2.model.Tap`.
+
+        Raises:
+            InputError: shapes, dtypes or ids that do not fit, named.
+
+        >>> model = GPT2.from_pretrained("tests/data/tiny")
+        >>> first = model([[262]])
+        >>> both = model([[497]], past_key_values=first.past_key_values)
+        >>> bool(abs(both.logits[0, 0] - model([[262, 497]]).logits[0, 1]).max() < 1e-4)
+        True
+        """
+        tokens = self._tokens(input_ids, inputs_embeds)
+        b, t = tokens.shape[:2]
+        cache, keep = past_key_values, self.config.use_cache if use_cache is None else use_cache
+        if cache is None and keep:
+            cache = KVCache(self.config, b, capacity=max(t, 64), dtype=self.dtype)
+        past = cache.length if cache is not None else 0
+        mask = _mask("attention_mask", attention_mask, (b, past + t))
+        positions = self._positions(position_ids, mask, past, (b, t))
+        types = None
+        if token_type_ids is not None:
+            types = _ids("token_type_ids", token_type_ids, (b, t), self.config.vocab_size)
+        encoder, encoder_mask = self._encoder(
+            encoder_hidden_states, encoder_attention_mask, cache, b
+        )
+        wanted = self._wanted(output_hidden_states, output_attentions)
+        taken: dict[str, Array] = {}
+
+        def listen(name: str, array: Array) -> None:
+            if name in wanted:
+                taken[name] = array.copy()  # the model goes on in place
+            if tap is not None:
+                tap(name, array)
+
+        show = Tap(listen if wanted or tap is not None else None)
+        run = Run(
+            self.config,
+            cache,
+            mask,
+            self._head_mask(head_mask),
+            encoder,
+            encoder_mask,
+            want_probs=output_attentions or tap is not None,
+        )
+        x = embed(self.params, tokens, positions, types, show)
+        x = transformer(x, self.params, run, show)
+        if cache is not None and not keep:
+            cache.rewind(past)
+        logits = lm_head(_last(x, logits_to_keep), self.params, show)
+        loss = None if labels is None else self._loss(x, logits, labels)
+
+        def tuple_of(kind: str) -> tuple[Array, ...] | None:
+            found = tuple(taken[name] for name, k in wanted.items() if k == kind and name in taken)
+            return found or None
+
+        return GPT2Output(
+            loss=loss,
+            logits=logits,
+            past_key_values=cache if keep else None,
+            hidden_states=tuple_of("hidden"),
+            attentions=tuple_of("attn"),
+            cross_attentions=tuple_of("cross"),
+            last_hidden_state=x,
+        )
+
+    # ── what a LanguageModel needs ───────────────────────────────────────────────────────────────
+
+    def logits(self, ids: Array) -> Array:
+        return self(ids, use_cache=False).logits
+
+    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> "NumpyStepper":
+        return NumpyStepper(self, mask, use_cache)
+
+    # ── surgery, in place as transformers has it; each returns the model ─────────────────────────
+
+    def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> "GPT2":
+        """Take heads out of layers: `{layer: [heads]}`, numbered as in the unpruned model.
+
+        The outputs are those of the whole model with these heads masked by `head_mask`.
+
+        Raises:
+            ConfigError: a layer or head that is not there, or all heads of a layer.
+
+        >>> model = GPT2.from_pretrained("tests/data/tiny").prune_heads({0: [1, 2]})
+        >>> model.params.h[0].attn.c_attn.weight.shape
+        (64, 96)
+        """
+        before = self.config.pruned_heads
+        union = {i: {*before.get(i, ()), *heads.get(i, ())} for i in {*before, *heads}}
+        config = replace(self.config, pruned_heads={i: tuple(h) for i, h in union.items()})
+        d, blocks = config.head_dim, list(self.params.h)
+        for layer in heads:
+            here = [h for h in range(config.n_head) if h not in before.get(layer, ())]
+            left = [n for n, h in enumerate(here) if h not in config.pruned_heads.get(layer, ())]
+            attn = blocks[layer].attn
+            w = attn.c_attn.weight.reshape(config.n_embd, 3, -1, d)[:, :, left]
+            bias = attn.c_attn.bias.reshape(3, -1, d)[:, left].reshape(-1)
+            out = attn.c_proj.weight.reshape(-1, d, config.n_embd)[left]
+            blocks[layer] = blocks[layer]._replace(
+                attn=attn._replace(
+                    c_attn=Linear(np.ascontiguousarray(w.reshape(config.n_embd, -1)), bias),
+                    c_proj=Linear(out.reshape(-1, config.n_embd), attn.c_proj.bias),
+                )
+            )
+        self.config, self.params = config, self.params._replace(h=tuple(blocks))
+        return self
+
+    def get_input_embeddings(self) -> Array:
+        """wte, (V, C)."""
+        return self.params.wte.weight
+
+    def set_input_embeddings(self, weight: npt.ArrayLike) -> "GPT2":
+        """Put another wte (V, C) in its place; with a tied head V may differ.
+
+        Raises:
+            InputError: another width; or another V, while the head is the model's own.
+        """
+        wte = np.asarray(weight, self.dtype)
+        if wte.ndim != 2 or wte.shape[1] != self.config.n_embd or not len(wte):
+            raise InputError(f"weight: got shape {wte.shape}, expected (V, {self.config.n_embd})")
+        if self.params.lm_head is not None and len(wte) != self.config.vocab_size:
+            raise InputError(
+                f"weight: got {len(wte)} rows, the model's own lm_head has "
+                f"{self.config.vocab_size}. Use resize_token_embeddings"
+            )
+        self.params = self.params._replace(wte=Embedding(wte))
+        self.config = replace(self.config, vocab_size=len(wte))
+        return self
+
+    def resize_token_embeddings(self, size: int) -> "GPT2":
+        """Make the vocabulary `size` tokens, by rows cut off or added at the end.
+
+        A new row is the mean of the old ones: the new token begins as an average one (Hewitt 2021,
+        https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+        >>> GPT2.from_pretrained("tests/data/tiny").resize_token_embeddings(515).config.vocab_size
+        515
+        """
+
+        def resized(node: Embedding) -> Embedding:
+            rows = node.weight[:size]
+            mean = node.weight.mean(0, keepdims=True)
+            return Embedding(np.concatenate([rows, np.repeat(mean, size - len(rows), 0)]))
+
+        self.config = replace(self.config, vocab_size=size)  # validates
+        head = self.params.lm_head
+        self.params = self.params._replace(
+            wte=resized(self.params.wte), lm_head=None if head is None else resized(head)
+        )
+        return self
+
+    # ── arguments, checked and in one form ───────────────────────────────────────────────────────
+
+    def _tokens(self, input_ids: Any, inputs_embeds: Any) -> Array:
+        if input_ids is not None and inputs_embeds is not None:
+            raise InputError("input_ids, inputs_embeds: cannot specify both. Give one of the two")
+        if input_ids is not None:
+            return _ids("input_ids", input_ids, None, self.config.vocab_size)
+        if inputs_embeds is None:
+            raise InputError("input_ids, inputs_embeds: specify one of the two")
+        return self._states("inputs_embeds", inputs_embeds)
+
+    def _states(self, name: str, value: Any) -> Array:
+        x = np.asarray(value, self.dtype)
+        if x.ndim != 3 or x.shape[2] != self.config.n_embd or 0 in x.shape:
+            raise InputError(f"{name}: got shape {x.shape}, expected (B, T, {self.config.n_embd})")
+        return x
+
+    def _positions(
+        self, given: Any, mask: Array | None, past: int, shape: tuple[int, int]
+    ) -> Array:
+        """A token's position is its index among the real tokens: not its column, where padding is
+        on the left. (transformers' forward takes the column unless its caller says otherwise.)"""
+        b, t = shape
+        if given is not None:
+            wide = (b if np.shape(given)[:1] == (b,) else 1, t)
+            return _ids("position_ids", given, wide, self.config.n_positions)
+        if mask is None:
+            positions = np.arange(past, past + t)[None]
+        else:
+            positions = (np.cumsum(mask, 1) - 1).clip(0)[:, past:]
+        if positions.max() >= self.config.n_positions:
+            raise InputError(
+                f"input_ids: more tokens than the context holds: "
+                f"{positions.max() + 1:,} > {self.config.n_positions:,}"
+            )
+        return positions
+
+    def _head_mask(self, given: Any) -> Array | None:
+        """(H,), (L, H) or (L, B, H, T, S) → (L, B, H, T, S), or sizes of 1 in place of B, T, S."""
+        if given is None:
+            return None
+        m, layers, heads = np.asarray(given, self.dtype), self.config.n_layer, self.config.n_head
+        if self.config.pruned_heads:
+            raise InputError("head_mask: not for a pruned model, whose layers differ in heads")
+        if m.ndim in (1, 2) and m.shape[-1] == heads and m.shape[:-1] in ((), (layers,)):
+            m = np.broadcast_to(m, (layers, heads))[:, None, :, None, None]
+        if m.ndim != 5 or m.shape[0] != layers or m.shape[2] not in (1, heads):
+            raise InputError(
+                f"head_mask: got shape {m.shape}, expected ({heads},), "
+                f"({layers}, {heads}) or ({layers}, B, {heads}, T, S)"
+            )
+        return m
+
+    def _encoder(
+        self, states: Any, mask: Any, cache: KVCache | None, b: int
+    ) -> tuple[Array | None, Array | None]:
+        """The encoder's states and mask; the mask of states already in the cache is there too."""
+        if states is None:
+            return None, cache.cross_mask if cache is not None else None
+        if not self.config.add_cross_attention:
+            raise InputError(
+                "encoder_hidden_states: this model has no cross-attention "
+                "(config.add_cross_attention is false)"
+            )
+        encoder = self._states("encoder_hidden_states", states)
+        if len(encoder) != b:
+            raise InputError(f"encoder_hidden_states: got {len(encoder)} rows, expected {b}")
+        known = _mask("encoder_attention_mask", mask, encoder.shape[:2])
+        if cache is not None:
+            cache.cross_mask = known
+        return encoder, known
+
+    def _wanted(self, hidden: bool, attentions: bool) -> dict[str, str]:
+        """Tap names of the outputs asked for, in order, each with the tuple it goes into."""
+        layers = range(self.config.n_layer)
+        names: dict[str, str] = {}
+        if hidden:
+            between = [f"h.{i}.resid_mlp" for i in layers[:-1]]
+            names |= dict.fromkeys(["embed", *between, "ln_f"], "hidden")
+        if attentions:
+            names |= dict.fromkeys((f"h.{i}.attn.probs" for i in layers), "attn")
+            names |= dict.fromkeys((f"h.{i}.crossattention.probs" for i in layers), "cross")
+        return names
+
+    def _loss(self, x: Array, logits: Array, labels: Any) -> Any:
+        """Mean cross-entropy of each token given those before it, as GPT2LMHeadModel has it."""
+        target = _ids("labels", labels, x.shape[:2], self.config.vocab_size, ignore=-100)[:, 1:]
+        if logits.shape[1] != x.shape[1]:
+            logits = lm_head(x, self.params)
+        count = int((target != -100).sum())
+        nats = cross_entropy(logits[:, :-1], target).sum()
+        return nats / count if count else nats.dtype.type(np.nan)
+
+
+class NumpyStepper:
+    """`npgpt2.generate.Stepper` over a GPT2."""
+
+    def __init__(self, model: GPT2, mask: Array | None, use_cache: bool) -> None:
+        self._model, self._mask, self._use_cache = model, mask, use_cache
+        self._cache: KVCache | None = None
+        self._ids: Array | None = None  # everything so far, where there is no cache
+
+    def __call__(self, ids: Array) -> Array:
+        started = self._cache is not None or self._ids is not None
+        if self._mask is not None and started:
+            self._mask = np.concatenate([self._mask, np.ones(ids.shape, bool)], 1)
+        if not self._use_cache:
+            ids = ids if self._ids is None else np.concatenate([self._ids, ids], 1)
+            self._ids = ids
+        out = self._model(
+            ids,
+            past_key_values=self._cache,
+            attention_mask=self._mask,
+            use_cache=self._use_cache,
+            logits_to_keep=1,
+        )
+        self._cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def reorder(self, rows: Array) -> None:
+        if self._cache is not None:
+            self._cache.reorder(rows)
+        self._ids = None if self._ids is None else self._ids[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
+
+
+def _ids(
+    name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
+) -> Array:
+    """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
+    ids = np.asarray(value)
+    if ids.dtype.kind not in "iu":
+        raise InputError(f"{name}: got {ids.dtype} numbers, expected whole ones")
+    if ids.shape != shape if shape else ids.ndim != 2 or not ids.size:
+        raise InputError(f"{name}: got shape {ids.shape}, expected {shape or '(B, T)'}")
+    bad = (ids < 0) | (ids >= below)
+    if ignore is not None:
+        bad &= ids != ignore
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"{name}: got {ids[where]} at {where}, expected 0 to {below - 1}")
+    return ids.astype(np.int64, copy=False)
+
+
+def _mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """A padding mask as bool; None where nothing is padding."""
+    if value is None:
+        return None
+    mask = np.asarray(value)
+    if mask.shape != shape:
+        raise InputError(f"{name}: got shape {mask.shape}, expected {shape} (past and new tokens)")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise InputError(f"{name}: expected 1 for real tokens and 0 for padding, got other numbers")
+    return None if mask.all() else mask.astype(bool)
+
+
+def _last(x: Array, keep: Any) -> Array:
+    """The last `keep` positions of (B, T, C), all for 0, or those an array names."""
+    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
+        return x[:, -int(keep) :]
+    index = np.asarray(keep)
+    if index.dtype.kind not in "iu" or index.ndim != 1 or (abs(index) > x.shape[1]).any():
+        raise InputError(
+            f"logits_to_keep: got {keep!r}, expected a whole number from 0, "
+            f"or positions below {x.shape[1]}"
+        )
+    return x[:, index]

@@ -1,0 +1,277 @@
+"""Text in, text out, over any engine: what GPT2 and the ONNX runner have in common.
+
+An engine gives `stepper` and `logits`; everything a user calls to write or to score text is here,
+once.
+
+Axes: B rows of the batch, P tokens of a prompt, T tokens, V vocabulary.
+"""
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import InputError, TokenizerError
+from npgpt2.generate import GenerationOptions, Stepper, beam_search, left_padded, write
+from npgpt2.ops import Array
+from npgpt2.scoring import Score, Window, token_logprobs
+from npgpt2.tokenizer import TextDecoder, Tokenizer, load_tokenizer
+
+Prompt: TypeAlias = str | Sequence[int]
+
+
+class Piece(NamedTuple):
+    """What one step adds to one text. `row` counts the samples of the first prompt, then the next.
+
+    `finish` is None until the row's last piece: "eos", "stop", "length" or "context".
+    """
+
+    row: int
+    text: str
+    ids: tuple[int, ...] = ()
+    finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One text that was written, without its prompt."""
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    prompt_ids: list[int]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class LanguageModel(ABC):
+    """Writes and scores text.
+
+    Attributes:
+        config: the model's shape.
+        folder: where its vocabulary is; None for a model without one (then only ids go in).
+    """
+
+    config: GPT2Config
+    folder: Path | None = None
+
+    @abstractmethod
+    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Stepper:
+        """A fresh `Stepper`. `mask` is the prompts' (B, P) padding mask, False where padding."""
+
+    @abstractmethod
+    def logits(self, ids: Array) -> Array:
+        """Ids (B, T) → logits (B, T, V), without a past."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's vocabulary, read when it is first used.
+
+        Raises:
+            FileError, TokenizerError, MissingPackage: see `load_tokenizer`.
+        """
+        if self.folder is None:
+            raise TokenizerError("this model has no vocabulary. Give ids, not text")
+        return load_tokenizer(self.folder)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt as ids the model can take.
+
+        Raises:
+            InputError: empty, longer than the context, or an id outside the vocabulary.
+            TokenizerError: text that is not Unicode.
+
+        >>> from npgpt2 import GPT2
+        >>> GPT2.from_pretrained("tests/data/tiny").encode("the king")
+        [84, 258, 346, 299]
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if len(ids) > self.config.n_positions:
+            raise InputError(f"prompt: is longer than the context: {len(ids):,} > "
+                             f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
+        if not ids:
+            raise InputError("prompt: is empty, expected one token at least. "
+                             "To write from nothing, begin with '<|endoftext|>'")  # fmt: skip
+        self._require_ids(ids)
+        return [int(token) for token in ids]
+
+    def pieces(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
+    ) -> Iterator[Piece]:
+        """Write on behind several encoded prompts at once; text comes as it is made.
+
+        Text is held back while it may be half a character or the beginning of a stop text. A row
+        is the same alone and in a batch: same seed, same text.
+        """
+        if options.seed is None and not options.greedy and options.num_beams == 1:
+            options = replace(options, seed=fresh_seed())
+        if options.num_beams > 1:
+            for n, prompt in enumerate(prompts):
+                yield from self._beams(prompt, n * options.num_samples, options)
+            return
+        rows = [prompt for prompt in prompts for _ in range(options.num_samples)]
+        samples = [row % options.num_samples for row in range(len(rows))]
+        texts = [_GrowingText(self.decoder(), options.stop) for _ in rows]
+        _, mask = left_padded(rows)
+        for row, token, finish in write(
+            self.stepper(mask, options.use_cache), rows, samples, options,
+            self.config.n_positions, self.config.eos_token_ids,
+            ended=lambda row, ids: texts[row].push(ids[-1]),
+        ):  # fmt: skip
+            text = texts[row].take(last=finish is not None)
+            yield Piece(row, text, () if token is None else (token,), finish)
+
+    def _beams(
+        self, prompt: Sequence[int], row: int, options: GenerationOptions
+    ) -> Iterator[Piece]:
+        def text_of(ids: list[int]) -> _GrowingText:
+            text = _GrowingText(self.decoder(), options.stop)
+            for token in ids:
+                text.push(token)
+            return text
+
+        beams = beam_search(
+            self.stepper(None, options.use_cache), prompt, options,
+            self.config.n_positions, self.config.eos_token_ids,
+            ended=lambda _, ids: bool(options.stop) and text_of(ids).stopped,
+        )  # fmt: skip
+        for i, beam in enumerate(beams):
+            yield Piece(row + i, text_of(beam.ids).take(last=True), tuple(beam.ids), beam.finish)
+
+    def decoder(self) -> TextDecoder | None:
+        """A decoder of this model's vocabulary; None where it has none."""
+        return self.tokenizer.decoder() if self.folder else None
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+        """The text that follows a prompt, piece by piece; whole characters only.
+
+        Args:
+            options: those of `GenerationOptions`.
+
+        >>> from npgpt2 import GPT2
+        >>> model = GPT2.from_pretrained("tests/data/tiny")
+        >>> list(model.stream("O Romeo, ", max_new_tokens=5, temperature=0))
+        ['or', ' e', 'l', 'se', ',']
+        """
+        for piece in self.pieces([self.encode(prompt)], GenerationOptions(**options)):
+            if piece.text and piece.row == 0:
+                yield piece.text
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
+        """The texts that follow one prompt or several: `num_samples` for each, in order.
+
+        Args:
+            prompts: text or ids, or a list of these; of different lengths as they come.
+            options: those of `GenerationOptions`.
+
+        Raises:
+            OptionError, InputError, TokenizerError: see `GenerationOptions` and `encode`.
+
+        >>> from npgpt2 import GPT2
+        >>> model = GPT2.from_pretrained("tests/data/tiny")
+        >>> [c.text for c in model.generate(["O Romeo, ", "KING"], max_new_tokens=4, temperature=0)]
+        ['or else', 'HAM:']
+        """
+        chosen = GenerationOptions(**options)
+        encoded = [self.encode(prompt) for prompt in _each(prompts)]
+        return collect(encoded, chosen.num_samples, self.pieces(encoded, chosen))
+
+    def score(
+        self,
+        text: Prompt,
+        stride: int | None = None,
+        progress: Callable[[Iterable[Window], str], Iterable[Window]] = lambda loop, what: loop,
+    ) -> Score:
+        """Log-probability of each token of a text of any length, by a sliding window.
+
+        Args:
+            text: text or ids.
+            stride: see `npgpt2.scoring.token_logprobs`.
+
+        >>> from npgpt2 import GPT2
+        >>> score = GPT2.from_pretrained("tests/data/tiny").score("O Romeo, Romeo")
+        >>> score.tokens, round(score.perplexity, 2), round(score.bits_per_byte, 3)
+        (7, 15.7, 2.139)
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        self._require_ids(ids)
+        array = np.array(ids, np.int64)
+        logprobs = token_logprobs(self.logits, array, self.config.n_positions, stride, progress)
+        scored = array[np.isfinite(logprobs)].tolist()
+        size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if self.folder else 0
+        return Score(array, logprobs, size)
+
+    def _require_ids(self, ids: Sequence[Any]) -> None:
+        for token in ids:
+            if not _is_whole(token) or not 0 <= token < self.config.vocab_size:
+                raise InputError(f"prompt: has the id {token!r}, "
+                                 f"expected 0 to {self.config.vocab_size - 1}")  # fmt: skip
+
+
+def fresh_seed() -> int:
+    """A seed nobody has chosen, short enough to be typed again."""
+    return secrets.randbits(32)
+
+
+def collect(
+    prompts: Sequence[list[int]], num_samples: int, pieces: Iterable[Piece]
+) -> list[Completion]:
+    """Pieces, as they came, put together: one `Completion` a row."""
+    texts: dict[int, tuple[list[str], list[int], str]] = {}
+    for row, text, ids, finish in pieces:
+        parts, written, _ = texts.get(row, ([], [], ""))
+        texts[row] = ([*parts, text], [*written, *ids], finish or "")
+    return [
+        Completion("".join(parts), ids, finish, prompts[row // num_samples])
+        for row, (parts, ids, finish) in sorted(texts.items())
+    ]
+
+
+class _GrowingText:
+    """The text of one row: what is safe to show, and whether a stop text has come."""
+
+    def __init__(self, decoder: TextDecoder | None, stops: tuple[str, ...]) -> None:
+        self._decoder, self._stops, self._held, self.stopped = decoder, stops, "", False
+
+    def push(self, token: int) -> bool:
+        """Add a token; True once the text holds a stop text, which is cut off."""
+        if self._decoder:
+            self._held += self._decoder.push(token)
+            found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+            if found:
+                self._held, self.stopped = self._held[: min(found)], True
+        return self.stopped
+
+    def take(self, last: bool) -> str:
+        """Text that nothing to come can change; with `last`, all the rest."""
+        if last:
+            if self._decoder and not self.stopped:
+                self._held += self._decoder.finish()
+            safe = len(self._held)
+        else:
+            # The longest end of the text that is the beginning of a stop text has to wait.
+            begun = (n for stop in self._stops for n in range(len(stop) - 1, 0, -1)
+                     if self._held.endswith(stop[:n]))  # fmt: skip
+            safe = len(self._held) - max(begun, default=0)
+        text, self._held = self._held[:safe], self._held[safe:]
+        return text
+
+
+def _each(prompts: Any) -> list[Prompt]:
+    """One prompt or several → several. Whole numbers are one prompt, of ids."""
+    if isinstance(prompts, str) or (len(prompts) and all(map(_is_whole, prompts))):
+        return [prompts]
+    if not len(prompts):
+        raise InputError("prompts: the list is empty, expected one prompt at least")
+    return list(prompts)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,0 +1,472 @@
+"""Text ↔ ids, from the folder's own vocabulary and without network.
+
+Byte-level BPE (GPT-2's kind) runs on `tiktoken`. tiktoken merges by rank and takes the rank for
+the id; in a vocabulary trained elsewhere ids need not follow the order of the merges, so here the
+rank is the order of the merges, and a table maps ranks to ids. Other kinds of vocabulary (BERT's,
+SentencePiece) run on the libraries that made them, from the extra `tokenizers`.
+
+No tokens are added around a text: what is encoded is what was given.
+"""
+
+import codecs
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from npgpt2.config import read_json
+from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, TokenizerError
+
+# How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
+# OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
+# match the same and cannot backtrack.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+class TextDecoder(Protocol):
+    """Ids in, text out as soon as it is whole."""
+
+    def push(self, token: int) -> str: ...
+    def finish(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a vocabulary."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Text → ids. `special`: text that spells an added token, such as <|endoftext|>, is it.
+
+        Raises:
+            TokenizerError: the text holds a lone surrogate, so it is not Unicode text.
+        """
+
+    def piece(self, token: int) -> str:
+        """One id as the vocabulary spells it: 'Ġmeaning'. Raises TokenizerError: no such id."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one id stands for. Raises TokenizerError: no such id."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids → text; bytes that are not UTF-8 become U+FFFD."""
+
+    def decoder(self) -> TextDecoder:
+        """A decoder for ids that come one by one."""
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The vocabulary of a checkpoint folder, of whichever kind it is.
+
+    tokenizer.json comes first, then vocab.json with merges.txt, then vocab.txt (BERT), then a
+    SentencePiece model.
+
+    Raises:
+        FileError: the folder has none of these, or one cannot be read.
+        TokenizerError: it is damaged.
+        MissingPackage: it is of a kind that needs the extra `tokenizers`.
+
+    >>> load_tokenizer("tests/data/tiny").encode("the king<|endoftext|>")
+    [84, 258, 346, 299, 0]
+    """
+    try:
+        return _load(Path(folder))
+    except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape than expected
+        if isinstance(error, NpGPT2Error):
+            raise
+        raise TokenizerError(
+            f"{folder}: the tokenizer's files have an unknown form "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def _load(folder: Path) -> Tokenizer:
+    if (folder / "tokenizer.json").exists():
+        return _from_tokenizer_json(folder / "tokenizer.json")
+    if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
+        return BytePairTokenizer(
+            read_json(folder / "vocab.json", TokenizerError),
+            _read_merges(folder / "merges.txt"),
+            _added_tokens(folder),
+            source=str(folder / "vocab.json"),
+        )
+    if (folder / "vocab.txt").exists():
+        return LibraryTokenizer.from_wordpiece(folder / "vocab.txt")
+    for name in ("spiece.model", "sentencepiece.bpe.model"):
+        if (folder / name).exists():
+            return SentencePieceTokenizer(folder / name)
+    raise FileError(
+        f"{folder}: has no vocabulary, expected tokenizer.json, or vocab.json and "
+        "merges.txt, beside the weights"
+    )
+
+
+# ── byte-level BPE ───────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """The 256 characters by which vocab.json spells bytes: printable ones stand for themselves.
+
+    >>> alphabet = byte_alphabet()
+    >>> alphabet["A"], alphabet["Ġ"], alphabet["Ċ"]
+    (65, 32, 10)
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+class BytePairTokenizer:
+    """GPT-2's byte-level BPE.
+
+    Args:
+        vocab: spelled token → id.
+        merges: pairs of spelled tokens, best first.
+        added: text → id of the tokens that stand whole in a text, such as <|endoftext|>.
+        prefix_space: put a space before text that does not begin with one.
+        source: stands at the head of every error.
+
+    Raises:
+        TokenizerError: an id twice, a hole in the ids, a byte without a token, a merge of or into
+            what is no token.
+
+    >>> tokenizer = load_tokenizer("tests/data/tiny")
+    >>> ids = tokenizer.encode("O Romeo, ")
+    >>> [tokenizer.piece(i) for i in ids], tokenizer.decode(ids)
+    (['O', 'ĠR', 'ome', 'o', ',', 'Ġ'], 'O Romeo, ')
+    """
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[tuple[str, str]],
+        added: dict[str, int],
+        prefix_space: bool = False,
+        source: str = "vocabulary",
+    ) -> None:
+        import tiktoken  # here, so that `import npgpt2` stays light
+
+        self._pieces = _by_id(vocab, added, source)
+        self._added, self._prefix_space = added, prefix_space
+        self._added_bytes = {token: text.encode() for text, token in added.items()}
+        # Where two added tokens could start, the longer one does.
+        longest_first = sorted(added, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+        spelled = [*byte_alphabet(), *_merged(vocab, merges, source)]
+        ranks = {piece: rank for rank, piece in enumerate(_spelled_bytes(spelled, source))}
+        if len(ranks) < len(spelled):
+            raise TokenizerError(f"{source}: two merges make the same token, expected one")
+        self._id_of_rank = [vocab[piece] for piece in spelled]
+        self._bpe = tiktoken.Encoding(
+            "npgpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    @property
+    def size(self) -> int:
+        return len(self._pieces)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        require_unicode(text)
+        parts = self._split.split(text) if self._split and special else [text]
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            if i % 2:  # re.split puts what matched at the odd places
+                ids.append(self._added[part])
+            elif part:
+                if self._prefix_space and not part[0].isspace():
+                    part = " " + part
+                ids += map(self._id_of_rank.__getitem__, self._bpe.encode_ordinary(part))
+        return ids
+
+    def piece(self, token: int) -> str:
+        if not 0 <= token < self.size:
+            raise TokenizerError(f"id {token}: expected 0 to {self.size - 1}")
+        return self._pieces[token]
+
+    def token_bytes(self, token: int) -> bytes:
+        piece, alphabet = self.piece(token), byte_alphabet()
+        if token in self._added_bytes or not all(char in alphabet for char in piece):
+            return piece.encode()
+        return bytes(alphabet[char] for char in piece)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+
+    def decoder(self) -> TextDecoder:
+        return _ByteDecoder(self)
+
+
+class _ByteDecoder:
+    """Holds back the bytes of a character until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._bytes_of = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        return self._utf8.decode(self._bytes_of(token))
+
+    def finish(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+def require_unicode(text: str) -> None:
+    """Raises TokenizerError where a string cannot be UTF-8, and says where.
+
+    >>> require_unicode("half a pair: \\ud83d")
+    Traceback (most recent call last):
+    npgpt2.errors.TokenizerError: text: a lone surrogate (U+D83D) at character 13, expected Unicode
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"text: a lone surrogate (U+{ord(text[error.start]):04X}) at "
+            f"character {error.start}, expected Unicode"
+        ) from None
+
+
+def _by_id(vocab: dict[str, int], added: dict[str, int], source: str) -> list[str]:
+    """Token by id; every id from 0 up exactly once."""
+    pieces: dict[int, str] = {}
+    for piece, token in (vocab | added).items():
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise TokenizerError(f"{source}: {piece!r} has id {token!r}, expected a whole number")
+        if token in pieces:
+            raise TokenizerError(f"{source}: id {token} is both {pieces[token]!r} and {piece!r}")
+        pieces[token] = piece
+    hole = next((i for i in range(len(pieces)) if i not in pieces), None)
+    if hole is not None:
+        raise TokenizerError(f"{source}: no token has id {hole}, expected ids without holes")
+    return [pieces[i] for i in range(len(pieces))]
+
+
+def _merged(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: str) -> list[str]:
+    """What the merges make, in their order. All of it has to be in the vocabulary."""
+    for piece in (*byte_alphabet(), *(side for pair in merges for side in pair)):
+        if piece not in vocab:
+            raise TokenizerError(
+                f"{source}: {piece!r} is not in the vocabulary, but it is a byte or part of a merge"
+            )
+    made = [left + right for left, right in merges]
+    for piece in made:
+        if piece not in vocab:
+            raise TokenizerError(f"{source}: a merge makes {piece!r}, not in the vocabulary")
+    return made
+
+
+def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
+    """The bytes behind many spelled tokens: translated as one string, then cut; 50,000 in 10 ms."""
+    alphabet, text = byte_alphabet(), "".join(pieces)
+    if foreign := set(text) - set(alphabet):
+        raise TokenizerError(f"{source}: {min(foreign)!r} spells no byte, expected byte-level BPE")
+    data = text.translate({ord(char): byte for char, byte in alphabet.items()}).encode("latin-1")
+    cut, ends = 0, []
+    for piece in pieces:
+        ends.append(data[cut : cut + len(piece)])
+        cut += len(piece)
+    return ends
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """merges.txt: a version line, then a pair a line."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise TokenizerError(f"{path}: starts with a byte-order mark. Save it as plain UTF-8")
+    merges = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
+            raise TokenizerError(
+                f"{path}: line {number}: got {line[:40]!r}, "
+                "expected two tokens with a space between"
+            )
+        merges.append((left, right))
+    return merges
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """The tokens that stand whole in a text, from the small files beside vocab.json."""
+    vocab = read_json(folder / "vocab.json", TokenizerError)
+    added: dict[str, int] = {}
+    if "<|endoftext|>" in vocab:
+        added["<|endoftext|>"] = vocab["<|endoftext|>"]
+    if (folder / "added_tokens.json").exists():
+        added |= read_json(folder / "added_tokens.json", TokenizerError)
+    if (folder / "tokenizer_config.json").exists():
+        settings = read_json(folder / "tokenizer_config.json", TokenizerError)
+        for token, entry in (settings.get("added_tokens_decoder") or {}).items():
+            added[entry["content"]] = int(token)
+    return added
+
+
+def _from_tokenizer_json(path: Path) -> Tokenizer:
+    """The byte-level kind is read here; for any other the library that wrote the file reads it."""
+    spec = read_json(path, TokenizerError)
+    model, cutter = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
+    added = spec.get("added_tokens") or []
+    plain = (
+        model.get("type") == "BPE"
+        and cutter.get("type") == "ByteLevel"
+        and cutter.get("use_regex", True)
+        and not spec.get("normalizer")
+        and not any(
+            model.get(key)
+            for key in (
+                "dropout",
+                "byte_fallback",
+                "ignore_merges",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+            )
+        )
+        and not any(
+            token.get(flag) for token in added for flag in ("lstrip", "rstrip", "single_word")
+        )
+    )
+    if not plain:
+        return LibraryTokenizer.from_file(path)
+    merges = []
+    for number, merge in enumerate(model.get("merges") or []):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2 or not all(isinstance(side, str) and side for side in pair):
+            raise TokenizerError(f"{path}: merge {number}: got {merge!r}, expected two tokens")
+        merges.append((pair[0], pair[1]))
+    return BytePairTokenizer(
+        model.get("vocab") or {},
+        merges,
+        {token["content"]: token["id"] for token in added},
+        prefix_space=bool(cutter.get("add_prefix_space")),
+        source=str(path),
+    )
+
+
+# ── other kinds, by the libraries that made them ─────────────────────────────────────────────────
+
+
+class _WholeTextDecoder:
+    """For vocabularies whose tokens change with their neighbours: decode all, send what is new."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._ids, self._sent = tokenizer, list[int](), 0
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith("\ufffd") else self._send(text)
+
+    def finish(self) -> str:
+        return self._send(self._tokenizer.decode(self._ids))
+
+    def _send(self, text: str) -> str:
+        new, self._sent = text[self._sent :], len(text)
+        return new
+
+
+class LibraryTokenizer:
+    """Any tokenizer.json, and BERT's vocab.txt, through the library `tokenizers`."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    @classmethod
+    def from_file(cls, path: Path) -> "LibraryTokenizer":
+        tokenizers = _require("tokenizers", path, "this kind of vocabulary")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises nothing narrower
+            raise TokenizerError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_wordpiece(cls, path: Path) -> "LibraryTokenizer":
+        tokenizers = _require("tokenizers", path, "BERT's vocabulary")
+        settings: dict[str, Any] = {}
+        if (path.parent / "tokenizer_config.json").exists():
+            settings = read_json(path.parent / "tokenizer_config.json", TokenizerError)
+        lowercase = bool(settings.get("do_lower_case", True))
+        return cls(tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase))
+
+    @property
+    def size(self) -> int:
+        return int(self._library.get_vocab_size())
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        require_unicode(text)
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def piece(self, token: int) -> str:
+        piece: str | None = self._library.id_to_token(token) if token >= 0 else None
+        if piece is None:
+            raise TokenizerError(
+                f"id {token}: not in the vocabulary, expected 0 to {self.size - 1}"
+            )
+        return piece
+
+    def token_bytes(self, token: int) -> bytes:
+        self.piece(token)
+        return self.decode([token]).encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._library.decode(list(ids), skip_special_tokens=False))
+
+    def decoder(self) -> TextDecoder:
+        return _WholeTextDecoder(self)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model, through the library `sentencepiece`."""
+
+    def __init__(self, path: Path) -> None:
+        sentencepiece = _require("sentencepiece", path, "a SentencePiece vocabulary")
+        try:
+            self._library: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise TokenizerError(f"{path}: not a SentencePiece model ({error})") from None
+
+    @property
+    def size(self) -> int:
+        return int(self._library.vocab_size())
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        require_unicode(text)
+        ids: list[int] = self._library.encode(text)
+        return ids
+
+    def piece(self, token: int) -> str:
+        if not 0 <= token < self.size:
+            raise TokenizerError(f"id {token}: expected 0 to {self.size - 1}")
+        return str(self._library.id_to_piece(token))
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.piece(token).replace("\u2581", " ").encode()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._library.decode(list(ids)))
+
+    def decoder(self) -> TextDecoder:
+        return _WholeTextDecoder(self)
+
+
+def _require(package: str, path: Path, what: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError:
+        raise MissingPackage(
+            f"{path}: {what} needs the package {package}. Run: pip install 'npgpt2[tokenizers]'"
+        ) from None

@@ -1,0 +1,101 @@
+"""The command `npgpt2`: parse, call, print. One file per command.
+
+Results go to standard output; notes, timings and errors to standard error. An error is one line.
+
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from npgpt2 import __version__, errors
+from npgpt2.cli import generate, info, inspect, score, tokenize
+from npgpt2.cli.blas import choose_kernel
+
+COMMANDS = (generate, tokenize, inspect, score, info)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its errors in this project's form."""
+
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ").rstrip(".")
+        self.exit(2, f"npgpt2: error: {text}. See '{self.prog} --help'\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="npgpt2",
+        description="GPT-2 without PyTorch.",
+        epilog="example: npgpt2 generate 'The meaning of life is' --model gpt2",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"npgpt2 {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser
+    )
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=(module.__doc__ or "").strip(),
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    choose_kernel()  # before NumPy is imported
+    for stream in (sys.stdout, sys.stderr):  # the same bytes under every locale
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    warnings.showwarning = _show_warning
+    args = build_parser().parse_args(argv)
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head -1`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        text, code = _explain(error)
+        sys.stdout.flush()
+        print(f"npgpt2: error: {text}", file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line, and the exit code."""
+    if isinstance(error, errors.OptionError):
+        flag = "--" + error.option.replace("_", "-")
+        return f"{flag}: {error.text}", 2
+    if isinstance(error, (errors.FileError, errors.MissingPackage)):
+        return str(error), 4
+    if isinstance(error, errors.NpGPT2Error):
+        return str(error), 3
+    if isinstance(error, OSError):
+        return f"{error.filename or 'system'}: {error.strerror or error}", 4
+    if isinstance(error, MemoryError):
+        return f"memory: not enough ({error})", 4
+    return f"{type(error).__name__}: {error}. This is a bug: run again with --debug", 3
+
+
+def _show_warning(message: Any, *_: Any, **__: Any) -> None:
+    print(f"npgpt2: warning: {message}", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""What several commands share: the model they are told to use, text from outside, progress."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from npgpt2.errors import FileError, InputError, OptionError
+
+if TYPE_CHECKING:
+    from npgpt2.gpt2 import GPT2
+
+T = TypeVar("T")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        default=os.environ.get("NPGPT2_MODEL"),
+        help="a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the "
+        "hub, such as gpt2; by default $NPGPT2_MODEL",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="what to compute in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse weights that hold NaN or infinity; otherwise a warning",
+    )
+
+
+def model_folder(args: argparse.Namespace) -> Path:
+    from npgpt2.hub import resolve
+
+    if not args.model:
+        raise OptionError(
+            "model",
+            "none was named, expected a checkpoint folder or a hub name. "
+            "Give --model, or set NPGPT2_MODEL",
+        )
+    return resolve(args.model, args.revision)
+
+
+def load_model(args: argparse.Namespace) -> "GPT2":
+    from npgpt2.gpt2 import GPT2
+
+    return GPT2.from_pretrained(
+        model_folder(args), args.dtype, strict=args.strict, progress=progress
+    )
+
+
+def given_text(argument: str, what: str) -> str:
+    """An argument of the command line; `-` is standard input.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    data = sys.stdin.buffer.read() if argument == "-" else os.fsencode(argument)
+    return decode(data, "standard input" if argument == "-" else what)
+
+
+def decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not UTF-8 at byte {error.start}, expected text. Convert it first (iconv)"
+        ) from None
+
+
+def read_file(path: Path) -> str:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+
+
+def note(text: str) -> None:
+    """A line for the person, not for the pipe."""
+    print(f"npgpt2: {text}", file=sys.stderr, flush=True)
+
+
+def progress(loop: Iterable[T], what: str) -> Iterable[T]:
+    """A bar on standard error for what takes over two seconds."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # an extra: without it the work is the same
+        return loop
+    bar: Iterable[T] = tqdm(loop, desc=what, delay=2, leave=False, file=sys.stderr)
+    return bar
+
+
+def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:
+    """Columns side by side; `right` says r or l for each."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (
+            cell.rjust(w) if side == "r" else cell.ljust(w)
+            for cell, w, side in zip(line, widths, right, strict=True)
+        )
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,164 @@
+"""Write text that follows a prompt.
+
+Text streams to standard output as it is made; without --temperature, --top-p and so on it is
+sampled with temperature 0.8 and top-p 0.95. Notes and timings go to standard error.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import fields, replace
+
+from npgpt2.cli.common import add_model, add_precision, given_text, load_model, note, progress
+
+HELP = "write text that follows a prompt"
+EXAMPLES = """examples:
+  npgpt2 generate 'The meaning of life is' --model gpt2
+  npgpt2 generate 'O Romeo, ' --model DIR --temperature 0 --max-new-tokens 40
+  echo 'Once upon a time' | npgpt2 generate - --model DIR --seed 7 --stop '.'"""
+
+WHY = {
+    "eos": "the model ended the text",
+    "stop": "a stop text came",
+    "length": "--max-new-tokens reached",
+    "context": "the context is full",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="text to go on from; - reads it from standard input, less one newline at its end",
+    )
+    add_model(parser)
+    options = parser.add_argument_group("how to write (the filters run in this order)")
+    options.add_argument(
+        "--repetition-penalty",
+        type=number,
+        metavar="R",
+        help="above 1: what was said becomes less likely (default: 1)",
+    )
+    options.add_argument(
+        "--temperature",
+        type=number,
+        metavar="T",
+        help="0 is greedy, below 1 sharper, above 1 flatter (default: 0.8)",
+    )
+    options.add_argument(
+        "--top-k",
+        type=whole,
+        metavar="K",
+        help="only the K most probable tokens (default: no limit)",
+    )
+    options.add_argument(
+        "--top-p",
+        type=number,
+        metavar="P",
+        help="only the fewest tokens that have probability P together; 1 is no "
+        "limit (default: 0.95)",
+    )
+    options.add_argument(
+        "--min-p",
+        type=number,
+        metavar="P",
+        help="only tokens P times as probable as the best, at least (default: no limit)",
+    )
+    options.add_argument(
+        "--num-beams", type=whole, metavar="N", help="beam search with N beams instead of sampling"
+    )
+    options.add_argument(
+        "--seed",
+        type=whole,
+        metavar="S",
+        help="the same seed, the same text (default: another one every time)",
+    )
+    how_much = parser.add_argument_group("how much")
+    how_much.add_argument(
+        "--max-new-tokens", type=whole, metavar="N", help="at most N tokens (default: 100)"
+    )
+    how_much.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before this text; may be given several times",
+    )
+    how_much.add_argument("--num-samples", type=whole, metavar="N", help="N texts (default: 1)")
+    how = parser.add_argument_group("computing and printing")
+    how.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="compute the whole text again for every token: the same text, slowly",
+    )
+    add_precision(parser)
+    how.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.generate import GenerationOptions
+    from npgpt2.language_model import collect, fresh_seed
+
+    known = {f.name for f in fields(GenerationOptions)}
+    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
+    options = GenerationOptions(**given, use_cache=not args.no_cache)
+    if not options.greedy and options.num_beams == 1 and options.seed is None:
+        options = replace(options, seed=fresh_seed())
+    prompt = given_text(args.prompt, "PROMPT")
+    if args.prompt == "-":
+        prompt = prompt.removesuffix("\n")
+
+    started = time.perf_counter()
+    model = load_model(args)
+    ids = model.encode(prompt)
+    loaded = time.perf_counter()
+    one = options.num_samples == 1 and not args.json
+    pieces, first = [], 0.0
+    loop = model.pieces([ids], options)
+    for piece in loop if one else progress(loop, "writing"):
+        first = first or time.perf_counter()
+        pieces.append(piece)
+        if one:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    ended = time.perf_counter()
+
+    texts = collect([ids], options.num_samples, pieces)
+    if args.json:
+        samples = [{"text": t.text, "ids": t.ids, "finish_reason": t.finish_reason} for t in texts]
+        print(
+            json.dumps(
+                {"prompt": prompt, "prompt_ids": ids, "seed": options.seed, "samples": samples},
+                ensure_ascii=False,
+            )
+        )
+    elif one:
+        print()
+    else:
+        for number, text in enumerate(texts, 1):
+            print(f"── {number} of {len(texts)} ──\n{text}")
+    count = sum(len(text.ids) for text in texts)
+    rate = f", {(count - len(texts)) / (ended - first):.0f}/s" if count > len(texts) else ""
+    seed = "" if options.seed is None else f"; seed {options.seed}"
+    why = "; ".join(sorted({WHY[text.finish_reason] for text in texts}))
+    if any(text.finish_reason == "context" for text in texts):
+        why += f" ({model.config.n_positions} tokens)"
+    note(
+        f"loaded in {loaded - started:.2f} s, first token after {first - loaded:.2f} s, "
+        f"{count} tokens{rate}; {why}{seed}"
+    )
+    return 0
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None

@@ -1,0 +1,96 @@
+"""Versions, the BLAS and its threads, what the machine offers, where models are looked for."""
+
+import argparse
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from npgpt2 import __version__
+
+HELP = "versions, BLAS and threads, the machine, where models are looked for"
+EXAMPLES = "example:\n  npgpt2 info"
+
+PACKAGES = ("numpy", "safetensors", "tiktoken", "onnx", "onnxruntime")
+EXTRAS = ("huggingface_hub", "tokenizers", "sentencepiece", "tqdm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
+    print(f"npgpt2 {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print("packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    print("extras:   " + ", ".join(f"{name} {_version(name)}" for name in EXTRAS))
+    print(f"BLAS:     {_blas()}")
+    print(f"machine:  {_machine()}")
+    print("models are looked for, in this order:")
+    print("  --model MODEL, else $NPGPT2_MODEL: " + (os.environ.get("NPGPT2_MODEL") or "not set"))
+    print(
+        "  as a folder: config.json, model.safetensors, tokenizer.json or vocab.json + merges.txt"
+    )
+    print(f"  as a name on the hub, in its cache: {_hub()}")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _blas() -> str:
+    """Which library NumPy was built with, and what it chose in this process."""
+    import numpy as np
+
+    config: Any = np.show_config(mode="dicts")
+    built = config["Build Dependencies"]["blas"]
+    text = f"{built['name']} {built['version']}"
+    for library in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
+        blas = ctypes.CDLL(str(library))  # the one that NumPy has loaded
+        for suffix in ("64_", ""):
+            try:
+                threads = getattr(blas, f"scipy_openblas_get_num_threads{suffix}")()
+                name = getattr(blas, f"scipy_openblas_get_corename{suffix}")
+            except AttributeError:
+                continue
+            name.restype = ctypes.c_char_p
+            text += f", kernel {name().decode()}, {threads} threads"
+    asked = os.environ.get("OPENBLAS_CORETYPE")
+    return text + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
+
+
+def _machine() -> str:
+    import numpy as np
+
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    config: Any = np.show_config(mode="dicts")
+    simd = config.get("SIMD Extensions", {}).get("found", [])
+    memory = ""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = f", {total / 2**30:.0f} GiB"
+    return f"{model}, {cores} cores{memory}, {sys.byteorder}-endian; NumPy uses {' '.join(simd)}"
+
+
+def _hub() -> str:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return "needs huggingface_hub: pip install 'npgpt2[hub]'"
+    cache = Path(constants.HF_HUB_CACHE)
+    found = sorted(
+        p.name.removeprefix("models--").replace("--", "/") for p in cache.glob("models--*")
+    )
+    offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
+    return f"{cache} ({', '.join(found) or 'empty'}){offline}"

@@ -1,0 +1,140 @@
+"""Look into a checkpoint.
+
+Without TENSOR: every parameter with its shape, dtype and bytes, and the total. With TENSOR, or a
+slice of it: its numbers. With --prompt: its ids and pieces, their rows of wte and wpe, and the
+shapes of the keys and values that each layer keeps after it.
+"""
+
+import argparse
+import difflib
+import re
+
+from npgpt2.cli.common import add_model, add_precision, given_text, load_model, model_folder, table
+from npgpt2.errors import OptionError, TensorNotFound
+
+HELP = "list parameters, show a tensor's numbers, or what a prompt becomes"
+EXAMPLES = """examples:
+  npgpt2 inspect --model gpt2
+  npgpt2 inspect 'transformer.wte.weight[:5]' --model gpt2
+  npgpt2 inspect 'h.0.attn.c_attn.bias[10:20]' --model DIR
+  npgpt2 inspect --prompt 'The meaning of life is' --model gpt2"""
+
+TENSOR = re.compile(r"(?P<name>[\w.]+)(\[(?P<index>[-\d:, .]*)\])?")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "tensor",
+        metavar="TENSOR[SLICE]",
+        nargs="?",
+        help="a parameter's name, with a slice as in Python if wanted",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="show what this text becomes; - reads standard input"
+    )
+    add_precision(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.tensor and args.prompt is not None:
+        raise OptionError("prompt", "got a tensor as well, expected one of the two")
+    if args.prompt is not None:
+        show_prompt(args)
+    elif args.tensor:
+        show_tensor(args)
+    else:
+        list_parameters(args)
+    return 0
+
+
+def list_parameters(args: argparse.Namespace) -> None:
+    from npgpt2.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(model_folder(args))
+    infos = checkpoint.tensors.values()
+    rows = [(i.name, " × ".join(map(str, i.shape)), i.dtype, f"{i.nbytes:,}") for i in infos]
+    print("\n".join(table([("parameter", "shape", "dtype", "bytes"), *rows], "lllr")))
+    numbers = 0
+    for info in infos:
+        size = 1
+        for n in info.shape:
+            size *= n
+        numbers += size
+    head = "tied to wte" if checkpoint.config.tie_word_embeddings else "its own"
+    print(
+        f"{len(rows)} tensors, {numbers:,} parameters, {sum(i.nbytes for i in infos):,} bytes; "
+        f"lm_head is {head}"
+    )
+
+
+def show_tensor(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from npgpt2.params import named_parameters
+
+    match = TENSOR.fullmatch(args.tensor)
+    if not match:
+        raise OptionError("tensor", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
+    name = match["name"].removeprefix("transformer.")
+    arrays = dict(named_parameters(load_model(args).params))
+    if name not in arrays:
+        close = difflib.get_close_matches(name, arrays, 1)
+        hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all"
+        raise TensorNotFound(f"{args.tensor}: no parameter {name!r} in the checkpoint. {hint}")
+    array = arrays[name]
+    if match["index"] is not None:
+        try:
+            array = array[parse_index(match["index"])]
+        except (IndexError, ValueError) as error:
+            raise OptionError(
+                "tensor", f"got the slice [{match['index']}] of shape {array.shape}: {error}"
+            ) from None
+    shape = " × ".join(map(str, array.shape)) or "one number"
+    print(f"{args.tensor}  {shape}  {array.dtype}")
+    print(np.array2string(np.asarray(array), precision=8, max_line_width=100))
+
+
+def parse_index(text: str) -> tuple[int | slice, ...]:
+    """A slice as Python writes it, and nothing else.
+
+    >>> parse_index(":5, -1"), parse_index("::2")
+    ((slice(None, 5, None), -1), (slice(None, None, 2),))
+    """
+
+    def part(piece: str) -> int | slice:
+        if ":" not in piece:
+            return int(piece)
+        bounds = [int(b) if b.strip() else None for b in piece.split(":")]
+        if len(bounds) > 3:
+            raise ValueError(f"too many colons in {piece!r}")
+        return slice(*bounds)
+
+    return tuple(part(piece) for piece in text.split(","))
+
+
+def show_prompt(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    text = given_text(args.prompt, "--prompt")
+    model = load_model(args)
+    ids = model.encode(text)
+    wte, wpe = model.params.wte.weight, model.params.wpe.weight
+
+    def begin(row: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> str:
+        return " ".join(f"{x:+.4f}" for x in row[:4]) + (" …" if len(row) > 4 else "")
+
+    rows = [
+        (at, i, model.tokenizer.piece(i), begin(wte[i]), begin(wpe[at])) for at, i in enumerate(ids)
+    ]
+    head = ("position", "id", "piece", "row of wte", "row of wpe")
+    print("\n".join(table([head, *rows], "rrlll")))
+    cache = model([ids], use_cache=True).past_key_values
+    assert cache is not None  # use_cache=True
+    print(f"\nkeys and values after these {len(ids)} tokens (batch, heads, tokens, head_dim):")
+    for layer in range(len(cache)):
+        key, value = cache[layer]
+        print(
+            f"  layer {layer}: key {key.shape}, value {value.shape}, {key.dtype}, "
+            f"{key.nbytes + value.nbytes:,} bytes"
+        )

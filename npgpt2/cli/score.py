@@ -1,0 +1,84 @@
+"""How probable a model finds a text: log-probability per token, perplexity, bits per byte.
+
+A text longer than the context is scored through a sliding window. Each token is listed for texts
+of up to 200 tokens; --json lists all.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from npgpt2.cli.common import (
+    add_model,
+    add_precision,
+    given_text,
+    load_model,
+    note,
+    progress,
+    read_file,
+    table,
+)
+from npgpt2.cli.generate import whole
+
+HELP = "how probable a text is: per token, perplexity, bits per byte"
+EXAMPLES = """examples:
+  npgpt2 score 'The meaning of life is' --model gpt2
+  npgpt2 score book.txt --stride 512 --model gpt2"""
+LISTED = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "text", metavar="TEXT|FILE", help="text, or a file of it; - reads standard input"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--stride",
+        type=whole,
+        metavar="N",
+        help="tokens the window moves by: fewer give each token more context and "
+        "take longer (default: half the context)",
+    )
+    add_precision(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.text)
+    if len(args.text) < 4096 and "\0" not in args.text and path.is_file():
+        note(f"reading the file {path}")
+        text = read_file(path)
+    else:
+        text = given_text(args.text, "TEXT")
+    model = load_model(args)
+    score = model.score(text, args.stride, progress)
+    pieces = [model.tokenizer.piece(i) for i in score.ids.tolist()]
+    logprobs = [None if math.isnan(p) else p for p in score.logprobs.tolist()]
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "tokens": score.tokens,
+                    "nats": score.nats,
+                    "perplexity": score.perplexity,
+                    "bits_per_byte": score.bits_per_byte,
+                    "ids": score.ids.tolist(),
+                    "pieces": pieces,
+                    "logprobs": logprobs,
+                },
+                ensure_ascii=False,
+            )
+        )
+        return 0
+    if len(pieces) <= LISTED:
+        rows = (
+            (i, piece, "" if p is None else f"{p:.4f}")
+            for i, piece, p in zip(score.ids.tolist(), pieces, logprobs, strict=True)
+        )
+        print("\n".join(table([("id", "piece", "log-probability"), *rows], "rlr")))
+    print(
+        f"{score.tokens:,} of {len(pieces):,} tokens scored, perplexity {score.perplexity:.4f}, "
+        f"{score.bits_per_byte:.4f} bits per byte"
+    )
+    return 0

@@ -1,0 +1,42 @@
+"""Show the tokens of a text: id, piece and bytes.
+
+A piece is spelled as in vocab.json: Ġ is a space, Ċ a newline. Text such as <|endoftext|> is the
+special token of that name, unless --plain.
+"""
+
+import argparse
+import json
+
+from npgpt2.cli.common import add_model, given_text, model_folder, table
+
+HELP = "show the tokens of a text"
+EXAMPLES = """examples:
+  npgpt2 tokenize 'The meaning of life is' --model gpt2
+  npgpt2 tokenize - --json --model DIR < poem.txt"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="TEXT", help="text; - reads it from standard input")
+    add_model(parser)
+    parser.add_argument("--plain", action="store_true", help="no special tokens: all is plain text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.tokenizer import load_tokenizer
+
+    text = given_text(args.text, "TEXT")
+    tokenizer = load_tokenizer(model_folder(args))
+    ids = tokenizer.encode(text, special=not args.plain)
+    pieces = [tokenizer.piece(i) for i in ids]
+    data = [tokenizer.token_bytes(i) for i in ids]
+    if args.json:
+        spelled = [b.hex(" ") for b in data]
+        print(json.dumps({"ids": ids, "pieces": pieces, "bytes": spelled}, ensure_ascii=False))
+    elif ids:
+        rows = ((i, piece, b.hex(" ")) for i, piece, b in zip(ids, pieces, data, strict=True))
+        print("\n".join(table(rows, "rll")))
+        print(f"{len(ids):,} tokens, {sum(map(len, data)):,} bytes")
+    else:
+        print("0 tokens, 0 bytes")
+    return 0

@@ -103,6 +103,6 @@ def uniforms(seed: int, sample: int) -> Iterator[float]:
     >>> round(next(stream), 6), round(next(stream), 6)
     (0.872073, 0.295365)
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, sample]))
+    generator = np.random.Generator(np.random.Philox(key=seed + (sample << 64)))
     while True:
         yield float(generator.random())

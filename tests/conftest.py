@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from cases import SMALL, formula_tensors
+
+from npgpt2 import GPT2, GPT2Config
+from npgpt2.params import build_tree
+
+TINY = Path(__file__).parent / "data" / "tiny"
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _from_the_root():
+    """Doctests name the tiny checkpoint as a reader would: tests/data/tiny."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[1])
+        patch.delenv("NPGPT2_MODEL", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The folder of the trained checkpoint of 190,000 parameters."""
+    return TINY
+
+
+@pytest.fixture
+def model():
+    """The trained checkpoint, in float32."""
+    return GPT2.from_pretrained(TINY)
+
+
+@pytest.fixture
+def wide():
+    """The trained checkpoint, in float64."""
+    return GPT2.from_pretrained(TINY, dtype="float64")
+
+
+@pytest.fixture
+def small():
+    """A function (dtype, **config) → a small model with weights by formula."""
+
+    def make(dtype="float64", **switches):
+        config = GPT2Config(**SMALL | {"eos_token_id": None} | switches)
+        tensors = formula_tensors(config)
+        return GPT2(config, build_tree({k: v.astype(dtype) for k, v in tensors.items()}))
+
+    return make
+
+
+@pytest.fixture
+def shared():
+    """A function name → a file or folder of the shared test data; skips where it is absent."""
+
+    def find(name):
+        if not (SHARED / name).exists():
+            pytest.skip(f"shared data are not here: {name}")
+        return SHARED / name
+
+    return find

@@ -1,0 +1,243 @@
+"""The forward pass as a whole: what has to be the same however it is cut, padded or cached."""
+
+import numpy as np
+import pytest
+from cases import EMBEDS, HEAD_MASK, IDS, LABELS, LEFT, RIGHT, SMALL, STATES
+
+from npgpt2 import GPT2, GPT2Config, KVCache
+from npgpt2.errors import ConfigError, InputError
+
+CLOSE = {"rtol": 0, "atol": 1e-12}  # float64; logits here are of the order of 1
+
+
+def steps(model, ids, cuts, **inputs):
+    """Logits of ids given in pieces, put together."""
+    cache, logits = None, []
+    for start, stop in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
+        now = dict(inputs)
+        if "attention_mask" in now:
+            now["attention_mask"] = now["attention_mask"][:, :stop]
+        if start and "encoder_hidden_states" in now:  # the cache has their keys and values
+            del now["encoder_hidden_states"], now["encoder_attention_mask"]
+        out = model(ids[:, start:stop], past_key_values=cache, **now)
+        assert cache is None or out.past_key_values is cache
+        cache = out.past_key_values
+        assert cache.length == stop
+        logits.append(out.logits)
+    return np.concatenate(logits, 1)
+
+
+@pytest.mark.parametrize("cut", range(1, IDS.shape[1]))
+@pytest.mark.parametrize("mask", [None, LEFT, RIGHT])
+def test_whole_is_split_at_every_point(small, cut, mask):
+    model = small()
+    inputs = {} if mask is None else {"attention_mask": mask}
+    real = np.ones(IDS.shape, bool) if mask is None else mask.astype(bool)
+    whole = model(IDS, use_cache=False, **inputs).logits
+    np.testing.assert_allclose(steps(model, IDS, [cut], **inputs)[real], whole[real], **CLOSE)
+    every = steps(model, IDS, range(1, IDS.shape[1]), **inputs)
+    np.testing.assert_allclose(every[real], whole[real], **CLOSE)
+
+
+def test_whole_is_split_with_cross_attention(small):
+    model = small(add_cross_attention=True)
+    inputs = {
+        "encoder_hidden_states": STATES,
+        "encoder_attention_mask": np.array([[1, 1, 0, 0, 0], [0, 1, 1, 1, 1]]),
+    }
+    whole = model(IDS, use_cache=False, **inputs).logits
+    np.testing.assert_allclose(steps(model, IDS, [1, 4], **inputs), whole, **CLOSE)
+    without = model(IDS, use_cache=False).logits
+    assert abs(without - whole).max() > 1e-3  # the states do count
+
+
+def test_padded_rows_are_the_single_rows(small):
+    model = small()
+    for mask in (LEFT, RIGHT):
+        real = mask[0].astype(bool)
+        padded = model(IDS, attention_mask=mask).logits[0, real]
+        np.testing.assert_allclose(padded, model(IDS[:1, real]).logits[0], **CLOSE)
+    other = IDS.copy()
+    other[0, :3] = 0  # whatever stands in the padding
+    np.testing.assert_array_equal(
+        model(other, attention_mask=LEFT).logits[1], model(IDS, attention_mask=LEFT).logits[1]
+    )
+    np.testing.assert_array_equal(
+        model(other, attention_mask=LEFT).logits[0, 3:],
+        model(IDS, attention_mask=LEFT).logits[0, 3:],
+    )
+
+
+def test_a_fully_masked_row_attends_to_nothing(small):
+    out = small()(IDS, attention_mask=np.array([[0] * 7, [1] * 7]), output_attentions=True)
+    assert np.isfinite(out.logits).all()
+    assert not any(probs[0].any() for probs in out.attentions)
+    assert all(np.allclose(probs[1].sum(-1), 1) for probs in out.attentions)
+
+
+def test_the_output_is_a_tuple_in_transformers_order(small):
+    model = small()
+    out = model(IDS, labels=LABELS, output_attentions=True, output_hidden_states=True)
+    loss, logits, cache, hidden, attentions = out
+    assert (loss, logits, cache) == (out.loss, out.logits, out.past_key_values)
+    assert len(hidden) == SMALL["n_layer"] + 1
+    assert [h.shape for h in hidden] == [(2, 7, 12)] * 4
+    assert [a.shape for a in attentions] == [(2, 3, 7, 7)] * 3
+    np.testing.assert_array_equal(hidden[-1], out.last_hidden_state)
+    assert [type(x) for x in model(IDS, use_cache=False)] == [np.ndarray]
+    assert out[1] is out.logits
+
+
+def test_attentions_with_a_past_have_its_columns(small):
+    model = small()
+    first = model(IDS[:, :4])
+    out = model(IDS[:, 4:], past_key_values=first.past_key_values, output_attentions=True)
+    whole = model(IDS, output_attentions=True)
+    for found, expected in zip(out.attentions, whole.attentions, strict=True):
+        assert found.shape == (2, 3, 3, 7)
+        np.testing.assert_allclose(found, expected[:, :, 4:], **CLOSE)
+
+
+def test_use_cache_off_leaves_a_past_as_it_was(small):
+    model = small()
+    past = model(IDS[:, :4]).past_key_values
+    kept = [[a.copy() for a in past[i]] for i in range(3)]
+    out = model(IDS[:, 4:], past_key_values=past, use_cache=False)
+    assert out.past_key_values is None
+    assert past.length == 4
+    for i in range(3):
+        np.testing.assert_array_equal(past[i], kept[i])
+    np.testing.assert_allclose(out.logits, model(IDS).logits[:, 4:], **CLOSE)
+    assert small(use_cache=False)(IDS).past_key_values is None
+
+
+def test_logits_to_keep(small):
+    model = small()
+    full = model(IDS).logits
+    np.testing.assert_allclose(model(IDS, logits_to_keep=2).logits, full[:, -2:], **CLOSE)
+    np.testing.assert_allclose(model(IDS, logits_to_keep=[0, 5]).logits, full[:, [0, 5]], **CLOSE)
+    one = model(IDS, logits_to_keep=1, labels=LABELS)
+    assert one.logits.shape == (2, 1, 23)
+    assert one.loss == pytest.approx(model(IDS, labels=LABELS).loss, rel=1e-14)
+
+
+def test_loss_without_a_label_is_nan_and_no_warning(small):
+    assert np.isnan(small()(IDS, labels=np.full_like(IDS, -100)).loss)
+    assert small("float32")(IDS, labels=LABELS).loss.dtype == np.float32
+
+
+def test_embeddings_stand_for_ids(small):
+    model = small()
+    rows = model.get_input_embeddings()[IDS]
+    np.testing.assert_array_equal(model(inputs_embeds=rows).logits, model(IDS).logits)
+
+
+def test_the_tap_shows_every_intermediate_by_name(small):
+    model, seen = small(add_cross_attention=True), {}
+    out = model(IDS, encoder_hidden_states=STATES, output_hidden_states=True,
+                tap=lambda name, array: seen.update({name: array.copy()}))  # fmt: skip
+    assert list(seen)[:4] == ["wte", "wpe", "embed", "h.0.ln_1"]
+    layer = [name.removeprefix("h.2.") for name in seen if name.startswith("h.2.")]
+    assert layer == [
+        "ln_1", "attn.c_attn", "attn.probs", "attn.heads", "attn.c_proj", "resid_attn",
+        "ln_cross_attn", "crossattention.q_attn", "crossattention.probs", "crossattention.heads",
+        "crossattention.c_proj", "resid_cross",
+        "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj", "resid_mlp",
+    ]  # fmt: skip
+    assert list(seen)[-2:] == ["ln_f", "logits"]
+    np.testing.assert_array_equal(seen["logits"], out.logits)
+    np.testing.assert_array_equal(seen["h.0.resid_mlp"], out.hidden_states[1])
+    np.testing.assert_array_equal(seen["h.1.attn.probs"].sum(-1).round(12), np.ones((2, 3, 7)))
+
+
+def test_pruned_heads_are_masked_heads(small):
+    whole = small()
+    mask = np.ones((3, 3))
+    mask[0, 1] = mask[2, 0] = mask[2, 2] = 0
+    expected = whole(IDS, head_mask=mask)
+    pruned = small().prune_heads({0: [1]}).prune_heads({2: [2, 0]})
+    assert pruned.config.pruned_heads == {0: (1,), 2: (0, 2)}
+    np.testing.assert_allclose(pruned(IDS).logits, expected.logits, **CLOSE)
+    every = steps(pruned, IDS, range(1, 7))
+    np.testing.assert_allclose(every, expected.logits, **CLOSE)
+    assert [pruned(IDS).past_key_values[i][0].shape[1] for i in range(3)] == [2, 3, 1]
+    again = GPT2Config.from_dict(pruned.config.to_dict())
+    assert again == pruned.config
+    with pytest.raises(ConfigError, match="all 3 heads of layer 1"):
+        whole.prune_heads({1: [0, 1, 2]})
+    with pytest.raises(InputError, match="not for a pruned model"):
+        pruned(IDS, head_mask=HEAD_MASK)
+
+
+def test_other_embeddings_and_other_vocabularies(small):
+    model = small()
+    twice = 2 * model.get_input_embeddings()
+    assert model.set_input_embeddings(twice).get_input_embeddings() is twice
+    assert model(IDS).logits.shape == (2, 7, 23)
+    before = model(IDS).logits
+    larger = model.resize_token_embeddings(30)(IDS).logits
+    np.testing.assert_allclose(larger[:, :, :23], before, **CLOSE)
+    np.testing.assert_allclose(
+        larger[:, :, 25], before.mean(-1), rtol=0, atol=1e-12
+    )  # a new row is the mean of the old ones
+    assert model.resize_token_embeddings(5).config.vocab_size == 5
+    own = small(tie_word_embeddings=False)
+    with pytest.raises(InputError, match="own lm_head"):
+        own.set_input_embeddings(twice[:4])
+    assert own.resize_token_embeddings(25)(IDS).logits.shape == (2, 7, 25)
+
+
+def test_weights_are_never_written_to(small):
+    model = small("float32", add_cross_attention=True)
+    from npgpt2.params import named_parameters
+
+    for _, array in named_parameters(model.params):
+        array.flags.writeable = False
+    embeds = EMBEDS.astype("f4")
+    embeds.flags.writeable = False
+    model(inputs_embeds=embeds, labels=LABELS, encoder_hidden_states=STATES)
+    model(IDS, head_mask=HEAD_MASK, attention_mask=LEFT)
+
+
+def test_rewinding_and_reordering_the_cache(small):
+    model = small()
+    cache = model(IDS[:, :5]).past_key_values
+    cache.rewind(2)
+    again = model(IDS[:, 2:], past_key_values=cache).logits
+    np.testing.assert_allclose(again, model(IDS).logits[:, 2:], **CLOSE)
+    cache = model(IDS[:, :5]).past_key_values
+    cache.reorder([1, 1, 0])
+    three = model(IDS[[1, 1, 0], 5:], past_key_values=cache).logits
+    np.testing.assert_allclose(three, model(IDS).logits[[1, 1, 0], 5:], **CLOSE)
+    with pytest.raises(InputError, match="expected 0 to 7"):
+        cache.rewind(8)
+    with pytest.raises(InputError, match="holds 3 rows, got 2"):
+        model(IDS[:, :1], past_key_values=cache)
+
+
+def test_the_cache_grows_by_doubling_up_to_the_context():
+    config = GPT2Config(**SMALL | {"n_positions": 100})
+    cache = KVCache(config, 1, capacity=30)
+    sizes = []
+    for _ in range(100):
+        one = np.zeros((1, 3, 1, 4), "f4")
+        for layer in range(3):
+            cache.write(layer, one, one)
+        cache.advance(1)
+        sizes.append(cache[0][0].base.shape[3])
+    assert sorted(set(sizes)) == [30, 60, 100]
+    assert "(1, 3, 100, 4)" in repr(cache)
+
+
+def test_a_random_model_has_gpt2s_initialisation():
+    config = GPT2Config(vocab_size=500, n_positions=200, n_embd=64, n_layer=8, n_head=4)
+    model = GPT2.from_random(config, seed=3)
+    block = model.params.h[5]
+    assert model.params.wte.weight.std() == pytest.approx(0.02, rel=0.02)
+    assert block.mlp.c_proj.weight.std() == pytest.approx(0.02 / 4, rel=0.02)
+    assert (block.ln_1.weight == 1).all()
+    assert not block.attn.c_attn.bias.any()
+    assert model.num_parameters == sum(
+        n for n in [500 * 64, 200 * 64, 8 * (12 * 64 * 64 + 13 * 64), 128]
+    )
+    assert (model.params.wpe.weight == GPT2.from_random(config, 3).params.wpe.weight).all()

@@ -6,12 +6,10 @@ If another program truncates the file while it is in use, the operating system e
 (SIGBUS); `mmap=False` reads everything into memory first and has no such danger.
 """
 
-import json
 import mmap as mmap_module
+import os
 import re
-import stat
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from npgpt2.config import GPT2Config, read_json
-from npgpt2.errors import CheckpointError, FileError, WeightsWarning
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
+from npgpt2.files import parse_json, read_json, require_regular
 from npgpt2.ops import Array
 from npgpt2.params import Params, build_tree, param_shapes
 
@@ -30,6 +29,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # NumPy has no bfloat16: its bits are the upper half of a float32.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+MAX_HEADER = 100_000_000  # bytes, as in the library
 
 # Old checkpoints carry each layer's causal mask and the value behind it as if they were weights.
 MASK_BUFFER = re.compile(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
@@ -80,7 +81,7 @@ class Checkpoint:
             CheckpointError: a weights file is damaged, or tensors are missing, extra or misshapen.
         """
         folder = Path(folder)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long
             raise FileError(f"{folder}: no such folder, expected one with config.json in it")
         config = read_config(folder)
         found = read_headers(folder)
@@ -112,8 +113,10 @@ class Checkpoint:
         arrays: dict[str, Array] = {}
         for name in progress(self.tensors, "loading"):
             info = self.tensors[name]
-            file = files.setdefault(info.path, _File(info.path, mmap))
-            arrays[name] = _to_dtype(file.tensor(info), info.dtype, np.dtype(dtype))
+            if info.path not in files:
+                files[info.path] = _File(info.path, mmap)
+            stored = files[info.path].tensor(info)
+            arrays[name] = _to_dtype(stored, info.dtype, np.dtype(dtype))
             _warn_of_nonfinite(arrays[name], info, strict)
         return build_tree(arrays)
 
@@ -123,9 +126,11 @@ def read_config(folder: Path) -> GPT2Config:
     config = GPT2Config.from_file(folder / "config.json")
     path = folder / "generation_config.json"
     if path.exists():
-        eos = read_json(path, CheckpointError).get("eos_token_id")
-        if eos is not None:
-            config = replace(config, eos_token_id=eos)
+        eos = read_json(path, ConfigError).get("eos_token_id")
+        try:
+            config = config if eos is None else replace(config, eos_token_id=eos)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
     return config
 
 
@@ -148,14 +153,14 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(
                 f"{folder / INDEX}: names the shard {shard!r}, expected a file in the same folder"
             )
-        if not (folder / shard).exists():
+        if not os.path.exists(folder / shard):
             raise FileError(
                 f"{folder / shard}: this shard is missing, {INDEX} names it. Download it"
             )
         held = read_header(folder / shard)
         named = {_tree_name(name) for name, file in where.items() if file == shard}
-        if set(held) != named:
-            odd = sorted(set(held) ^ named)[0]
+        if set(held) != named or tensors.keys() & named:
+            odd = min(set(held) ^ named or tensors.keys() & named)
             raise CheckpointError(f"{folder / INDEX}: disagrees with {shard} about {odd}")
         tensors |= held
     return tensors
@@ -169,22 +174,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: it is not a sound safetensors file.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-            raise FileError(f"{path}: is {kind}, expected a safetensors file")
-        size = path.stat().st_size
+        size = require_regular(path)
         with path.open("rb") as file:
             start = file.read(32)
             for magic, text in IMPOSTORS.items():
-                if start.lower().startswith(magic):
+                if start.lstrip().lower().startswith(magic):
                     raise CheckpointError(f"{path}: {text}")
             if size < 8:
                 raise CheckpointError(
                     f"{path}: has {size} bytes, expected a safetensors file. Download again"
                 )
             length = int.from_bytes(start[:8], "little")
-            if not 2 <= length <= size - 8:
+            if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise CheckpointError(
                     f"{path}: header of {length:,} bytes in a file of {size:,}: "
                     "not safetensors, or damaged. Download again"
@@ -213,33 +214,35 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-        if twice:  # the format forbids it, the library takes the last
-            raise CheckpointError(f"{path}: {twice[0]!r} stands twice in the header, expected once")
-        return dict(pairs)
-
-    try:
-        header = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the header is not JSON ({error}). Download again") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{path}: the header is a JSON {type(header).__name__}, "
-            "expected an object. Download again"
-        )
-    header.pop("__metadata__", None)
+    header = parse_json(data, f"{path}: header", CheckpointError)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is not a table of text → text. Save it again")
+    for name, entry in header.items():
+        for key, good, expected in FIELDS:
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not good(value):
+                raise CheckpointError(
+                    f"{path}: {name} has {key} {value!r}, expected {expected}. Download again"
+                )
     return header
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+# What a tensor's entry holds. The library takes other forms too, such as a list in their order.
+FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("dtype", lambda v: isinstance(v, str), "a name such as F32"),
+    ("shape", _counts, "whole numbers from 0"),
+    ("data_offsets", lambda v: _counts(v) and len(v) == 2 and v[0] <= v[1], "[begin, end]"),
+)
 
 
 def _require_complete(path: Path, header: dict[str, Any], size: int) -> None:
     """The two commonest damages in words; the library says the rest."""
-    try:
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if not isinstance(end, int):
-            return
-    except (TypeError, KeyError, IndexError):
-        return
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < end:
         raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes of data: download again")
     if size > end:
@@ -268,7 +271,7 @@ def _settle_head(config: GPT2Config, tensors: dict[str, TensorInfo]) -> GPT2Conf
 
 
 def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
-    one, two = (_File(i.path, mmap=True).tensor(i).view(np.uint8) for i in (a, b))
+    one, two = (_File(i.path, mmap=True).raw(i) for i in (a, b))
     return bool(np.array_equal(one, two))
 
 
@@ -322,22 +325,29 @@ class _File:
                     if mmap
                     else None
                 )
-        except (OSError, ValueError) as error:  # ValueError: it has become empty
-            raise FileError(f"{path}: {error}") from None
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}") from None
+        except ValueError:  # an empty file cannot be mapped
+            raise CheckpointError(f"{path}: has become empty. Download again") from None
 
     def tensor(self, info: TensorInfo) -> Array:
-        dtype = np.dtype(DTYPES[info.dtype])
+        dtype, flat = np.dtype(DTYPES[info.dtype]), self.raw(info)
+        if info.start % dtype.itemsize:  # legal, and slow or worse for BLAS
+            flat = flat.copy()
+        return flat.view(dtype).reshape(info.shape)
+
+    def raw(self, info: TensorInfo) -> Array:
         if self.map is not None:
             if len(self.map) < info.start + info.nbytes:
                 raise self._shrunk(info, len(self.map))
-            flat = np.frombuffer(self.map, np.uint8, info.nbytes, info.start)
-            if info.start % dtype.itemsize:  # legal, and slow or worse for BLAS
-                flat = flat.copy()
-        else:
+            return np.frombuffer(self.map, np.uint8, info.nbytes, info.start)
+        try:
             flat = np.fromfile(self.path, np.uint8, info.nbytes, offset=info.start)
-            if flat.size < info.nbytes:
-                raise self._shrunk(info, info.start + flat.size)
-        return flat.view(dtype).reshape(info.shape)
+        except OSError as error:
+            raise FileError(f"{self.path}: {error.strerror or error}") from None
+        if flat.size < info.nbytes:
+            raise self._shrunk(info, info.start + flat.size)
+        return flat
 
     def _shrunk(self, info: TensorInfo, size: int) -> CheckpointError:
         return CheckpointError(

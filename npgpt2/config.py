@@ -4,14 +4,16 @@ Field names and defaults are those of transformers' `GPT2Config`
 (https://huggingface.co/docs/transformers/model_doc/gpt2); the defaults are OpenAI's 124M model.
 """
 
-import json
 import math
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from npgpt2.errors import ConfigError, FileError
+from npgpt2.errors import ConfigError
+from npgpt2.files import read_json
 from npgpt2.ops import ACTIVATIONS
 
 # transformers' attribute_map: the general names that some tools write instead of GPT-2's own.
@@ -110,9 +112,10 @@ class GPT2Config:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected true or false")
-        if self.activation_function not in ACTIVATIONS:
+        name = self.activation_function
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ConfigError(
-                f"activation_function: got {self.activation_function!r}, "
+                f"activation_function: got {name!r}, "
                 f"expected one of {', '.join(sorted(ACTIVATIONS))}"
             )
         self._normalize_token_ids()
@@ -128,7 +131,7 @@ class GPT2Config:
     def _require_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and low <= value <= high and math.isfinite(value)):
+        if not (number and low <= value <= min(high, sys.float_info.max)):
             raise ConfigError(f"{name}: got {value!r}, expected a number from {low:g} to {high:g}")
 
     def _normalize_token_ids(self) -> None:
@@ -150,7 +153,7 @@ class GPT2Config:
         try:
             for layer, heads in heads_of.items():
                 pruned[int(layer)] = tuple(sorted({int(head) for head in heads}))
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, OverflowError, TypeError, ValueError):
             raise ConfigError(
                 f"pruned_heads: got {self.pruned_heads!r}, expected {{layer: [heads]}}"
             ) from None
@@ -209,12 +212,15 @@ class GPT2Config:
         64
         """
         kind = values.get("model_type", "gpt2")
+        names = values.get("architectures") or []
+        if not isinstance(names, list):
+            raise ConfigError(f"{source}: architectures is {names!r}, expected a list of names")
         if kind != "gpt2":
-            names = values.get("architectures") or [kind]
             raise ConfigError(
-                f"{source}: model_type is {kind!r} ({', '.join(map(str, names))}), expected 'gpt2'"
+                f"{source}: model_type is {kind!r} ({', '.join(map(str, names or [kind]))}), "
+                "expected 'gpt2'"
             )
-        for name in values.get("architectures") or ():
+        for name in names:
             if not str(name).startswith(("GPT2", "TFGPT2", "FlaxGPT2")):
                 raise ConfigError(f"{source}: architectures names {name!r}, expected GPT-2")
         for key, harmless in REFUSED.items():
@@ -223,6 +229,8 @@ class GPT2Config:
                     f"{source}: {key} is {values[key]!r}: not implemented here. "
                     "Expected a plain GPT-2"
                 )
+        if "auto_map" in values:
+            warnings.warn(f"{source}: auto_map names code: ignored, not run", stacklevel=2)
         known = {f.name for f in fields(cls)}
         given = {ALIASES.get(key, key): value for key, value in values.items()}
         given |= {key: values[key] for key in known if key in values}  # the own name wins
@@ -252,35 +260,3 @@ class GPT2Config:
         values = asdict(self)
         values["pruned_heads"] = {str(k): list(v) for k, v in self.pruned_heads.items()}
         return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **values}
-
-
-def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
-    """One JSON object from a file, with duplicate keys refused and a byte-order mark said.
-
-    Raises:
-        FileError: the file cannot be read.
-        error: it is not UTF-8, not JSON, not an object, or names a key twice.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise error(f"{path}: starts with a byte-order mark, expected plain UTF-8. Save it without")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = dict(pairs)
-        if len(keys) < len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise error(f"{path}: key {twice!r} stands there twice, expected once")
-        return keys
-
-    try:
-        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except UnicodeDecodeError as problem:
-        raise error(f"{path}: not UTF-8 at byte {problem.start}, expected JSON") from None
-    except (json.JSONDecodeError, RecursionError) as problem:
-        raise error(f"{path}: not JSON ({problem})") from None
-    if not isinstance(values, dict):
-        raise error(f"{path}: got a JSON {type(values).__name__}, expected an object")
-    return values

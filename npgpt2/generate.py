@@ -7,7 +7,8 @@ Axes: B rows of the batch, T new tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -68,20 +69,27 @@ class GenerationOptions:
     use_cache: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "num_beams", "num_samples"):
-            _require_whole(name, getattr(self, name), 1)
+        _require_whole("max_new_tokens", self.max_new_tokens, 1)
+        for name in ("num_beams", "num_samples"):  # each is a row of the batch, all in memory
+            _require_whole(name, getattr(self, name), 1, below=4097)
         if self.top_k is not None:
             _require_whole("top_k", self.top_k, 1, " or none for no limit")
         if self.seed is not None:
             _require_whole("seed", self.seed, 0, below=2**64)
         _require("temperature", self.temperature, lambda t: t >= 0, "a number from 0 (greedy) up")
-        _require("repetition_penalty", self.repetition_penalty, lambda r: r > 0, "a number above 0")
+        _require(  # beyond these bounds a logit times the penalty can leave float64
+            "repetition_penalty",
+            self.repetition_penalty,
+            lambda r: 1e-100 <= r <= 1e100,
+            "a number from 1e-100 to 1e100",
+        )
         for name in ("top_p", "min_p"):
             if getattr(self, name) is not None:
                 _require(
                     name, getattr(self, name), lambda p: 0 < p <= 1, "a number above 0, up to 1"
                 )
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
+        stops = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(text, str) and text for text in stops):
             raise OptionError("stop", f"got {self.stop!r}, expected texts that are not empty")
         object.__setattr__(self, "stop", stops)
@@ -132,7 +140,7 @@ def _require_whole(
 
 def _require(name: str, value: Any, good: Callable[[float], bool], expected: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and good(value)):
+    if not (number and abs(value) <= sys.float_info.max and good(value)):
         raise OptionError(name, f"got {value!r}, expected {expected}")
 
 
@@ -166,14 +174,14 @@ def write(
         each row's tokens. The last of a row says why it ends; an end-of-text id is not written.
 
     Raises:
-        CheckpointError: the logits hold NaN.
+        CheckpointError: the logits hold NaN or infinity.
     """
     uniforms = [sampling.uniforms(options.seed or 0, sample) for sample in samples]
     written: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
     ids, _ = left_padded(prompts)
     while live:
-        logits = _sound(step(ids))
+        logits = sound(step(ids))
         going = []
         for i, row in enumerate(live):
             seen = [*prompts[row], *written[row]]
@@ -223,7 +231,7 @@ def beam_search(
     running text could still beat the worst of `num_beams` ended ones.
 
     Raises:
-        CheckpointError: the logits hold NaN.
+        CheckpointError: the logits hold NaN or infinity.
     """
     room = n_positions - len(prompt)
     limit, at_limit = (
@@ -237,7 +245,7 @@ def beam_search(
     done: list[Beam] = []
     ids = np.array([prompt], np.int64)
     for length in range(1, limit + 1):
-        totals = _log_probs(_sound(step(ids)), prompt, running, options) + scores[:, None]
+        totals = _log_probs(sound(step(ids)), prompt, running, options) + scores[:, None]
         best = np.argpartition(-totals, min(width, totals.size) - 1, axis=None)[:width]
         best = best[np.lexsort((best, -totals.flat[best]))]
         going = []
@@ -291,7 +299,12 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
     return ids, None if mask.all() else mask
 
 
-def _sound(logits: Array) -> Array:
-    if np.isnan(logits.max()):
-        raise CheckpointError("logits: NaN. The weights hold NaN or infinity, or overflow")
+def sound(logits: Array) -> Array:
+    """The logits (..., V), of which none is NaN or +∞. (−∞ is a token that is never written.)
+
+    Raises:
+        CheckpointError: one is.
+    """
+    if not np.isfinite(logits.max(-1)).all():
+        raise CheckpointError("logits: NaN or infinity. The weights hold such numbers, or overflow")
     return logits

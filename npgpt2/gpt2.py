@@ -459,7 +459,10 @@ def _ids(
     name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
 ) -> Array:
     """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
-    ids = np.asarray(value)
+    try:
+        ids = np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name}: rows of different length. Pad them, with a mask") from None
     if ids.dtype.kind not in "iu":
         raise InputError(f"{name}: got {ids.dtype} numbers, expected whole ones")
     if ids.shape != shape if shape else ids.ndim != 2 or not ids.size:

@@ -4,18 +4,19 @@ Cache, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and revisions are as transformers h
 the same library does them.
 """
 
+import os
 import re
 from pathlib import Path
 
-from npgpt2.errors import FileError, MissingPackage
+from npgpt2.checkpoint import INDEX, SINGLE
+from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
+from npgpt2.files import read_json
 
-# What a checkpoint needs; the weights of other frameworks in the same repository stay there.
+# What a checkpoint needs beside its weights. Other frameworks' files in the repository stay there.
 FILES = [
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
+    INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -39,64 +40,174 @@ ALIASES = {
 ALIASES |= {long: short for short, long in ALIASES.items()}
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def resolve(name: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+def resolve(
+    name: str | Path, revision: str | None = None, token: str | None = None, weights: bool = True
+) -> Path:
     """The folder of a checkpoint: `name` itself if it is one, else fetched from the hub.
 
+    Where the hub is out of reach or refuses, what the cache holds will do, as in transformers.
+
+    Args:
+        revision: branch, tag or commit on the hub.
+        token: for the hub, if not HF_TOKEN.
+        weights: False: the config and vocabulary are enough.
+
     Raises:
-        FileError: neither a folder nor a name on the hub; or no network and not in the cache.
+        FileError: neither a folder nor a name on the hub; or no network and not in the cache; or
+            the cache cannot be written.
         MissingPackage: a hub name, and `huggingface_hub` is not installed.
 
     >>> resolve("tests/data/tiny").name
     'tiny'
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # Path("") would be the current folder
         return Path(name)
-    if Path(name).exists():
+    if os.path.exists(name):
         raise FileError(f"{name}: is a file, expected a folder with config.json in it")
-    if not REPO_ID.fullmatch(str(name)):
-        raise FileError(f"{name}: no such folder. Expected a checkpoint folder or a hub name")
+    name = str(name)
+    if not REPO_ID.fullmatch(name):
+        raise FileError(
+            f"{name or repr(name)}: no such folder. Expected a checkpoint folder or a hub name"
+        )
     try:
-        import huggingface_hub as hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ImportError:
         raise MissingPackage(
             f"{name}: no such folder, and names on the hub need huggingface_hub. "
             "Run: pip install 'npgpt2[hub]'"
         ) from None
-    problem: Exception
+    problem: BaseException
     try:
-        return Path(
-            hub.snapshot_download(str(name), revision=revision, token=token, allow_patterns=FILES)
-        )
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        problem = error
-    except errors.GatedRepoError:
-        raise FileError(
-            f"{name}: is gated. Ask for access on its page, then set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise FileError(f"{name}: has no revision {revision!r} on the hub") from None
-    except errors.RepositoryNotFoundError:
-        raise FileError(
-            f"{name}: no such folder, and no such model on the hub (or it is private: set HF_TOKEN)"
-        ) from None
+        if revision and COMMIT.fullmatch(revision) and (folder := _cached(name, revision, weights)):
+            return folder  # a commit never changes: nothing to ask
+        return _fetch(name, revision, token, weights)
+    except FileError:
+        raise
     except errors.HFValidationError as error:
-        raise FileError(f"{name}: not a hub name ({error})") from None
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise FileError(f"{name}: the hub did not answer ({_first_line(error)})") from None
-    alias = ALIASES.get(str(name))
-    if alias:
-        try:
-            return Path(hub.snapshot_download(alias, revision=revision, local_files_only=True))
-        except errors.LocalEntryNotFoundError:
-            pass
-    raise FileError(
-        f"{name}: no such folder, not in the hub's cache, and the hub is out of reach "
-        f"({_first_line(problem)})"
+        raise FileError(f"{name}: not a hub name ({_first_line(error)})") from None
+    except errors.RevisionNotFoundError:
+        raise FileError(
+            f"{name}: has no revision {revision!r} on the hub, expected a branch, tag or commit. "
+            "Its page on the hub lists them"
+        ) from None
+    # By the version of the library these are errors of requests or of httpx, which share no base;
+    # and JSON's or KeyError where something else than a hub answers, such as a hotel's login page.
+    except Exception as error:
+        problem = error
+    if isinstance(problem, errors.LocalEntryNotFoundError):
+        problem = problem.__cause__ or problem  # why it has to be local
+    if isinstance(problem, OSError) and problem.errno is not None:  # the network's have no number
+        raise FileError(
+            f"{problem.filename or constants.HF_HUB_CACHE}: {problem.strerror}, expected to write "
+            f"{name} there. Set HF_HOME to a folder with room"
+        )
+    for known in filter(None, (name, ALIASES.get(name))):
+        if folder := _cached(known, revision, weights):
+            return folder
+    raise FileError(_explain(name, problem))
+
+
+def _fetch(name: str, revision: str | None, token: str | None, weights: bool) -> Path:
+    """The snapshot of a model in the cache, downloaded where it is not there yet.
+
+    File by file, as transformers does: Ctrl-C stops it at once, and what is there already is
+    silent. `snapshot_download` first ends the files it is at, and shows bars every time.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    def get(file: str, at: str | None) -> Path:
+        return Path(hf_hub_download(name, file, revision=at, token=token))
+
+    # The one question that the library would ask without a timeout.
+    info = HfApi().model_info(
+        name, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    )
+    there = {file.rfilename for file in info.siblings or ()}
+    if "config.json" not in there:
+        raise FileError(f"{name}: has no config.json on the hub, expected a GPT-2 for transformers")
+    if weights and not there & {SINGLE, INDEX}:
+        other = sorted(f for f in there if f.endswith((".bin", ".ckpt", ".h5", ".msgpack")))
+        raise FileError(
+            f"{name}: has no {SINGLE} on the hub{f', only {other[0]}' if other else ''}. "
+            "Save it as safetensors with the package that reads it"
+        )
+    # By its revision: the cache notes which commit that is. The others by the commit, the folder's
+    # name: all are of one state even if someone pushes another meanwhile.
+    folder = get("config.json", revision).parent
+    for file in FILES:
+        if file in there:
+            get(file, folder.name)
+    for file in [SINGLE] if SINGLE in there else _shards(folder):
+        if file in there and weights:
+            get(file, folder.name)
+    return folder
+
+
+def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
+    """The snapshot of a model in the cache, if config and weights (if wanted) are all there."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError as error:
+        # Files are missing that the repository has. We take a small part of them, and transformers
+        # another one: what matters is whether ours are there.
+        snapshot = getattr(error, "snapshot_path", None)
+        if snapshot is None:
+            return None
+        folder = Path(snapshot)
+    if not (folder / "config.json").exists():
+        return None
+    files = [SINGLE] if (folder / SINGLE).exists() else _shards(folder)
+    complete = bool(files) and all((folder / file).exists() for file in files)
+    return folder if complete or not weights else None
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files that the index names, as far as there is an index that can be read."""
+    try:
+        where = read_json(folder / INDEX, CheckpointError).get("weight_map")
+    except NpGPT2Error:  # whoever opens the checkpoint is told
+        return []
+    files = where.values() if isinstance(where, dict) else []
+    return sorted({file for file in files if isinstance(file, str)})
+
+
+def _explain(name: str, problem: BaseException) -> str:
+    """Why a model could not be fetched."""
+    from huggingface_hub import constants, errors
+
+    hub = f"the hub at {constants.ENDPOINT}"
+    if isinstance(problem, errors.GatedRepoError):
+        return (
+            f"{name}: is gated, expected a token that may read it. "
+            "Ask for access on its page on the hub, then set HF_TOKEN"
+        )
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return (
+            f"{name}: no such folder, and no such model on the hub. "
+            "Check the name, or set HF_TOKEN if the model is private"
+        )
+    if isinstance(problem, errors.HfHubHTTPError):
+        code = problem.response.status_code
+        said = f" ({_first_line(problem.server_message)})" if problem.server_message else ""
+        refused = code in (401, 403)
+        advice = "Set HF_TOKEN to a token that may read it" if refused else "Try again later"
+        return f"{name}: {hub} answered {code}{said}, expected the model. {advice}"
+    if isinstance(problem, errors.OfflineModeIsEnabled):
+        return (
+            f"{name}: no such folder, and not in the hub's cache {constants.HF_HUB_CACHE}. "
+            "Unset HF_HUB_OFFLINE to download it"
+        )
+    return (
+        f"{name}: no such folder, not in the hub's cache, and {hub} failed "
+        f"({type(problem).__name__}: {_first_line(problem)}). "
+        "Check the network, and HF_ENDPOINT if it is set"
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_line(text: object) -> str:
+    return (str(text).strip() or "no reason given").splitlines()[0]

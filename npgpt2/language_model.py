@@ -6,7 +6,7 @@ once.
 Axes: B rows of the batch, P tokens of a prompt, T tokens, V vocabulary.
 """
 
-import secrets
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ import numpy as np
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import InputError, TokenizerError
-from npgpt2.generate import GenerationOptions, Stepper, beam_search, left_padded, write
+from npgpt2.generate import GenerationOptions, Stepper, beam_search, left_padded, sound, write
 from npgpt2.ops import Array
 from npgpt2.scoring import Score, Window, token_logprobs
 from npgpt2.tokenizer import TextDecoder, Tokenizer, load_tokenizer
@@ -92,7 +92,7 @@ class LanguageModel(ABC):
         >>> GPT2.from_pretrained("tests/data/tiny").encode("the king")
         [84, 258, 346, 299]
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self._ids(prompt)
         if len(ids) > self.config.n_positions:
             raise InputError(f"prompt: is longer than the context: {len(ids):,} > "
                              f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
@@ -200,13 +200,26 @@ class LanguageModel(ABC):
         >>> score.tokens, round(score.perplexity, 2), round(score.bits_per_byte, 3)
         (7, 15.7, 2.139)
         """
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        ids = self._ids(text)
         self._require_ids(ids)
         array = np.array(ids, np.int64)
-        logprobs = token_logprobs(self.logits, array, self.config.n_positions, stride, progress)
+        logprobs = token_logprobs(
+            lambda window: sound(self.logits(window)),
+            array,
+            self.config.n_positions,
+            stride,
+            progress,
+        )
         scored = array[np.isfinite(logprobs)].tolist()
         size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if self.folder else 0
         return Score(array, logprobs, size)
+
+    def _ids(self, prompt: Prompt) -> list[Any]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
+            raise InputError(f"prompt: got {prompt!r}, expected text or ids")
+        return list(prompt)
 
     def _require_ids(self, ids: Sequence[Any]) -> None:
         for token in ids:
@@ -217,7 +230,7 @@ class LanguageModel(ABC):
 
 def fresh_seed() -> int:
     """A seed nobody has chosen, short enough to be typed again."""
-    return secrets.randbits(32)
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def collect(
@@ -265,11 +278,12 @@ class _GrowingText:
 
 
 def _each(prompts: Any) -> list[Prompt]:
-    """One prompt or several → several. Whole numbers are one prompt, of ids."""
-    if isinstance(prompts, str) or (len(prompts) and all(map(_is_whole, prompts))):
-        return [prompts]
-    if not len(prompts):
+    """One prompt or several → several. Numbers are one prompt, of ids."""
+    one = isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Sequence, np.ndarray))
+    if not one and not len(prompts):
         raise InputError("prompts: the list is empty, expected one prompt at least")
+    if one or not any(isinstance(prompt, (Sequence, np.ndarray)) for prompt in prompts):
+        return [prompts]
     return list(prompts)
 
 

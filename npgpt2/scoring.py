@@ -48,7 +48,8 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.bytes
+        """NaN for a model without a vocabulary, whose tokens have no bytes."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 class Window(NamedTuple):

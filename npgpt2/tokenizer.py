@@ -12,16 +12,22 @@ import codecs
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from npgpt2.config import read_json
 from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, TokenizerError
+from npgpt2.files import read_file, read_json
 
 # How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
 # match the same and cannot backtrack.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+# All of that but `\s+(?!\S)` is matched without a stack; there a million spaces before a word end
+# in a panic of tiktoken. Where the pattern cuts such a run, before its last space, is known.
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's \s
+LONG_SPACE = re.compile(f"(?=[{SPACE}][^{SPACE}])(?<=[{SPACE}]{{100000}})")
 
 
 class TextDecoder(Protocol):
@@ -74,7 +80,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     try:
         return _load(Path(folder))
-    except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape than expected
+    # JSON of another shape than expected
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, NpGPT2Error):
             raise
         raise TokenizerError(
@@ -87,12 +94,9 @@ def _load(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _from_tokenizer_json(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
-        return BytePairTokenizer(
-            read_json(folder / "vocab.json", TokenizerError),
-            _read_merges(folder / "merges.txt"),
-            _added_tokens(folder),
-            source=str(folder / "vocab.json"),
-        )
+        vocab = read_json(folder / "vocab.json", TokenizerError)
+        merges, added = _read_merges(folder / "merges.txt"), _added_tokens(folder, vocab)
+        return BytePairTokenizer(vocab, merges, added, source=str(folder / "vocab.json"))
     if (folder / "vocab.txt").exists():
         return LibraryTokenizer.from_wordpiece(folder / "vocab.txt")
     for name in ("spiece.model", "sentencepiece.bpe.model"):
@@ -177,9 +181,10 @@ class BytePairTokenizer:
             if i % 2:  # re.split puts what matched at the odd places
                 ids.append(self._added[part])
             elif part:
-                if self._prefix_space and not part[0].isspace():
+                if self._prefix_space and not part.startswith(" "):
                     part = " " + part
-                ids += map(self._id_of_rank.__getitem__, self._bpe.encode_ordinary(part))
+                for run in LONG_SPACE.split(part):
+                    ids += map(self._id_of_rank.__getitem__, self._bpe.encode_ordinary(run))
         return ids
 
     def piece(self, token: int) -> str:
@@ -232,22 +237,37 @@ def require_unicode(text: str) -> None:
 
 def _by_id(vocab: dict[str, int], added: dict[str, int], source: str) -> list[str]:
     """Token by id; every id from 0 up exactly once."""
+    ids = vocab | added
+    if "" in added:
+        raise TokenizerError(f"{source}: id {added['']} is an added token without text")
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"{source}: not Unicode text ({error.reason})") from None
     pieces: dict[int, str] = {}
-    for piece, token in (vocab | added).items():
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            raise TokenizerError(f"{source}: {piece!r} has id {token!r}, expected a whole number")
-        if token in pieces:
-            raise TokenizerError(f"{source}: id {token} is both {pieces[token]!r} and {piece!r}")
-        pieces[token] = piece
-    hole = next((i for i in range(len(pieces)) if i not in pieces), None)
-    if hole is not None:
-        raise TokenizerError(f"{source}: no token has id {hole}, expected ids without holes")
+    if set(map(type, ids.values())) == {int}:
+        pieces = {token: piece for piece, token in ids.items()}
+    if pieces.keys() != set(range(len(ids))):
+        raise TokenizerError(f"{source}: {_fault_of_ids(ids)}")
     return [pieces[i] for i in range(len(pieces))]
+
+
+def _fault_of_ids(ids: dict[str, Any]) -> str:
+    """Why these ids are not every number from 0 up, once."""
+    pieces: dict[int, str] = {}
+    for piece, token in ids.items():
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            return f"{piece!r} has id {token!r}, expected a whole number"
+        if token in pieces:
+            return f"id {token} is both {pieces[token]!r} and {piece!r}"
+        pieces[token] = piece
+    hole = min(set(range(len(pieces) + 1)) - pieces.keys())
+    return f"no token has id {hole}, expected ids without holes"
 
 
 def _merged(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: str) -> list[str]:
     """What the merges make, in their order. All of it has to be in the vocabulary."""
-    for piece in (*byte_alphabet(), *(side for pair in merges for side in pair)):
+    for piece in {*byte_alphabet(), *chain.from_iterable(merges)}:
         if piece not in vocab:
             raise TokenizerError(
                 f"{source}: {piece!r} is not in the vocabulary, but it is a byte or part of a merge"
@@ -265,11 +285,8 @@ def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
     if foreign := set(text) - set(alphabet):
         raise TokenizerError(f"{source}: {min(foreign)!r} spells no byte, expected byte-level BPE")
     data = text.translate({ord(char): byte for char, byte in alphabet.items()}).encode("latin-1")
-    cut, ends = 0, []
-    for piece in pieces:
-        ends.append(data[cut : cut + len(piece)])
-        cut += len(piece)
-    return ends
+    ends = list(accumulate(map(len, pieces)))
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
@@ -278,31 +295,29 @@ def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     """merges.txt: a version line, then a pair a line."""
     try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
+        text = read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
     if text.startswith("\ufeff"):
         raise TokenizerError(f"{path}: starts with a byte-order mark. Save it as plain UTF-8")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    start = 1 if lines[0].startswith("#version") else 0
     merges = []
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        left, _, right = line.partition(" ")
-        if not left or not right or " " in right:
+    for number, line in enumerate(lines[start:], start + 1):
+        pair = line.split(" ")
+        if len(pair) != 2 or not all(pair):
+            if not line:
+                continue
             raise TokenizerError(
                 f"{path}: line {number}: got {line[:40]!r}, "
                 "expected two tokens with a space between"
             )
-        merges.append((left, right))
+        merges.append((pair[0], pair[1]))
     return merges
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
+def _added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
     """The tokens that stand whole in a text, from the small files beside vocab.json."""
-    vocab = read_json(folder / "vocab.json", TokenizerError)
     added: dict[str, int] = {}
     if "<|endoftext|>" in vocab:
         added["<|endoftext|>"] = vocab["<|endoftext|>"]

@@ -8,8 +8,10 @@ Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
@@ -23,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in this project's form."""
 
     def error(self, message: str) -> NoReturn:
-        text = message.removeprefix("argument ").rstrip(".")
+        text = one_line(message.removeprefix("argument ").rstrip("."))
         self.exit(2, f"npgpt2: error: {text}. See '{self.prog} --help'\n")
 
 
@@ -57,34 +59,65 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     choose_kernel()  # before NumPy is imported
+    if sys.stderr is None:  # closed: print would take standard output in its place
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        print(
+            "npgpt2: error: standard output: is closed, expected a file, pipe or terminal",
+            file=sys.stderr,
+        )
+        return 4
     for stream in (sys.stdout, sys.stderr):  # the same bytes under every locale
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     warnings.showwarning = _show_warning
+    # What NumPy meets in damaged weights: the loader has warned, and the logits are checked.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="npgpt2")
     args = build_parser().parse_args(argv)
     try:
         code = int(args.run(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head -1`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except Exception as error:
-        if args.debug:
-            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # the disk is full: likely the very error
+            _discard_output()
         text, code = _explain(error)
-        sys.stdout.flush()
-        print(f"npgpt2: error: {text}", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            if args.debug:
+                traceback.print_exc()
+            print(f"npgpt2: error: {one_line(text)}", file=sys.stderr)
         return code
+
+
+def _discard_output() -> None:
+    """Nobody takes the rest; without this Python would try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(text: str) -> str:
+    """Text with names from files in it, fit for a terminal: no newlines, no escape sequences.
+
+    >>> one_line("wte\\n\\x1b[2J: missing")
+    'wte\\\\n\\\\x1b[2J: missing'
+    """
+    if len(text) > 2000:
+        text = f"{text[:1000]} … {text[-1000:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _explain(error: Exception) -> tuple[str, int]:
     """One line, and the exit code."""
     if isinstance(error, errors.OptionError):
-        flag = "--" + error.option.replace("_", "-")
+        positional = error.option.isupper()  # as in the usage line
+        flag = error.option if positional else "--" + error.option.replace("_", "-")
         return f"{flag}: {error.text}", 2
     if isinstance(error, (errors.FileError, errors.MissingPackage)):
         return str(error), 4
@@ -98,4 +131,4 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _show_warning(message: Any, *_: Any, **__: Any) -> None:
-    print(f"npgpt2: warning: {message}", file=sys.stderr)
+    print(f"npgpt2: warning: {one_line(str(message))}", file=sys.stderr)

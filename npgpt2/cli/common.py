@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +41,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_folder(args: argparse.Namespace) -> Path:
+def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
     from npgpt2.hub import resolve
 
     if not args.model:
@@ -49,7 +50,7 @@ def model_folder(args: argparse.Namespace) -> Path:
             "none was named, expected a checkpoint folder or a hub name. "
             "Give --model, or set NPGPT2_MODEL",
         )
-    return resolve(args.model, args.revision)
+    return resolve(args.model, args.revision, weights=weights)
 
 
 def load_model(args: argparse.Namespace) -> "GPT2":
@@ -65,9 +66,18 @@ def given_text(argument: str, what: str) -> str:
 
     Raises:
         InputError: it is not UTF-8.
+        FileError: standard input is closed.
     """
-    data = sys.stdin.buffer.read() if argument == "-" else os.fsencode(argument)
-    return decode(data, "standard input" if argument == "-" else what)
+    if argument == "-":
+        if sys.stdin is None:
+            raise FileError("standard input: is closed, expected text")
+        return decode(sys.stdin.buffer.read(), "standard input")
+    try:
+        return decode(os.fsencode(argument), what)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what}: a lone surrogate at character {error.start}, expected text"
+        ) from None
 
 
 def decode(data: bytes, where: str) -> str:
@@ -91,14 +101,27 @@ def note(text: str) -> None:
     print(f"npgpt2: {text}", file=sys.stderr, flush=True)
 
 
-def progress(loop: Iterable[T], what: str) -> Iterable[T]:
-    """A bar on standard error for what takes over two seconds."""
+def progress(loop: Iterable[T], what: str) -> Iterator[T]:
+    """A bar on standard error for what takes over two seconds (with the extra `progress`)."""
+    bar, late = None, time.monotonic() + 2
+    total = len(loop) if isinstance(loop, Sized) else None
+    for done, item in enumerate(loop):
+        if late and time.monotonic() > late:
+            bar, late = _bar(what, done, total), 0.0
+        yield item
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
+
+
+def _bar(what: str, done: int, total: int | None) -> Any:
     try:
-        from tqdm import tqdm
-    except ImportError:  # an extra: without it the work is the same
-        return loop
-    bar: Iterable[T] = tqdm(loop, desc=what, delay=2, leave=False, file=sys.stderr)
-    return bar
+        from tqdm import tqdm  # when it is needed: importing it takes longer than many a command
+    except ImportError:
+        note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
+        return None
+    return tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
 
 
 def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:

@@ -75,7 +75,7 @@ def show_tensor(args: argparse.Namespace) -> None:
 
     match = TENSOR.fullmatch(args.tensor)
     if not match:
-        raise OptionError("tensor", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
+        raise OptionError("TENSOR", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
     name = match["name"].removeprefix("transformer.")
     arrays = dict(named_parameters(load_model(args).params))
     if name not in arrays:
@@ -88,7 +88,7 @@ def show_tensor(args: argparse.Namespace) -> None:
             array = array[parse_index(match["index"])]
         except (IndexError, ValueError) as error:
             raise OptionError(
-                "tensor", f"got the slice [{match['index']}] of shape {array.shape}: {error}"
+                "TENSOR", f"got the slice [{match['index']}] of shape {array.shape}: {error}"
             ) from None
     shape = " × ".join(map(str, array.shape)) or "one number"
     print(f"{args.tensor}  {shape}  {array.dtype}")

@@ -7,6 +7,7 @@ of up to 200 tokens; --json lists all.
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 
 from npgpt2.cli.common import (
@@ -45,10 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    path = Path(args.text)
-    if len(args.text) < 4096 and "\0" not in args.text and path.is_file():
-        note(f"reading the file {path}")
-        text = read_file(path)
+    if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
+        note(f"reading the file {args.text}")
+        text = read_file(Path(args.text))
     else:
         text = given_text(args.text, "TEXT")
     model = load_model(args)

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from npgpt2.tokenizer import load_tokenizer
 
     text = given_text(args.text, "TEXT")
-    tokenizer = load_tokenizer(model_folder(args))
+    tokenizer = load_tokenizer(model_folder(args, weights=False))
     ids = tokenizer.encode(text, special=not args.plain)
     pieces = [tokenizer.piece(i) for i in ids]
     data = [tokenizer.token_bytes(i) for i in ids]

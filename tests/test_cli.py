@@ -1,0 +1,292 @@
+"""The commands, as typed: what goes to standard output and what to standard error."""
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from npgpt2 import GPT2
+from npgpt2.cli import COMMANDS, build_parser, main
+from npgpt2.cli.blas import NEEDED, choose_kernel
+from npgpt2.cli.common import progress
+from npgpt2.cli.inspect import parse_index
+
+MODEL = ["--model", "tests/data/tiny"]
+
+
+@pytest.fixture
+def npgpt2(capsys):
+    """A function: arguments → (exit code, standard output, standard error)."""
+
+    def call(*args):
+        try:
+            code = main([*args])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def stdin(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+# ── generate ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_generate_writes_the_text_and_nothing_else_to_standard_output(npgpt2, model):
+    code, out, err = npgpt2("generate", "O Romeo, ", *MODEL, "--temperature", "0")
+    assert code == 0
+    [text] = model.generate("O Romeo, ", temperature=0)
+    assert out == text.text + "\n"
+    assert "100 tokens" in err
+    assert "--max-new-tokens reached" in err
+
+
+def test_generate_says_its_seed_so_that_it_can_be_repeated(npgpt2):
+    _, out, err = npgpt2("generate", "KING", *MODEL, "--max-new-tokens", "20")
+    seed = err.rsplit("seed ", 1)[1].strip()
+    _, again, _ = npgpt2("generate", "KING", *MODEL, "--max-new-tokens", "20", "--seed", seed)
+    assert again == out
+
+
+def test_generate_takes_every_option(npgpt2, model):
+    code, out, _ = npgpt2(
+        "generate", "O Romeo, ", *MODEL, "--json", "--seed", "3", "--top-k", "9", "--top-p", "0.9",
+        "--min-p", "0.01", "--temperature", "1.1", "--repetition-penalty", "1.2", "--num-samples",
+        "2", "--max-new-tokens", "12", "--stop", "∎", "--stop", "th", "--dtype", "float64",
+        "--strict",
+    )  # fmt: skip
+    found = json.loads(out)
+    texts = GPT2.from_pretrained("tests/data/tiny", dtype="float64").generate(
+        "O Romeo, ", seed=3, top_k=9, top_p=0.9, min_p=0.01, temperature=1.1,
+        repetition_penalty=1.2, num_samples=2, max_new_tokens=12, stop=("∎", "th"),
+    )  # fmt: skip
+    assert code == 0
+    assert (found["prompt"], found["seed"]) == ("O Romeo, ", 3)
+    assert found["prompt_ids"] == texts[0].prompt_ids
+    assert found["samples"] == [
+        {"text": t.text, "ids": t.ids, "finish_reason": t.finish_reason} for t in texts
+    ]
+
+
+def test_generate_beams_and_several_samples(npgpt2, model):
+    _, out, _ = npgpt2("generate", "KING", *MODEL, "--num-beams", "3", "--max-new-tokens", "9")
+    assert out == model.generate("KING", num_beams=3, max_new_tokens=9)[0].text + "\n"
+    _, out, _ = npgpt2("generate", "KING", *MODEL, "--num-samples", "2", "--seed", "1")
+    one, two = model.generate("KING", num_samples=2, seed=1)
+    assert out == f"── 1 of 2 ──\n{one}\n── 2 of 2 ──\n{two}\n"
+
+
+def test_generate_without_a_cache_writes_the_same(npgpt2):
+    args = ("generate", "KING", *MODEL, "--seed", "4", "--max-new-tokens", "30")
+    assert npgpt2(*args)[1] == npgpt2(*args, "--no-cache")[1]
+
+
+def test_generate_says_that_the_context_is_full(npgpt2):
+    _, _, err = npgpt2("generate", "KING", *MODEL, "--max-new-tokens", "1000", "--temperature", "0")
+    assert "the context is full (128 tokens)" in err
+
+
+def test_a_prompt_from_standard_input_loses_one_newline(npgpt2, monkeypatch):
+    args = (*MODEL, "--temperature", "0", "--json")
+    for data, prompt in ((b"KING\n", "KING"), (b"KING\n\n", "KING\n"), ("Ö".encode(), "Ö")):
+        stdin(monkeypatch, data)
+        assert json.loads(npgpt2("generate", "-", *args)[1])["prompt"] == prompt
+
+
+def test_text_streams_as_it_is_made():
+    """The first piece is there long before the process ends."""
+    code = (
+        "import time, npgpt2.generate as g\n"
+        "pick = g.GenerationOptions.next_token\n"
+        "def slow(*args):\n    time.sleep(0.1)\n    return pick(*args)\n"
+        "g.GenerationOptions.next_token = slow\n"
+        "from npgpt2.cli import main\n"
+        "main(['generate', 'KING', '--model', 'tests/data/tiny', '--max-new-tokens', '25'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    assert process.stdout.read(1)
+    first = time.perf_counter()
+    assert process.stdout.read()
+    process.stdout.close()
+    assert time.perf_counter() - first > 1
+    assert process.wait() == 0
+
+
+def test_the_default_model_is_the_environments(npgpt2, monkeypatch):
+    code, out, err = npgpt2("tokenize", "KING")
+    assert (code, out) == (2, "")
+    assert "--model: none was named" in err
+    monkeypatch.setenv("NPGPT2_MODEL", "tests/data/tiny")
+    assert npgpt2("tokenize", "KING")[0] == 0
+
+
+# ── the other commands ───────────────────────────────────────────────────────────────────────────
+
+
+def test_tokenize(npgpt2, monkeypatch):
+    _, out, _ = npgpt2("tokenize", "O Romeo, ", *MODEL)
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[1] == ["427", "ĠR", "20", "52"]
+    assert lines[-1] == ["6", "tokens,", "9", "bytes"]
+    _, out, _ = npgpt2("tokenize", "Ö<|endoftext|>", *MODEL, "--json")
+    found = json.loads(out)
+    assert found["ids"][-1] == 0
+    assert found["bytes"][0] == "c3"
+    assert len(found["ids"]) == len(found["pieces"]) == len(found["bytes"])
+    _, out, _ = npgpt2("tokenize", "<|endoftext|>", *MODEL, "--json", "--plain")
+    assert 0 not in json.loads(out)["ids"]
+    stdin(monkeypatch, b"a\n")
+    assert json.loads(npgpt2("tokenize", "-", *MODEL, "--json")[1])["pieces"] == ["a", "Ċ"]
+    assert npgpt2("tokenize", "", *MODEL)[1] == "0 tokens, 0 bytes\n"
+
+
+def test_inspect_lists_every_parameter(npgpt2, model):
+    _, out, _ = npgpt2("inspect", *MODEL)
+    lines = out.splitlines()
+    assert lines[1].split() == ["wte.weight", "512", "×", "64", "F32", "131,072"]
+    assert len(lines) == 1 + 40 + 1
+    assert f"40 tensors, {model.num_parameters:,} parameters" in lines[-1]
+    assert "lm_head is tied to wte" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["transformer.wte.weight[:5]", "wte.weight[:5, :]"])
+def test_inspect_a_slice(npgpt2, model, name):
+    _, out, _ = npgpt2("inspect", name, *MODEL)
+    head, _, numbers = out.partition("\n")
+    assert head == f"{name}  5 × 64  float32"
+    found = np.array(numbers.replace("[", " ").replace("]", " ").split(), float)
+    np.testing.assert_allclose(found, model.params.wte.weight[:5].ravel(), atol=1e-8)
+
+
+def test_inspect_one_number_and_a_whole_tensor(npgpt2, model):
+    _, out, _ = npgpt2("inspect", "h.2.ln_1.bias[-1]", *MODEL)
+    assert out.startswith("h.2.ln_1.bias[-1]  one number  float32\n")
+    assert float(out.split()[-1]) == pytest.approx(model.params.h[2].ln_1.bias[-1], abs=1e-8)
+    assert npgpt2("inspect", "ln_f.weight", *MODEL)[1].startswith("ln_f.weight  64  float32\n")
+
+
+def test_inspect_a_prompt(npgpt2, model):
+    _, out, _ = npgpt2("inspect", "--prompt", "The king", *MODEL)
+    lines = out.splitlines()
+    assert lines[1].split()[:3] == ["0", "353", "The"]
+    assert f"{model.params.wte.weight[353, 0]:+.4f}" in lines[1]
+    assert f"{model.params.wpe.weight[0, 0]:+.4f}" in lines[1]
+    assert "  layer 2: key (1, 4, 3, 16), value (1, 4, 3, 16), float32, 1,536 bytes" in lines
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["wte.wieght"], 3, "Did you mean wte.weight?"),
+        (["wte.weight[5"], 2, "TENSOR: got 'wte.weight[5'"),
+        (["wte.weight[600]"], 2, "index 600 is out of bounds"),
+        (["wte.weight[1:2:3:4]"], 2, "too many colons"),
+        (["wte.weight", "--prompt", "x"], 2, "expected one of the two"),
+    ],
+)
+def test_inspect_what_is_not_there(npgpt2, args, code, words):
+    found, out, err = npgpt2("inspect", *args, *MODEL)
+    assert (found, out) == (code, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_a_slice_is_parsed_and_never_run():
+    assert parse_index("1,-2") == (1, -2)
+    for text in ("__import__", "1.5", ""):
+        with pytest.raises(ValueError, match="invalid literal"):
+            parse_index(text)
+
+
+def test_score(npgpt2, model, tmp_path):
+    _, out, err = npgpt2("score", "The king is dead", *MODEL)
+    score = model.score("The king is dead")
+    assert f"5 of 6 tokens scored, perplexity {score.perplexity:.4f}" in out
+    assert f"{score.logprobs[1]:.4f}" in out.splitlines()[2]
+    assert err == ""
+    path = tmp_path / "text"
+    path.write_text("The king is dead. " * 60)
+    _, out, err = npgpt2("score", str(path), *MODEL, "--stride", "64")
+    assert out.count("\n") == 1  # too long to list
+    assert "reading the file" in err
+    _, out, _ = npgpt2("score", str(path), *MODEL, "--stride", "64", "--json")
+    found = json.loads(out)
+    assert found["logprobs"][0] is None
+    assert found["perplexity"] == pytest.approx(np.exp(-np.mean(found["logprobs"][1:])))
+    assert found["tokens"] == len(found["ids"]) - 1
+
+
+def test_info(npgpt2):
+    _, out, _ = npgpt2("info")
+    for words in ("npgpt2 0.1.0", f"numpy {np.__version__}", "BLAS: ", " threads", "cores",
+                  "$NPGPT2_MODEL: not set", "in its cache"):  # fmt: skip
+        assert words in out
+
+
+# ── all of them ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in COMMANDS])
+def test_help_shows_an_example_that_parses(npgpt2, command):
+    code, out, _ = npgpt2(command, "--help")
+    assert code == 0
+    examples = [line.strip() for line in out.splitlines() if line.strip().startswith("npgpt2 ")]
+    assert examples
+    for example in examples:
+        words = shlex.split(example.split(" < ")[0])
+        assert build_parser().parse_args(words[1:]).command == command
+
+
+def test_version_and_nothing(npgpt2):
+    assert npgpt2("--version")[:2] == (0, "npgpt2 0.1.0\n")
+    code, _, err = npgpt2()
+    assert code == 2
+    assert err.startswith("npgpt2: error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_bar_for_what_takes_over_two_seconds(capsys, monkeypatch):
+    assert list(progress("abc", "reading")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    clock = iter(range(100))
+    monkeypatch.setattr("npgpt2.cli.common.time.monotonic", lambda: next(clock))
+    assert list(progress(range(6), "reading")) == list(range(6))
+    assert "reading" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert list(progress(range(6), "reading")) == list(range(6))
+    assert capsys.readouterr().err == (
+        "npgpt2: reading … (pip install 'npgpt2[progress]' shows a bar)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", NEEDED | {"sse"}, "SkylakeX"),
+        ("AuthenticAMD", NEEDED - {"avx512dq"}, None),
+        ("GenuineIntel", NEEDED, None),
+    ],
+)
+def test_the_blas_kernel_is_named_only_where_the_processor_has_it(
+    tmp_path, monkeypatch, vendor, flags, expected
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    core = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {' '.join(flags)}\n"
+    cpuinfo.write_text(core + "\n" + core)
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert choose_kernel(cpuinfo) == expected
+    assert os.environ.get("OPENBLAS_CORETYPE") == expected
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert choose_kernel(cpuinfo) is None
+    assert choose_kernel(tmp_path / "none") is None

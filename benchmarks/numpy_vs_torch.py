@@ -3,12 +3,14 @@
     pip install '.[bench]'
     python -m benchmarks.numpy_vs_torch [--rounds 5] [--json FILE]
 
-Four tasks, float32, batch 1, the same work in both:
+float32, batch 1, the same work in both:
 
     prefill   1,024 tokens, the last position's logits wanted
+    kept      the same, with keys and values kept in a cache to go on from
     decode    128 greedy tokens after a prompt of 32
     cold      a fresh process: load tokenizer and model, write one token
-    memory    the highest resident size of the processes above
+
+and the highest resident size of each process.
 
 Every measurement is a process of its own, the two engines in turn. What counts is the ratio of the
 medians within one run: the seconds of one machine say nothing about another.
@@ -31,10 +33,13 @@ from typing import Any
 PREFILL, PROMPT, DECODE = 1024, 32, 128
 ENGINES = ("npgpt2", "transformers")
 
-GOALS = {
-    "prefill": ("tokens/s", ">=", 1.0),
-    "decode": ("tokens/s", ">=", 2.0),
-    "cold": ("seconds", "<=", 0.1),
+# task → unit, sign and goal of the ratio, and whether the memory goal is meant for it: the cache of
+# 1,024 tokens is 0.15 of the checkpoint's bytes by itself.
+TASKS = {
+    "prefill": ("tokens/s", ">=", 1.0, True),
+    "kept": ("tokens/s", ">=", 1.0, False),
+    "decode": ("tokens/s", ">=", 2.0, True),
+    "cold": ("seconds", "<=", 0.1, True),
 }
 MEMORY_GOAL = 1.2  # of the checkpoint's bytes
 
@@ -83,7 +88,7 @@ def measure(folder: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """{task: {engine: figures}}: tokens/s, seconds, and bytes under "memory, TASK"."""
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for round_ in range(rounds + 1):  # the first fills the caches of the disk and does not count
-        for task in GOALS:
+        for task in TASKS:
             for engine in ENGINES:
                 print(f"\rround {round_} of {rounds}: {task}, {engine}   ", end="", file=sys.stderr)
                 value, peak = run(engine, task, folder)
@@ -113,7 +118,8 @@ def run(engine: str, task: str, folder: str) -> tuple[float, float]:
     return (elapsed if task == "cold" else json.loads(out)), usage.ru_maxrss * scale
 
 
-def best_of(repeats: int, work: Callable[[], Any]) -> float:
+def typical(repeats: int, work: Callable[[], Any]) -> float:
+    """Median seconds; the first time warms up and does not count."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -132,8 +138,9 @@ def npgpt2_worker(task: str, folder: str) -> float:
 
     model = GPT2.from_pretrained(folder)
     ids = np.random.default_rng(0).integers(0, 50257, (1, PREFILL))
-    if task == "prefill":
-        return PREFILL / best_of(4, lambda: model(ids, logits_to_keep=1))
+    if task in ("prefill", "kept"):
+        cache = task == "kept"
+        return PREFILL / typical(5, lambda: model(ids, logits_to_keep=1, use_cache=cache))
 
     def decode() -> None:
         step = model.stepper()
@@ -141,7 +148,7 @@ def npgpt2_worker(task: str, folder: str) -> float:
         for _ in range(DECODE):
             token = step(token).argmax(-1)[:, None]
 
-    return DECODE / best_of(3, decode)
+    return DECODE / typical(4, decode)
 
 
 def transformers_worker(task: str, folder: str) -> float:
@@ -152,8 +159,9 @@ def transformers_worker(task: str, folder: str) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor(np.random.default_rng(0).integers(0, 50257, (1, PREFILL)))
     with torch.inference_mode():
-        if task == "prefill":
-            return PREFILL / best_of(4, lambda: model(ids, logits_to_keep=1, use_cache=True))
+        if task in ("prefill", "kept"):
+            cache = task == "kept"
+            return PREFILL / typical(5, lambda: model(ids, logits_to_keep=1, use_cache=cache))
 
         def decode() -> None:
             out = model(ids[:, :PROMPT], logits_to_keep=1, use_cache=True)
@@ -161,7 +169,7 @@ def transformers_worker(task: str, folder: str) -> float:
                 token = out.logits[:, -1].argmax(-1)[:, None]
                 out = model(token, past_key_values=out.past_key_values, use_cache=True)
 
-        return DECODE / best_of(3, decode)
+        return DECODE / typical(4, decode)
 
 
 TRANSFORMERS_COLD = """
@@ -193,7 +201,7 @@ def report(figures: dict[str, dict[str, list[float]]], size: int, rounds: int) -
           f"medians of {rounds} processes each, in turn\n")  # fmt: skip
     row = "{:<16}{:>12}{:>14}{:>9}  {}".format
     print(row("", "npgpt2", "transformers", "ratio", "goal"))
-    for task, (unit, sign, goal) in GOALS.items():
+    for task, (unit, sign, goal, _) in TASKS.items():
         ours, theirs = (statistics.median(figures[task][engine]) for engine in ENGINES)
         reached = (ours / theirs >= goal) if sign == ">=" else (ours / theirs <= goal)
         print(row(f"{task}, {unit}", f"{ours:.3g}", f"{theirs:.3g}", f"{ours / theirs:.3f}",
@@ -201,9 +209,10 @@ def report(figures: dict[str, dict[str, list[float]]], size: int, rounds: int) -
     print(
         f"\nhighest resident size, of the checkpoint's {size / 1e6:.0f} MB (goal: <= {MEMORY_GOAL})"
     )
-    for task in GOALS:
+    for task, (*_, meant) in TASKS.items():
         ours, theirs = (statistics.median(figures[f"memory, {task}"][e]) for e in ENGINES)
         verdict = "reached" if ours / size <= MEMORY_GOAL else "MISSED"
+        verdict = verdict if meant else "no goal: a cache of 1,024 tokens is 0.15 by itself"
         print(
             row(task, f"{ours / size:.2f}", f"{theirs / size:.2f}", f"{ours / theirs:.3f}", verdict)
         )

@@ -64,12 +64,11 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     """
     y = np.empty_like(x) if out is None else out
     top = np.maximum.reduce(x, -1, keepdims=True)
-    top[top == -np.inf] = 0
+    np.maximum(top, np.finfo(x.dtype).min, out=top)  # −∞ − −∞ would be NaN
     np.subtract(x, top, out=y)
     np.exp(y, out=y)
     total = np.add.reduce(y, -1, keepdims=True)
-    total[total == 0] = 1
-    y /= total
+    y /= np.maximum(total, 1, out=total)  # the largest gives exp(0): only a masked row has less
     return y
 
 

@@ -3,6 +3,7 @@
 Axes: B batch, H heads (of the layer), P tokens held, D head_dim, L layers.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -43,13 +44,22 @@ class KVCache:
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         self.length = 0
-        self._limit = config.n_positions
-        self._buffers: list[Array] = [
-            np.empty((2, batch_size, config.heads_left(i), capacity, config.head_dim), dtype)
-            for i in range(config.n_layer)
-        ]
+        self._limit, self._dtype = config.n_positions, np.dtype(dtype)
+        self._heads = [config.heads_left(i) for i in range(config.n_layer)]
+        self._head_dim = config.head_dim
+        self._buffers = self._allocate(batch_size, capacity)
         self.cross: list[tuple[Array, Array] | None] = [None] * config.n_layer
         self.cross_mask: Array | None = None
+
+    def _allocate(self, batch_size: int, capacity: int) -> list[Array]:
+        """Per layer (2, B, H, capacity, D), in one piece of memory: that comes in huge pages."""
+        row = 2 * batch_size * capacity * self._head_dim
+        memory = np.empty(row * sum(self._heads), self._dtype)
+        ends = [row * heads for heads in accumulate(self._heads)]
+        return [
+            memory[start:end].reshape(2, batch_size, -1, capacity, self._head_dim)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def __len__(self) -> int:
         """L, the number of layers, as a tuple of (key, value) pairs would have it."""
@@ -64,6 +74,11 @@ class KVCache:
         """B."""
         return int(self._buffers[0].shape[1])
 
+    @property
+    def capacity(self) -> int:
+        """Tokens there is room for."""
+        return int(self._buffers[0].shape[3])
+
     def write(self, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
         """Put T new (B, H, T, D) behind the past; returns views (B, H, P+T, D). Does not advance.
 
@@ -73,20 +88,19 @@ class KVCache:
         if key.shape[0] != self.batch_size:
             raise InputError(f"past_key_values: holds {self.batch_size} rows, got {key.shape[0]}")
         end = self.length + key.shape[2]
-        self._reserve(layer, end)
+        if end > self.capacity:  # in the first layer of a pass: no other has written yet
+            capacity = max(end, min(2 * self.capacity, self._limit))
+            self._move(self._allocate(self.batch_size, capacity), slice(None))
         buffer = self._buffers[layer]
         buffer[0, :, :, self.length : end] = key
         buffer[1, :, :, self.length : end] = value
         return buffer[0, :, :, :end], buffer[1, :, :, :end]
 
-    def _reserve(self, layer: int, length: int) -> None:
-        old = self._buffers[layer]
-        if length <= old.shape[3]:
-            return
-        capacity = max(length, min(2 * old.shape[3], self._limit))
-        new = np.empty((*old.shape[:3], capacity, old.shape[4]), old.dtype)
-        new[:, :, :, : self.length] = old[:, :, :, : self.length]
-        self._buffers[layer] = new
+    def _move(self, buffers: list[Array], rows: Any) -> None:
+        """Go on in other buffers, with these rows of what is held."""
+        for new, old in zip(buffers, self._buffers, strict=True):
+            new[:, :, :, : self.length] = old[:, rows, :, : self.length]
+        self._buffers = buffers
 
     def advance(self, tokens: int) -> None:
         """Count T tokens that every layer has written."""
@@ -105,17 +119,10 @@ class KVCache:
     def reorder(self, rows: npt.ArrayLike) -> None:
         """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
         index = np.asarray(rows, np.int64)
-
-        def pick(states: Array, axis: int) -> Array:
-            return np.take(states, index, axis)
-
-        for layer, old in enumerate(self._buffers):
-            new: Array = np.empty((2, len(index), *old.shape[2:]), old.dtype)
-            new[:, :, :, : self.length] = pick(old[:, :, :, : self.length], 1)
-            self._buffers[layer] = new
+        self._move(self._allocate(len(index), self.capacity), index)
+        self.cross = [kv and (kv[0][index], kv[1][index]) for kv in self.cross]
         if self.cross_mask is not None:
-            self.cross_mask = pick(self.cross_mask, 0)
-        self.cross = [kv and (pick(kv[0], 0), pick(kv[1], 0)) for kv in self.cross]
+            self.cross_mask = self.cross_mask[index]
 
     def __repr__(self) -> str:
         shape: tuple[Any, ...] = self[0][0].shape

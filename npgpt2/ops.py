@@ -31,7 +31,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
     array([[2., 3.]], dtype=float32)
     """
     # One matrix product over all rows: NumPy would multiply a 3-D x batch entry by batch entry.
-    y: Array = x.reshape(-1, x.shape[-1]) @ weight
+    y: Array = np.dot(x.reshape(-1, x.shape[-1]), weight)
     y += bias
     return y.reshape(*x.shape[:-1], -1)
 
@@ -123,7 +123,7 @@ def attention(
         softmax(w, out=w)
         if head_mask is not None:
             w *= head_mask[:, :, start:stop, :seen]
-        out[:, :, start:stop] = w @ v[:, :, :seen]
+        np.matmul(w, v[:, :, :seen], out=out[:, :, start:stop])
         if probs is not None:
             probs[:, :, start:stop, :seen] = w
     return out, probs

@@ -5,13 +5,14 @@ L layers, E tokens of an encoder.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from npgpt2 import arguments
 from npgpt2.cache import KVCache
 from npgpt2.checkpoint import Checkpoint, Progress
 from npgpt2.config import GPT2Config
@@ -47,13 +48,13 @@ class GPT2Output:
         last_hidden_state: (B, T, C), ln_f's output for all T tokens. Not in the tuple.
     """
 
-    loss: np.floating[Any] | None = None
-    logits: Array = field(default_factory=lambda: np.empty(0))
-    past_key_values: KVCache | None = None
-    hidden_states: tuple[Array, ...] | None = None
-    attentions: tuple[Array, ...] | None = None
-    cross_attentions: tuple[Array, ...] | None = None
-    last_hidden_state: Array = field(default_factory=lambda: np.empty(0))
+    loss: np.floating[Any] | None
+    logits: Array
+    past_key_values: KVCache | None
+    hidden_states: tuple[Array, ...] | None
+    attentions: tuple[Array, ...] | None
+    cross_attentions: tuple[Array, ...] | None
+    last_hidden_state: Array
 
     def to_tuple(self) -> tuple[Any, ...]:
         values = (getattr(self, f.name) for f in fields(self)[:-1])
@@ -189,20 +190,25 @@ class GPT2(LanguageModel):
         >>> bool(abs(both.logits[0, 0] - model([[262, 497]]).logits[0, 1]).max() < 1e-4)
         True
         """
-        tokens = self._tokens(input_ids, inputs_embeds)
+        config = self.config
+        tokens = arguments.tokens(input_ids, inputs_embeds, config, self.dtype)
         b, t = tokens.shape[:2]
-        cache, keep = past_key_values, self.config.use_cache if use_cache is None else use_cache
+        cache, past = arguments.cache(past_key_values)
+        keep = config.use_cache if use_cache is None else use_cache
         if cache is None and keep:
-            cache = KVCache(self.config, b, capacity=max(t, 64), dtype=self.dtype)
-        past = cache.length if cache is not None else 0
-        mask = _mask("attention_mask", attention_mask, (b, past + t))
-        positions = self._positions(position_ids, mask, past, (b, t))
+            cache = KVCache(config, b, capacity=max(t, 64), dtype=self.dtype)
+        mask = arguments.mask("attention_mask", attention_mask, (b, past + t))
+        positions = arguments.positions(position_ids, mask, past, (b, t), config)
         types = None
         if token_type_ids is not None:
-            types = _ids("token_type_ids", token_type_ids, (b, t), self.config.vocab_size)
-        encoder, encoder_mask = self._encoder(
-            encoder_hidden_states, encoder_attention_mask, cache, b
+            types = arguments.ids("token_type_ids", token_type_ids, (b, t), config.vocab_size)
+        encoder, encoder_mask = arguments.encoder(
+            encoder_hidden_states, encoder_attention_mask, b, config, self.dtype
         )
+        if cache is not None and encoder is not None:
+            cache.cross_mask = encoder_mask
+        elif cache is not None:
+            encoder_mask = cache.cross_mask
         wanted = self._wanted(output_hidden_states, output_attentions)
         taken: dict[str, Array] = {}
 
@@ -214,10 +220,10 @@ class GPT2(LanguageModel):
 
         show = Tap(listen if wanted or tap is not None else None)
         run = Run(
-            self.config,
+            config,
             cache,
             mask,
-            self._head_mask(head_mask),
+            arguments.head_mask(head_mask, config, self.dtype),
             encoder,
             encoder_mask,
             want_probs=output_attentions or tap is not None,
@@ -226,8 +232,8 @@ class GPT2(LanguageModel):
         x = transformer(x, self.params, run, show)
         if cache is not None and not keep:
             cache.rewind(past)
-        logits = lm_head(_last(x, logits_to_keep), self.params, show)
-        loss = None if labels is None else self._loss(x, logits, labels)
+        logits = lm_head(arguments.last(x, logits_to_keep), self.params, show)
+        loss = None if labels is None else self._loss(x, labels)
 
         def tuple_of(kind: str) -> tuple[Array, ...] | None:
             found = tuple(taken[name] for name, k in wanted.items() if k == kind and name in taken)
@@ -266,12 +272,12 @@ class GPT2(LanguageModel):
         (64, 96)
         """
         before = self.config.pruned_heads
-        union = {i: {*before.get(i, ()), *heads.get(i, ())} for i in {*before, *heads}}
-        config = replace(self.config, pruned_heads={i: tuple(h) for i, h in union.items()})
+        union = {i: (*before.get(i, ()), *heads.get(i, ())) for i in {*before, *heads}}
+        config = replace(self.config, pruned_heads=union)  # validates
         d, blocks = config.head_dim, list(self.params.h)
-        for layer in heads:
+        for layer, gone in config.pruned_heads.items():
             here = [h for h in range(config.n_head) if h not in before.get(layer, ())]
-            left = [n for n, h in enumerate(here) if h not in config.pruned_heads.get(layer, ())]
+            left = [n for n, h in enumerate(here) if h not in gone]
             attn = blocks[layer].attn
             w = attn.c_attn.weight.reshape(config.n_embd, 3, -1, d)[:, :, left]
             bias = attn.c_attn.bias.reshape(3, -1, d)[:, left].reshape(-1)
@@ -329,77 +335,7 @@ class GPT2(LanguageModel):
         )
         return self
 
-    # ── arguments, checked and in one form ───────────────────────────────────────────────────────
-
-    def _tokens(self, input_ids: Any, inputs_embeds: Any) -> Array:
-        if input_ids is not None and inputs_embeds is not None:
-            raise InputError("input_ids, inputs_embeds: cannot specify both. Give one of the two")
-        if input_ids is not None:
-            return _ids("input_ids", input_ids, None, self.config.vocab_size)
-        if inputs_embeds is None:
-            raise InputError("input_ids, inputs_embeds: specify one of the two")
-        return self._states("inputs_embeds", inputs_embeds)
-
-    def _states(self, name: str, value: Any) -> Array:
-        x = np.asarray(value, self.dtype)
-        if x.ndim != 3 or x.shape[2] != self.config.n_embd or 0 in x.shape:
-            raise InputError(f"{name}: got shape {x.shape}, expected (B, T, {self.config.n_embd})")
-        return x
-
-    def _positions(
-        self, given: Any, mask: Array | None, past: int, shape: tuple[int, int]
-    ) -> Array:
-        """A token's position is its index among the real tokens: not its column, where padding is
-        on the left. (transformers' forward takes the column unless its caller says otherwise.)"""
-        b, t = shape
-        if given is not None:
-            wide = (b if np.shape(given)[:1] == (b,) else 1, t)
-            return _ids("position_ids", given, wide, self.config.n_positions)
-        if mask is None:
-            positions = np.arange(past, past + t)[None]
-        else:
-            positions = (np.cumsum(mask, 1) - 1).clip(0)[:, past:]
-        if positions.max() >= self.config.n_positions:
-            raise InputError(
-                f"input_ids: more tokens than the context holds: "
-                f"{positions.max() + 1:,} > {self.config.n_positions:,}"
-            )
-        return positions
-
-    def _head_mask(self, given: Any) -> Array | None:
-        """(H,), (L, H) or (L, B, H, T, S) → (L, B, H, T, S), or sizes of 1 in place of B, T, S."""
-        if given is None:
-            return None
-        m, layers, heads = np.asarray(given, self.dtype), self.config.n_layer, self.config.n_head
-        if self.config.pruned_heads:
-            raise InputError("head_mask: not for a pruned model, whose layers differ in heads")
-        if m.ndim in (1, 2) and m.shape[-1] == heads and m.shape[:-1] in ((), (layers,)):
-            m = np.broadcast_to(m, (layers, heads))[:, None, :, None, None]
-        if m.ndim != 5 or m.shape[0] != layers or m.shape[2] not in (1, heads):
-            raise InputError(
-                f"head_mask: got shape {m.shape}, expected ({heads},), "
-                f"({layers}, {heads}) or ({layers}, B, {heads}, T, S)"
-            )
-        return m
-
-    def _encoder(
-        self, states: Any, mask: Any, cache: KVCache | None, b: int
-    ) -> tuple[Array | None, Array | None]:
-        """The encoder's states and mask; the mask of states already in the cache is there too."""
-        if states is None:
-            return None, cache.cross_mask if cache is not None else None
-        if not self.config.add_cross_attention:
-            raise InputError(
-                "encoder_hidden_states: this model has no cross-attention "
-                "(config.add_cross_attention is false)"
-            )
-        encoder = self._states("encoder_hidden_states", states)
-        if len(encoder) != b:
-            raise InputError(f"encoder_hidden_states: got {len(encoder)} rows, expected {b}")
-        known = _mask("encoder_attention_mask", mask, encoder.shape[:2])
-        if cache is not None:
-            cache.cross_mask = known
-        return encoder, known
+    # ── outputs ──────────────────────────────────────────────────────────────────────────────────
 
     def _wanted(self, hidden: bool, attentions: bool) -> dict[str, str]:
         """Tap names of the outputs asked for, in order, each with the tuple it goes into."""
@@ -413,13 +349,12 @@ class GPT2(LanguageModel):
             names |= dict.fromkeys((f"h.{i}.crossattention.probs" for i in layers), "cross")
         return names
 
-    def _loss(self, x: Array, logits: Array, labels: Any) -> Any:
+    def _loss(self, x: Array, labels: Any) -> Any:
         """Mean cross-entropy of each token given those before it, as GPT2LMHeadModel has it."""
-        target = _ids("labels", labels, x.shape[:2], self.config.vocab_size, ignore=-100)[:, 1:]
-        if logits.shape[1] != x.shape[1]:
-            logits = lm_head(x, self.params)
-        count = int((target != -100).sum())
-        nats = cross_entropy(logits[:, :-1], target).sum()
+        vocabulary = self.config.vocab_size
+        targets = arguments.ids("labels", labels, x.shape[:2], vocabulary, ignore=-100)[:, 1:]
+        nats = cross_entropy(lm_head(x[:, :-1], self.params), targets).sum()
+        count = int((targets != -100).sum())
         return nats / count if count else nats.dtype.type(np.nan)
 
 
@@ -453,49 +388,3 @@ class NumpyStepper:
             self._cache.reorder(rows)
         self._ids = None if self._ids is None else self._ids[rows]
         self._mask = None if self._mask is None else self._mask[rows]
-
-
-def _ids(
-    name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
-) -> Array:
-    """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
-    try:
-        ids = np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name}: rows of different length. Pad them, with a mask") from None
-    if ids.dtype.kind not in "iu":
-        raise InputError(f"{name}: got {ids.dtype} numbers, expected whole ones")
-    if ids.shape != shape if shape else ids.ndim != 2 or not ids.size:
-        raise InputError(f"{name}: got shape {ids.shape}, expected {shape or '(B, T)'}")
-    bad = (ids < 0) | (ids >= below)
-    if ignore is not None:
-        bad &= ids != ignore
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise InputError(f"{name}: got {ids[where]} at {where}, expected 0 to {below - 1}")
-    return ids.astype(np.int64, copy=False)
-
-
-def _mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
-    """A padding mask as bool; None where nothing is padding."""
-    if value is None:
-        return None
-    mask = np.asarray(value)
-    if mask.shape != shape:
-        raise InputError(f"{name}: got shape {mask.shape}, expected {shape} (past and new tokens)")
-    if not ((mask == 0) | (mask == 1)).all():
-        raise InputError(f"{name}: expected 1 for real tokens and 0 for padding, got other numbers")
-    return None if mask.all() else mask.astype(bool)
-
-
-def _last(x: Array, keep: Any) -> Array:
-    """The last `keep` positions of (B, T, C), all for 0, or those an array names."""
-    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
-        return x[:, -int(keep) :]
-    index = np.asarray(keep)
-    if index.dtype.kind not in "iu" or index.ndim != 1 or (abs(index) > x.shape[1]).any():
-        raise InputError(
-            f"logits_to_keep: got {keep!r}, expected a whole number from 0, "
-            f"or positions below {x.shape[1]}"
-        )
-    return x[:, index]

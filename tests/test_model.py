@@ -116,6 +116,10 @@ def test_logits_to_keep(small):
     full = model(IDS).logits
     np.testing.assert_allclose(model(IDS, logits_to_keep=2).logits, full[:, -2:], **CLOSE)
     np.testing.assert_allclose(model(IDS, logits_to_keep=[0, 5]).logits, full[:, [0, 5]], **CLOSE)
+    turned = model(IDS, logits_to_keep=[6, 5, 4, 3, 2, 1, 0], labels=LABELS)
+    assert turned.loss == pytest.approx(model(IDS, labels=LABELS).loss, rel=1e-14)
+    with pytest.raises(InputError, match=r"logits_to_keep: got .* positions below 7"):
+        model(IDS, logits_to_keep=[7])
     one = model(IDS, logits_to_keep=1, labels=LABELS)
     assert one.logits.shape == (2, 1, 23)
     assert one.loss == pytest.approx(model(IDS, labels=LABELS).loss, rel=1e-14)
@@ -241,3 +245,41 @@ def test_a_random_model_has_gpt2s_initialisation():
         n for n in [500 * 64, 200 * 64, 8 * (12 * 64 * 64 + 13 * 64), 128]
     )
     assert (model.params.wpe.weight == GPT2.from_random(config, 3).params.wpe.weight).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "specify one of the two"),
+        ({"input_ids": IDS, "inputs_embeds": EMBEDS}, "cannot specify both"),
+        ({"input_ids": [[1], [1, 2]]}, "input_ids: rows of different length"),
+        ({"input_ids": [1, 2]}, r"input_ids: got shape \(2,\), expected \(B, T\)"),
+        ({"input_ids": np.zeros((1, 0), int)}, r"input_ids: got shape \(1, 0\)"),
+        ({"input_ids": [[1.0]]}, "input_ids: got float64 numbers, expected whole ones"),
+        ({"input_ids": [[True]]}, "input_ids: got bool numbers"),
+        ({"input_ids": [[0, 23]]}, r"input_ids: got 23 at \(0, 1\), expected 0 to 22"),
+        ({"input_ids": [[-1]]}, r"input_ids: got -1 at \(0, 0\)"),
+        ({"input_ids": [[1] * 17]}, "more tokens than the context holds: 17 > 16"),
+        ({"inputs_embeds": EMBEDS[0]}, r"inputs_embeds: got shape \(7, 12\)"),
+        ({"input_ids": IDS, "attention_mask": LEFT[:, :3]}, r"attention_mask: got shape \(2, 3\)"),
+        ({"input_ids": IDS, "attention_mask": 2 * LEFT}, "attention_mask: expected 1 for real"),
+        ({"input_ids": IDS, "token_type_ids": [[0]]}, "token_type_ids: got shape"),
+        ({"input_ids": IDS, "position_ids": IDS + 100}, "position_ids: got 1[0-9]+ at"),
+        ({"input_ids": IDS, "labels": IDS - 1}, "labels: got -1 at"),
+        ({"input_ids": IDS, "head_mask": [1, 1]}, r"head_mask: got shape \(2,\), expected \(3,\)"),
+        ({"input_ids": IDS, "encoder_hidden_states": STATES}, "has no cross-attention"),
+        ({"input_ids": IDS, "past_key_values": ((1, 2),)}, "past_key_values: got a tuple"),
+        ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep: got -1"),
+    ],
+)
+def test_arguments_that_do_not_fit(small, inputs, words):
+    with pytest.raises(InputError, match=words):
+        small()(**inputs)
+
+
+def test_encoder_states_of_another_batch(small):
+    model = small(add_cross_attention=True)
+    with pytest.raises(InputError, match="got 1 rows, expected 2"):
+        model(IDS, encoder_hidden_states=STATES[:1])
+    with pytest.raises(InputError, match="encoder_attention_mask: got shape"):
+        model(IDS, encoder_hidden_states=STATES, encoder_attention_mask=[[1]])

@@ -1,0 +1,147 @@
+"""The arguments of a forward pass: checked, and brought into one form.
+
+Axes: B batch, T new tokens, S past and new, C n_embd, H heads, L layers, V vocabulary, N positions.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from npgpt2.cache import KVCache
+from npgpt2.config import GPT2Config
+from npgpt2.errors import InputError
+from npgpt2.ops import Array
+
+
+def tokens(input_ids: Any, inputs_embeds: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array:
+    """Ids (B, T), or embeddings (B, T, C) in their place; exactly one of the two."""
+    if input_ids is not None and inputs_embeds is not None:
+        raise InputError("input_ids, inputs_embeds: cannot specify both. Give one of the two")
+    if input_ids is not None:
+        return ids("input_ids", input_ids, None, config.vocab_size)
+    if inputs_embeds is None:
+        raise InputError("input_ids, inputs_embeds: specify one of the two")
+    return states("inputs_embeds", inputs_embeds, config, dtype)
+
+
+def ids(
+    name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
+) -> Array:
+    """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
+    try:
+        x = np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name}: rows of different length. Pad them, with a mask") from None
+    if x.dtype.kind not in "iu":
+        raise InputError(f"{name}: got {x.dtype} numbers, expected whole ones")
+    if x.shape != shape if shape else x.ndim != 2 or not x.size:
+        raise InputError(f"{name}: got shape {x.shape}, expected {shape or '(B, T)'}")
+    bad = (x < 0) | (x >= below)
+    if ignore is not None:
+        bad &= x != ignore
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(f"{name}: got {x[where]} at {where}, expected 0 to {below - 1}")
+    return x.astype(np.int64, copy=False)
+
+
+def states(name: str, value: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array:
+    """Embeddings or hidden states (B, any, C)."""
+    x = np.asarray(value, dtype)
+    if x.ndim != 3 or x.shape[2] != config.n_embd or 0 in x.shape:
+        raise InputError(f"{name}: got shape {x.shape}, expected (B, T, {config.n_embd})")
+    return x
+
+
+def cache(given: Any) -> tuple[KVCache | None, int]:
+    """The cache of an earlier pass, and how many tokens it holds."""
+    if given is None:
+        return None, 0
+    if not isinstance(given, KVCache):
+        raise InputError(
+            f"past_key_values: got a {type(given).__name__}, "
+            "expected the past_key_values of an earlier output"
+        )
+    return given, given.length
+
+
+def mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+    """A padding mask as bool; None where nothing is padding."""
+    if value is None:
+        return None
+    x = np.asarray(value)
+    if x.shape != shape:
+        raise InputError(f"{name}: got shape {x.shape}, expected {shape} (past and new tokens)")
+    if not ((x == 0) | (x == 1)).all():
+        raise InputError(f"{name}: expected 1 for real tokens and 0 for padding, got other numbers")
+    return None if x.all() else x.astype(bool)
+
+
+def positions(
+    given: Any, mask: Array | None, past: int, shape: tuple[int, int], config: GPT2Config
+) -> Array:
+    """(B, T) or (1, T), where each token stands.
+
+    By default its index among the real tokens: not its column, where padding is on the left.
+    (transformers' forward takes the column unless its caller, such as generate, says otherwise.)
+    """
+    b, t = shape
+    if given is not None:
+        wide = (b if np.shape(given)[:1] == (b,) else 1, t)
+        return ids("position_ids", given, wide, config.n_positions)
+    if mask is None:
+        x = np.arange(past, past + t)[None]
+    else:
+        x = (np.cumsum(mask, 1) - 1).clip(0)[:, past:]
+    if x.max() >= config.n_positions:
+        raise InputError(
+            f"input_ids: more tokens than the context holds: "
+            f"{x.max() + 1:,} > {config.n_positions:,}"
+        )
+    return x
+
+
+def head_mask(given: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array | None:
+    """(H,), (L, H) or (L, B, H, T, S) → (L, B, H, T, S), or sizes of 1 in place of B, T, S."""
+    if given is None:
+        return None
+    x, layers, heads = np.asarray(given, dtype), config.n_layer, config.n_head
+    if config.pruned_heads:
+        raise InputError("head_mask: not for a pruned model, whose layers differ in heads")
+    if x.ndim in (1, 2) and x.shape[-1] == heads and x.shape[:-1] in ((), (layers,)):
+        x = np.broadcast_to(x, (layers, heads))[:, None, :, None, None]
+    if x.ndim != 5 or x.shape[0] != layers or x.shape[2] not in (1, heads):
+        raise InputError(
+            f"head_mask: got shape {x.shape}, expected ({heads},), "
+            f"({layers}, {heads}) or ({layers}, B, {heads}, T, S)"
+        )
+    return x
+
+
+def encoder(
+    given: Any, given_mask: Any, rows: int, config: GPT2Config, dtype: np.dtype[Any]
+) -> tuple[Array | None, Array | None]:
+    """The encoder's states (B, E, C) and their mask (B, E)."""
+    if given is None:
+        return None, None
+    if not config.add_cross_attention:
+        raise InputError(
+            "encoder_hidden_states: this model has no cross-attention "
+            "(config.add_cross_attention is false)"
+        )
+    x = states("encoder_hidden_states", given, config, dtype)
+    if len(x) != rows:
+        raise InputError(f"encoder_hidden_states: got {len(x)} rows, expected {rows}")
+    return x, mask("encoder_attention_mask", given_mask, x.shape[:2])
+
+
+def last(x: Array, keep: Any) -> Array:
+    """The last `keep` positions of (B, T, C), all for 0, or those that an array names."""
+    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
+        return x[:, -int(keep) :]
+    t, index = x.shape[1], np.asarray(keep)
+    if index.dtype.kind not in "iu" or index.ndim != 1 or ((index < -t) | (index >= t)).any():
+        raise InputError(
+            f"logits_to_keep: got {keep!r}, expected a whole number from 0, or positions below {t}"
+        )
+    return x[:, index]

@@ -73,7 +73,7 @@ class GenerationOptions:
         for name in ("num_beams", "num_samples"):  # each is a row of the batch, all in memory
             _require_whole(name, getattr(self, name), 1, below=4097)
         if self.top_k is not None:
-            _require_whole("top_k", self.top_k, 1, " or none for no limit")
+            _require_whole("top_k", self.top_k, 1, ". Leave it out for no limit")
         if self.seed is not None:
             _require_whole("seed", self.seed, 0, below=2**64)
         _require("temperature", self.temperature, lambda t: t >= 0, "a number from 0 (greedy) up")
@@ -100,13 +100,11 @@ class GenerationOptions:
             }
             for name, value in default.items():
                 if getattr(self, name) != value:
-                    raise OptionError(
-                        name, "beam search does not sample. Leave it out, or num_beams"
-                    )
+                    raise OptionError(name, "beam search does not sample. Leave one of the two out")
             if self.num_samples > self.num_beams:
                 raise OptionError(
                     "num_samples",
-                    f"got {self.num_samples}, expected at most num_beams ({self.num_beams})",
+                    f"got {self.num_samples}, expected at most one a beam ({self.num_beams})",
                 )
 
     @property

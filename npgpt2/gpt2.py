@@ -16,7 +16,7 @@ from npgpt2 import arguments
 from npgpt2.cache import KVCache
 from npgpt2.checkpoint import Checkpoint, Progress
 from npgpt2.config import GPT2Config
-from npgpt2.errors import InputError, OptionError
+from npgpt2.errors import ConfigError, InputError, OptionError
 from npgpt2.hub import resolve
 from npgpt2.language_model import LanguageModel
 from npgpt2.model import Run, Tap, embed, lm_head, transformer
@@ -33,7 +33,7 @@ from npgpt2.params import (
 FLOATS = {"float32": np.float32, "float64": np.float64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GPT2Output:
     """What a forward pass gives. Also a tuple of what is not None, in transformers' order.
 
@@ -67,6 +67,8 @@ class GPT2Output:
         return len(self.to_tuple())
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return getattr(self, index)
         return self.to_tuple()[index]
 
 
@@ -97,6 +99,7 @@ class GPT2(LanguageModel):
         """Load a checkpoint folder, or a model of the hub by its name.
 
         Args:
+            name: the folder, or the name, such as "gpt2".
             dtype: "float32", or "float64" for everything in double precision.
             mmap: map float32 files instead of reading them; see `npgpt2.checkpoint`.
             strict: refuse weights that hold NaN or infinity; otherwise a warning names them.
@@ -139,6 +142,9 @@ class GPT2(LanguageModel):
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.params.wte.weight.dtype
+
+    def __repr__(self) -> str:
+        return f"GPT2({self.num_parameters:,} parameters, {self.dtype}, {self.config})"
 
     @property
     def num_parameters(self) -> int:
@@ -262,7 +268,8 @@ class GPT2(LanguageModel):
     def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> "GPT2":
         """Take heads out of layers: `{layer: [heads]}`, numbered as in the unpruned model.
 
-        The outputs are those of the whole model with these heads masked by `head_mask`.
+        Changes this model and returns it. The outputs are those of the whole model with these
+        heads masked by `head_mask`.
 
         Raises:
             ConfigError: a layer or head that is not there, or all heads of a layer.
@@ -272,7 +279,10 @@ class GPT2(LanguageModel):
         (64, 96)
         """
         before = self.config.pruned_heads
-        union = {i: (*before.get(i, ()), *heads.get(i, ())) for i in {*before, *heads}}
+        try:
+            union = {i: (*before.get(i, ()), *heads.get(i, ())) for i in {*before, *heads}}
+        except (AttributeError, TypeError):
+            raise ConfigError(f"heads: got {heads!r}, expected {{layer: [heads]}}") from None
         config = replace(self.config, pruned_heads=union)  # validates
         d, blocks = config.head_dim, list(self.params.h)
         for layer, gone in config.pruned_heads.items():

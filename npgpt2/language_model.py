@@ -165,7 +165,7 @@ class LanguageModel(ABC):
                 yield piece.text
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        """The texts that follow one prompt or several: `num_samples` for each, in order.
+        """The texts that follow one prompt or several: a list, `num_samples` for each, in order.
 
         Args:
             prompts: text or ids, or a list of these; of different lengths as they come.

@@ -16,7 +16,7 @@ from npgpt2.ops import Array, cross_entropy
 ROWS = 64  # positions whose logits are held in float64 at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """What a model thinks of a text.
 

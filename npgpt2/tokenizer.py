@@ -226,6 +226,8 @@ def require_unicode(text: str) -> None:
     Traceback (most recent call last):
     npgpt2.errors.TokenizerError: text: a lone surrogate (U+D83D) at character 13, expected Unicode
     """
+    if not isinstance(text, str):
+        raise TokenizerError(f"text: got a {type(text).__name__}, expected text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

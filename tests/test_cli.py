@@ -226,6 +226,13 @@ def test_score(npgpt2, model, tmp_path):
     assert found["tokens"] == len(found["ids"]) - 1
 
 
+@pytest.mark.parametrize("name", ["none.txt", "./none", "some/book"])
+def test_a_name_of_no_file_is_not_scored_as_text(npgpt2, name):
+    code, out, err = npgpt2("score", name, *MODEL)
+    assert (code, out) == (4, "")
+    assert err.startswith(f"npgpt2: error: {name}: no such file")
+
+
 def test_info(npgpt2):
     _, out, _ = npgpt2("info")
     for words in ("npgpt2 0.1.0", f"numpy {np.__version__}", "BLAS: ", " threads", "cores",
@@ -259,6 +266,7 @@ def test_a_bar_for_what_takes_over_two_seconds(capsys, monkeypatch):
     assert list(progress("abc", "reading")) == ["a", "b", "c"]
     assert capsys.readouterr().err == ""
     clock = iter(range(100))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("npgpt2.cli.common.time.monotonic", lambda: next(clock))
     assert list(progress(range(6), "reading")) == list(range(6))
     assert "reading" in capsys.readouterr().err
@@ -267,6 +275,9 @@ def test_a_bar_for_what_takes_over_two_seconds(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "npgpt2: reading … (pip install 'npgpt2[progress]' shows a bar)\n"
     )
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)  # a log wants no bar
+    assert list(progress(range(6), "reading")) == list(range(6))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,20 @@ def test_beam_search_wide_enough_finds_the_best_text():
         assert tuple(best.ids) == best_by_force(table, 2, 4)
 
 
+def test_beam_search_prefers_the_better_mean_to_the_better_sum():
+    """Two texts: one that ends at once, and one of surer steps that ends later."""
+    p = np.full((4, 4), 1e-9)
+    p[0, 1], p[0, 3] = 0.45, 0.55  # 3 ends a text
+    p[1, 1], p[1, 3] = 0.98, 0.02
+    p /= p.sum(-1, keepdims=True)
+    options = GenerationOptions(num_beams=2, num_samples=2, max_new_tokens=6)
+    best, second = beam_search(table_step(np.log(p)), [0], options, 100, frozenset({3}))
+    assert (best.ids, best.finish) == ([1] * 6, "length")
+    assert best.score == pytest.approx((np.log(0.45) + 5 * np.log(0.98)) / 6, abs=1e-6)
+    assert (second.ids, second.finish) == ([], "eos")
+    assert second.score == pytest.approx(np.log(0.55), abs=1e-6)
+
+
 def test_write_yields_each_row_in_turn_until_it_ends():
     table = np.full((4, 4), -9.0)
     table[0, 1] = table[1, 2] = table[2, 3] = table[3, 3] = 9

@@ -80,6 +80,14 @@ def given_text(argument: str, what: str) -> str:
         ) from None
 
 
+def given_prompt(argument: str, what: str) -> str:
+    """`given_text`, less one newline at the end of standard input: a shell puts it there."""
+    text = given_text(argument, what)
+    if argument == "-":
+        text = text.removesuffix("\n").removesuffix("\r")
+    return text
+
+
 def decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
@@ -101,13 +109,14 @@ def note(text: str) -> None:
     print(f"npgpt2: {text}", file=sys.stderr, flush=True)
 
 
-def progress(loop: Iterable[T], what: str) -> Iterator[T]:
-    """A bar on standard error for what takes over two seconds (with the extra `progress`)."""
+def progress(loop: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """A bar on a terminal for what takes over two seconds (with the extra `progress`)."""
     bar, late = None, time.monotonic() + 2
-    total = len(loop) if isinstance(loop, Sized) else None
+    if total is None and isinstance(loop, Sized):
+        total = len(loop)
     for done, item in enumerate(loop):
         if late and time.monotonic() > late:
-            bar, late = _bar(what, done, total), 0.0
+            bar, late = _bar(what, done, total) if sys.stderr.isatty() else None, 0.0
         yield item
         if bar is not None:
             bar.update()
@@ -121,7 +130,9 @@ def _bar(what: str, done: int, total: int | None) -> Any:
     except ImportError:
         note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
         return None
-    return tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
+    bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
+    bar.start_t -= 2  # the time left is reckoned from the beginning
+    return bar
 
 
 def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """Write text that follows a prompt.
 
-Text streams to standard output as it is made; without --temperature, --top-p and so on it is
-sampled with temperature 0.8 and top-p 0.95. Notes and timings go to standard error.
+What follows the prompt streams to standard output as it is made; several samples, and beam search,
+are printed at the end. An end-of-text token and the end of the context end a text. Unless told
+otherwise it is sampled with temperature 0.8 and top-p 0.95. Notes and timings go to standard error.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 import time
 from dataclasses import fields, replace
 
-from npgpt2.cli.common import add_model, add_precision, given_text, load_model, note, progress
+from npgpt2.cli.common import add_model, add_precision, given_prompt, load_model, note, progress
 
 HELP = "write text that follows a prompt"
 EXAMPLES = """examples:
@@ -104,9 +105,7 @@ def run(args: argparse.Namespace) -> int:
     options = GenerationOptions(**given, use_cache=not args.no_cache)
     if not options.greedy and options.num_beams == 1 and options.seed is None:
         options = replace(options, seed=fresh_seed())
-    prompt = given_text(args.prompt, "PROMPT")
-    if args.prompt == "-":
-        prompt = prompt.removesuffix("\n")
+    prompt = given_prompt(args.prompt, "PROMPT")
 
     started = time.perf_counter()
     model = load_model(args)
@@ -115,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     one = options.num_samples == 1 and not args.json
     pieces, first = [], 0.0
     loop = model.pieces([ids], options)
-    for piece in loop if one else progress(loop, "writing"):
+    most = options.num_samples * min(options.max_new_tokens, model.config.n_positions)
+    for piece in loop if one else progress(loop, "writing", most):
         first = first or time.perf_counter()
         pieces.append(piece)
         if one:
@@ -138,7 +138,9 @@ def run(args: argparse.Namespace) -> int:
         for number, text in enumerate(texts, 1):
             print(f"── {number} of {len(texts)} ──\n{text}")
     count = sum(len(text.ids) for text in texts)
-    rate = f", {(count - len(texts)) / (ended - first):.0f}/s" if count > len(texts) else ""
+    beams = options.num_beams > 1  # they come all at the end
+    later, since = (count, loaded) if beams else (count - len(texts), first)
+    rate = f", {later / (ended - since):.0f}/s" if later else ""
     seed = "" if options.seed is None else f"; seed {options.seed}"
     why = "; ".join(sorted({WHY[text.finish_reason] for text in texts}))
     if any(text.finish_reason == "context" for text in texts):

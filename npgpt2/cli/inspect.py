@@ -9,7 +9,14 @@ import argparse
 import difflib
 import re
 
-from npgpt2.cli.common import add_model, add_precision, given_text, load_model, model_folder, table
+from npgpt2.cli.common import (
+    add_model,
+    add_precision,
+    given_prompt,
+    load_model,
+    model_folder,
+    table,
+)
 from npgpt2.errors import OptionError, TensorNotFound
 
 HELP = "list parameters, show a tensor's numbers, or what a prompt becomes"
@@ -116,7 +123,7 @@ def parse_index(text: str) -> tuple[int | slice, ...]:
 def show_prompt(args: argparse.Namespace) -> None:
     import numpy as np
 
-    text = given_text(args.prompt, "--prompt")
+    text = given_prompt(args.prompt, "--prompt")
     model = load_model(args)
     ids = model.encode(text)
     wte, wpe = model.params.wte.weight, model.params.wpe.weight

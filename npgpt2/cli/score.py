@@ -1,5 +1,6 @@
 """How probable a model finds a text: log-probability per token, perplexity, bits per byte.
 
+The first token has nothing before it and is not scored, unless the text begins with <|endoftext|>.
 A text longer than the context is scored through a sliding window. Each token is listed for texts
 of up to 200 tokens; --json lists all.
 """
@@ -8,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 from npgpt2.cli.common import (
@@ -21,6 +23,7 @@ from npgpt2.cli.common import (
     table,
 )
 from npgpt2.cli.generate import whole
+from npgpt2.errors import FileError
 
 HELP = "how probable a text is: per token, perplexity, bits per byte"
 EXAMPLES = """examples:
@@ -49,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
         note(f"reading the file {args.text}")
         text = read_file(Path(args.text))
+    elif re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", args.text):
+        raise FileError(
+            f"{args.text}: no such file, and it looks like the name of one. "
+            "To score it as text, give it on standard input (-)"
+        )
     else:
         text = given_text(args.text, "TEXT")
     model = load_model(args)

@@ -28,10 +28,7 @@ def ids(
     name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
 ) -> Array:
     """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
-    try:
-        x = np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name}: rows of different length. Pad them, with a mask") from None
+    x = array(name, value)
     if x.dtype.kind not in "iu":
         raise InputError(f"{name}: got {x.dtype} numbers, expected whole ones")
     if x.shape != shape if shape else x.ndim != 2 or not x.size:
@@ -47,13 +44,25 @@ def ids(
 
 def states(name: str, value: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array:
     """Embeddings or hidden states (B, any, C)."""
-    x = np.asarray(value, dtype)
+    x = array(name, value, dtype)
     if x.ndim != 3 or x.shape[2] != config.n_embd or 0 in x.shape:
         raise InputError(f"{name}: got shape {x.shape}, expected (B, T, {config.n_embd})")
     return x
 
 
-def cache(given: Any) -> tuple[KVCache | None, int]:
+def array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
+    """An array of what NumPy takes for one."""
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}: not numbers, or rows of different length. Pad rows, with a mask"
+        ) from None
+
+
+def cache(
+    given: Any, rows: int, config: GPT2Config, dtype: np.dtype[Any]
+) -> tuple[KVCache | None, int]:
     """The cache of an earlier pass, and how many tokens it holds."""
     if given is None:
         return None, 0
@@ -62,6 +71,10 @@ def cache(given: Any) -> tuple[KVCache | None, int]:
             f"past_key_values: got a {type(given).__name__}, "
             "expected the past_key_values of an earlier output"
         )
+    if given.batch_size != rows:
+        raise InputError(f"past_key_values: holds {given.batch_size} rows, got {rows}")
+    if not given.fits(config, rows, dtype):
+        raise InputError(f"past_key_values: {given} was made for another model")
     return given, given.length
 
 
@@ -69,7 +82,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
     """A padding mask as bool; None where nothing is padding."""
     if value is None:
         return None
-    x = np.asarray(value)
+    x = array(name, value)
     if x.shape != shape:
         raise InputError(f"{name}: got shape {x.shape}, expected {shape} (past and new tokens)")
     if not ((x == 0) | (x == 1)).all():
@@ -87,7 +100,8 @@ def positions(
     """
     b, t = shape
     if given is not None:
-        wide = (b if np.shape(given)[:1] == (b,) else 1, t)
+        given = array("position_ids", given)
+        wide = (b if given.shape[:1] == (b,) else 1, t)
         return ids("position_ids", given, wide, config.n_positions)
     if mask is None:
         x = np.arange(past, past + t)[None]
@@ -101,16 +115,20 @@ def positions(
     return x
 
 
-def head_mask(given: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array | None:
+def head_mask(
+    given: Any, sizes: tuple[int, int, int], config: GPT2Config, dtype: np.dtype[Any]
+) -> Array | None:
     """(H,), (L, H) or (L, B, H, T, S) → (L, B, H, T, S), or sizes of 1 in place of B, T, S."""
     if given is None:
         return None
-    x, layers, heads = np.asarray(given, dtype), config.n_layer, config.n_head
+    x, layers, heads = array("head_mask", given, dtype), config.n_layer, config.n_head
     if config.pruned_heads:
         raise InputError("head_mask: not for a pruned model, whose layers differ in heads")
     if x.ndim in (1, 2) and x.shape[-1] == heads and x.shape[:-1] in ((), (layers,)):
         x = np.broadcast_to(x, (layers, heads))[:, None, :, None, None]
-    if x.ndim != 5 or x.shape[0] != layers or x.shape[2] not in (1, heads):
+    b, t, s = sizes
+    allowed = ((layers,), (1, b), (1, heads), (1, t), (1, s))
+    if x.ndim != 5 or any(n not in a for n, a in zip(x.shape, allowed, strict=True)):
         raise InputError(
             f"head_mask: got shape {x.shape}, expected ({heads},), "
             f"({layers}, {heads}) or ({layers}, B, {heads}, T, S)"
@@ -119,11 +137,21 @@ def head_mask(given: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array | N
 
 
 def encoder(
-    given: Any, given_mask: Any, rows: int, config: GPT2Config, dtype: np.dtype[Any]
+    given: Any,
+    given_mask: Any,
+    rows: int,
+    config: GPT2Config,
+    dtype: np.dtype[Any],
+    cache: KVCache | None,
 ) -> tuple[Array | None, Array | None]:
-    """The encoder's states (B, E, C) and their mask (B, E)."""
+    """The encoder's states (B, E, C) and their mask (B, E); without states, the cache's mask."""
     if given is None:
-        return None, None
+        known = next(iter(cache.cross.values()))[0] if cache is not None and cache.cross else None
+        if given_mask is None:
+            return None, cache.cross_mask if cache is not None else None
+        if known is None:
+            raise InputError("encoder_attention_mask: there are no encoder_hidden_states to mask")
+        return None, mask("encoder_attention_mask", given_mask, (rows, known.shape[2]))
     if not config.add_cross_attention:
         raise InputError(
             "encoder_hidden_states: this model has no cross-attention "
@@ -139,7 +167,7 @@ def last(x: Array, keep: Any) -> Array:
     """The last `keep` positions of (B, T, C), all for 0, or those that an array names."""
     if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
         return x[:, -int(keep) :]
-    t, index = x.shape[1], np.asarray(keep)
+    t, index = x.shape[1], array("logits_to_keep", keep)
     if index.dtype.kind not in "iu" or index.ndim != 1 or ((index < -t) | (index >= t)).any():
         raise InputError(
             f"logits_to_keep: got {keep!r}, expected a whole number from 0, or positions below {t}"

@@ -24,7 +24,7 @@ class KVCache:
 
     Attributes:
         length: P, tokens held.
-        cross: for each layer the keys and values of the encoder's states, once they are known.
+        cross: by layer, keys and values of the encoder's states, once they are known.
         cross_mask: (B, E) bool, which of these states are real; None where all are.
 
     >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16)
@@ -48,7 +48,7 @@ class KVCache:
         self._heads = [config.heads_left(i) for i in range(config.n_layer)]
         self._head_dim = config.head_dim
         self._buffers = self._allocate(batch_size, capacity)
-        self.cross: list[tuple[Array, Array] | None] = [None] * config.n_layer
+        self.cross: dict[int, tuple[Array, Array]] = {}
         self.cross_mask: Array | None = None
 
     def _allocate(self, batch_size: int, capacity: int) -> list[Array]:
@@ -57,8 +57,8 @@ class KVCache:
         memory = np.empty(row * sum(self._heads), self._dtype)
         ends = [row * heads for heads in accumulate(self._heads)]
         return [
-            memory[start:end].reshape(2, batch_size, -1, capacity, self._head_dim)
-            for start, end in zip([0, *ends], ends, strict=False)
+            memory[end - row * heads : end].reshape(2, batch_size, heads, capacity, self._head_dim)
+            for heads, end in zip(self._heads, ends, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -89,7 +89,8 @@ class KVCache:
             raise InputError(f"past_key_values: holds {self.batch_size} rows, got {key.shape[0]}")
         end = self.length + key.shape[2]
         if end > self.capacity:  # in the first layer of a pass: no other has written yet
-            capacity = max(end, min(2 * self.capacity, self._limit))
+            limit = self._limit if end <= self._limit else 2 * end  # padding reaches beyond
+            capacity = max(end, min(2 * self.capacity, limit))
             self._move(self._allocate(self.batch_size, capacity), slice(None))
         buffer = self._buffers[layer]
         buffer[0, :, :, self.length : end] = key
@@ -106,6 +107,12 @@ class KVCache:
         """Count T tokens that every layer has written."""
         self.length += tokens
 
+    def fits(self, config: GPT2Config, batch_size: int, dtype: npt.DTypeLike) -> bool:
+        """Whether it was made for such a model and so many rows."""
+        heads = [config.heads_left(i) for i in range(config.n_layer)]
+        made_for = (self._heads, self._head_dim, self.batch_size, self._dtype)
+        return made_for == (heads, config.head_dim, batch_size, np.dtype(dtype))
+
     def rewind(self, length: int) -> None:
         """Forget what came after the first `length` tokens.
 
@@ -118,9 +125,12 @@ class KVCache:
 
     def reorder(self, rows: npt.ArrayLike) -> None:
         """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
-        index = np.asarray(rows, np.int64)
+        index = np.asarray(rows)
+        whole = index.dtype.kind in "iu" and index.ndim == 1 and index.size > 0
+        if not whole or index.min() < 0 or index.max() >= self.batch_size:
+            raise InputError(f"rows: got {rows!r}, expected row numbers below {self.batch_size}")
         self._move(self._allocate(len(index), self.capacity), index)
-        self.cross = [kv and (kv[0][index], kv[1][index]) for kv in self.cross]
+        self.cross = {layer: (k[index], v[index]) for layer, (k, v) in self.cross.items()}
         if self.cross_mask is not None:
             self.cross_mask = self.cross_mask[index]
 

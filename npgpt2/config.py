@@ -87,7 +87,7 @@ class GPT2Config:
     bos_token_id: int | None = 50256
     eos_token_id: int | tuple[int, ...] | None = 50256
     pad_token_id: int | None = None
-    pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):

@@ -126,6 +126,8 @@ class GPT2(LanguageModel):
         >>> GPT2.from_random(GPT2Config(n_layer=1, n_head=2, n_embd=8)).params.h[0].ln_1.weight[:2]
         array([1., 1.], dtype=float32)
         """
+        if dtype not in FLOATS:
+            raise OptionError("dtype", f"got {dtype!r}, expected 'float32' or 'float64'")
         generator = np.random.Generator(np.random.Philox(key=seed))
         tensors: dict[str, Array] = {}
         for name, shape in param_shapes(config).items():
@@ -180,8 +182,8 @@ class GPT2(LanguageModel):
             position_ids: (B, T) or (1, T). By default a token's position is its index among the
                 real tokens of its row.
             head_mask: (H,), (L, H) or (L, 1 or B, H, 1 or T, 1 or S); multiplies probabilities.
-            encoder_hidden_states: (B, E, C), for a model with cross-attention. Its keys and values
-                are kept in the cache, with encoder_attention_mask (B, E).
+            encoder_hidden_states: (B, E, C), for a model with cross-attention. What they become is
+                kept in the cache, with encoder_attention_mask (B, E): later steps need neither.
             labels: (B, T) ids, shifted here; −100 is ignored.
             use_cache: by default the config's. With False nothing is added to a given cache.
             logits_to_keep: the last so many positions (0: all), or an array of positions.
@@ -199,7 +201,7 @@ class GPT2(LanguageModel):
         config = self.config
         tokens = arguments.tokens(input_ids, inputs_embeds, config, self.dtype)
         b, t = tokens.shape[:2]
-        cache, past = arguments.cache(past_key_values)
+        cache, past = arguments.cache(past_key_values, b, config, self.dtype)
         keep = config.use_cache if use_cache is None else use_cache
         if cache is None and keep:
             cache = KVCache(config, b, capacity=max(t, 64), dtype=self.dtype)
@@ -209,12 +211,8 @@ class GPT2(LanguageModel):
         if token_type_ids is not None:
             types = arguments.ids("token_type_ids", token_type_ids, (b, t), config.vocab_size)
         encoder, encoder_mask = arguments.encoder(
-            encoder_hidden_states, encoder_attention_mask, b, config, self.dtype
+            encoder_hidden_states, encoder_attention_mask, b, config, self.dtype, cache
         )
-        if cache is not None and encoder is not None:
-            cache.cross_mask = encoder_mask
-        elif cache is not None:
-            encoder_mask = cache.cross_mask
         wanted = self._wanted(output_hidden_states, output_attentions)
         taken: dict[str, Array] = {}
 
@@ -227,19 +225,21 @@ class GPT2(LanguageModel):
         show = Tap(listen if wanted or tap is not None else None)
         run = Run(
             config,
+            dict(cache.cross) if cache is not None and encoder is None else {},
             cache,
             mask,
-            arguments.head_mask(head_mask, config, self.dtype),
+            arguments.head_mask(head_mask, (b, t, past + t), config, self.dtype),
             encoder,
             encoder_mask,
             want_probs=output_attentions or tap is not None,
         )
         x = embed(self.params, tokens, positions, types, show)
         x = transformer(x, self.params, run, show)
-        if cache is not None and not keep:
-            cache.rewind(past)
         logits = lm_head(arguments.last(x, logits_to_keep), self.params, show)
-        loss = None if labels is None else self._loss(x, labels)
+        loss = None if labels is None else self._loss(x, logits, logits_to_keep, labels)
+        if cache is not None and keep:  # last: of a pass that fails nothing is kept
+            cache.advance(t)
+            cache.cross, cache.cross_mask = run.cross, encoder_mask
 
         def tuple_of(kind: str) -> tuple[Array, ...] | None:
             found = tuple(taken[name] for name, k in wanted.items() if k == kind and name in taken)
@@ -311,7 +311,7 @@ class GPT2(LanguageModel):
         Raises:
             InputError: another width; or another V, while the head is the model's own.
         """
-        wte = np.asarray(weight, self.dtype)
+        wte = arguments.array("weight", weight, self.dtype)
         if wte.ndim != 2 or wte.shape[1] != self.config.n_embd or not len(wte):
             raise InputError(f"weight: got shape {wte.shape}, expected (V, {self.config.n_embd})")
         if self.params.lm_head is not None and len(wte) != self.config.vocab_size:
@@ -359,11 +359,13 @@ class GPT2(LanguageModel):
             names |= dict.fromkeys((f"h.{i}.crossattention.probs" for i in layers), "cross")
         return names
 
-    def _loss(self, x: Array, labels: Any) -> Any:
+    def _loss(self, x: Array, logits: Array, kept: Any, labels: Any) -> Any:
         """Mean cross-entropy of each token given those before it, as GPT2LMHeadModel has it."""
         vocabulary = self.config.vocab_size
         targets = arguments.ids("labels", labels, x.shape[:2], vocabulary, ignore=-100)[:, 1:]
-        nats = cross_entropy(lm_head(x[:, :-1], self.params), targets).sum()
+        whole = isinstance(kept, int) and kept == 0
+        logits = logits[:, :-1] if whole else lm_head(x[:, :-1], self.params)
+        nats = cross_entropy(logits, targets).sum()
         count = int((targets != -100).sum())
         return nats / count if count else nats.dtype.type(np.nan)
 

@@ -8,6 +8,7 @@ Axes: B rows of the batch, P tokens of a prompt, T tokens, V vocabulary.
 
 import os
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from npgpt2.config import GPT2Config
-from npgpt2.errors import InputError, TokenizerError
+from npgpt2.errors import FileError, InputError, OptionError, TokenizerError
 from npgpt2.generate import GenerationOptions, Stepper, beam_search, left_padded, sound, write
 from npgpt2.ops import Array
 from npgpt2.scoring import Score, Window, token_logprobs
@@ -40,7 +41,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Completion:
-    """One text that was written, without its prompt."""
+    """One text that was written, without its prompt.
+
+    `ids` are all that were written; a stop text, and what follows it, is not in `text`.
+    """
 
     text: str
     ids: list[int]
@@ -112,6 +116,8 @@ class LanguageModel(ABC):
         """
         if options.seed is None and not options.greedy and options.num_beams == 1:
             options = replace(options, seed=fresh_seed())
+        if options.stop and not self.has_vocabulary:
+            raise OptionError("stop", "this model has no vocabulary, so no text to stop at")
         if options.num_beams > 1:
             for n, prompt in enumerate(prompts):
                 yield from self._beams(prompt, n * options.num_samples, options)
@@ -137,17 +143,28 @@ class LanguageModel(ABC):
                 text.push(token)
             return text
 
+        reach = max((len(stop.encode()) for stop in options.stop), default=0) + 1
         beams = beam_search(
             self.stepper(None, options.use_cache), prompt, options,
             self.config.n_positions, self.config.eos_token_ids,
-            ended=lambda _, ids: bool(options.stop) and text_of(ids).stopped,
+            # No parent held a stop text: a new one ends in the last token and begins, every token
+            # having a byte at least, within so many of them.
+            ended=lambda _, ids: bool(options.stop) and text_of(ids[-reach:]).stopped,
         )  # fmt: skip
         for i, beam in enumerate(beams):
             yield Piece(row + i, text_of(beam.ids).take(last=True), tuple(beam.ids), beam.finish)
 
     def decoder(self) -> TextDecoder | None:
         """A decoder of this model's vocabulary; None where it has none."""
-        return self.tokenizer.decoder() if self.folder else None
+        return self.tokenizer.decoder() if self.has_vocabulary else None
+
+    @cached_property
+    def has_vocabulary(self) -> bool:
+        """Whether there is one: ids go in and out without."""
+        try:
+            return self.folder is not None and self.tokenizer is not None
+        except FileError:
+            return False
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """The text that follows a prompt, piece by piece; whole characters only.
@@ -160,8 +177,11 @@ class LanguageModel(ABC):
         >>> list(model.stream("O Romeo, ", max_new_tokens=5, temperature=0))
         ['or', ' e', 'l', 'se', ',']
         """
-        for piece in self.pieces([self.encode(prompt)], GenerationOptions(**options)):
-            if piece.text and piece.row == 0:
+        chosen = GenerationOptions(**options)
+        if chosen.num_samples > 1:
+            raise OptionError("num_samples", "a stream is one text. Use generate for several")
+        for piece in self.pieces([self.encode(prompt)], chosen):
+            if piece.text:
                 yield piece.text
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
@@ -210,8 +230,9 @@ class LanguageModel(ABC):
             stride,
             progress,
         )
-        scored = array[np.isfinite(logprobs)].tolist()
-        size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if self.folder else 0
+        scored = array[~np.isnan(logprobs)].tolist()
+        known = self.has_vocabulary
+        size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if known else 0
         return Score(array, logprobs, size)
 
     def _ids(self, prompt: Prompt) -> list[Any]:
@@ -237,13 +258,16 @@ def collect(
     prompts: Sequence[list[int]], num_samples: int, pieces: Iterable[Piece]
 ) -> list[Completion]:
     """Pieces, as they came, put together: one `Completion` a row."""
-    texts: dict[int, tuple[list[str], list[int], str]] = {}
+    texts: dict[int, list[str]] = defaultdict(list)
+    written: dict[int, list[int]] = defaultdict(list)
+    finishes: dict[int, str] = {}
     for row, text, ids, finish in pieces:
-        parts, written, _ = texts.get(row, ([], [], ""))
-        texts[row] = ([*parts, text], [*written, *ids], finish or "")
+        texts[row].append(text)
+        written[row] += ids
+        finishes[row] = finish or ""
     return [
-        Completion("".join(parts), ids, finish, prompts[row // num_samples])
-        for row, (parts, ids, finish) in sorted(texts.items())
+        Completion("".join(texts[row]), written[row], finish, prompts[row // num_samples])
+        for row, finish in sorted(finishes.items())
     ]
 
 

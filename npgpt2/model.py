@@ -53,6 +53,7 @@ class Run(NamedTuple):
     """What one forward pass carries beside its numbers."""
 
     config: GPT2Config
+    cross: dict[int, tuple[Array, Array]]  # by layer, keys and values of the encoder's states
     cache: KVCache | None = None
     mask: Array | None = None  # (B, S) bool, False where padding
     head_mask: Array | None = None  # (L, 1 or B, H, 1 or T, 1 or S)
@@ -78,11 +79,12 @@ def embed(
 
 
 def transformer(x: Array, params: Params, run: Run, tap: Tap = SILENT) -> Array:
-    """(B, T, C) embeddings → (B, T, C) last hidden states. The cache, if any, grows by T."""
+    """(B, T, C) embeddings → (B, T, C) last hidden states.
+
+    Keys and values are written behind the cache's past; who calls this advances it.
+    """
     for layer, p in enumerate(params.h):
         x = block(x, p, layer, run, tap.at(f"h.{layer}"))
-    if run.cache is not None:
-        run.cache.advance(x.shape[1])
     return tap("ln_f", layer_norm(x, *params.ln_f, run.config.layer_norm_epsilon))
 
 
@@ -142,14 +144,11 @@ def crossattention(
 
 
 def encoder_kv(p: CrossAttention, layer: int, run: Run) -> tuple[Array, Array] | None:
-    """Keys and values (B, H, E, D) of the encoder's states: the cache's, or made and kept there."""
-    kv = run.cache.cross[layer] if run.cache is not None else None
-    if kv is None and run.encoder is not None:
+    """Keys and values (B, H, E, D) of the encoder's states: known already, or made now."""
+    if layer not in run.cross and run.encoder is not None:
         k, v = (split_heads(part, run.config) for part in _split(linear(run.encoder, *p.c_attn), 2))
-        kv = k, v
-        if run.cache is not None:
-            run.cache.cross[layer] = kv
-    return kv
+        run.cross[layer] = k, v
+    return run.cross.get(layer)
 
 
 def mlp(x: Array, p: MLP, run: Run, tap: Tap) -> Array:
@@ -166,7 +165,7 @@ def lm_head(x: Array, params: Params, tap: Tap = SILENT) -> Array:
     y = np.empty((len(rows), len(head)), x.dtype)
     for i in range(0, len(head), VOCABULARY):
         np.matmul(rows, head[i : i + VOCABULARY].T, out=y[:, i : i + VOCABULARY])
-    return tap("logits", y.reshape(*x.shape[:-1], -1))
+    return tap("logits", y.reshape(*x.shape[:-1], len(head)))
 
 
 def split_heads(x: Array, config: GPT2Config) -> Array:

@@ -33,7 +33,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
     # One matrix product over all rows: NumPy would multiply a 3-D x batch entry by batch entry.
     y: Array = np.dot(x.reshape(-1, x.shape[-1]), weight)
     y += bias
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:

@@ -9,13 +9,10 @@ Axes: C n_embd, H heads (of this layer), D head_dim, F mlp width, V vocabulary, 
 
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, TypeAlias, get_args, get_type_hints
-
-import numpy.typing as npt
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from npgpt2.config import GPT2Config
-
-Array: TypeAlias = npt.NDArray[Any]
+from npgpt2.ops import Array
 
 
 class Embedding(NamedTuple):
@@ -73,7 +70,7 @@ class Params(NamedTuple):
 def param_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Every parameter of a GPT-2 with its shape, in the order of the data's flow.
 
-    The one list of parameters: loader, initialisation, optimizer, exporter and golden files use it.
+    The one list of parameters: whoever visits every one of them walks this table or the tree.
 
     >>> shapes = param_shapes(GPT2Config())
     >>> len(shapes), shapes["h.11.mlp.c_fc.weight"]

@@ -50,7 +50,8 @@ def top_k(logits: Array, k: int) -> Array:
 
 
 def top_p(logits: Array, p: float) -> Array:
-    """Keep the fewest tokens that together have probability p: the one that crosses p is kept.
+    """Keep the fewest tokens that together have probability p: the one that crosses p is kept,
+    and all that equal it.
 
     Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
 
@@ -59,10 +60,9 @@ def top_p(logits: Array, p: float) -> Array:
     """
     if p >= 1:
         return logits
-    falling = np.sort(softmax(logits))[::-1]
-    crossing = int(np.searchsorted(np.cumsum(falling), p))
-    smallest = np.sort(logits)[::-1][min(crossing, logits.size - 1)]
-    return np.where(logits < smallest, -np.inf, logits)
+    falling = np.sort(logits)[::-1]
+    crossing = int(np.searchsorted(np.cumsum(softmax(falling)), p))
+    return np.where(logits < falling[min(crossing, logits.size - 1)], -np.inf, logits)
 
 
 def min_p(logits: Array, p: float) -> Array:

@@ -34,7 +34,7 @@ class Score:
 
     @property
     def tokens(self) -> int:
-        return int(np.isfinite(self.logprobs).sum())
+        return int((~np.isnan(self.logprobs)).sum())
 
     @property
     def nats(self) -> float:
@@ -42,7 +42,9 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean −log-probability; infinite where that overflows."""
+        """exp of the mean −log-probability; infinite where that overflows, NaN of nothing."""
+        if not self.tokens:
+            return math.nan
         mean = self.nats / self.tokens
         return math.exp(mean) if mean < 700 else math.inf
 

@@ -95,8 +95,14 @@ def _load(folder: Path) -> Tokenizer:
         return _from_tokenizer_json(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
         vocab = read_json(folder / "vocab.json", TokenizerError)
-        merges, added = _read_merges(folder / "merges.txt"), _added_tokens(folder, vocab)
-        return BytePairTokenizer(vocab, merges, added, source=str(folder / "vocab.json"))
+        settings = _settings(folder)
+        return BytePairTokenizer(
+            vocab,
+            _read_merges(folder / "merges.txt"),
+            _added_tokens(folder, vocab, settings),
+            prefix_space=bool(settings.get("add_prefix_space")),
+            source=str(folder / "vocab.json"),
+        )
     if (folder / "vocab.txt").exists():
         return LibraryTokenizer.from_wordpiece(folder / "vocab.txt")
     for name in ("spiece.model", "sentencepiece.bpe.model"):
@@ -209,11 +215,12 @@ class _ByteDecoder:
     """Holds back the bytes of a character until it is whole."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._bytes_of = tokenizer.token_bytes
+        self._bytes_of, self._size = tokenizer.token_bytes, tokenizer.size
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._utf8.decode(self._bytes_of(token))
+        # A vocabulary may be padded beyond its tokens: those ids are no text.
+        return self._utf8.decode(self._bytes_of(token) if token < self._size else b"")
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -318,17 +325,21 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _added_tokens(folder: Path, vocab: dict[str, int]) -> dict[str, int]:
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, where there is one."""
+    path = folder / "tokenizer_config.json"
+    return read_json(path, TokenizerError) if path.exists() else {}
+
+
+def _added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
     """The tokens that stand whole in a text, from the small files beside vocab.json."""
     added: dict[str, int] = {}
     if "<|endoftext|>" in vocab:
         added["<|endoftext|>"] = vocab["<|endoftext|>"]
     if (folder / "added_tokens.json").exists():
         added |= read_json(folder / "added_tokens.json", TokenizerError)
-    if (folder / "tokenizer_config.json").exists():
-        settings = read_json(folder / "tokenizer_config.json", TokenizerError)
-        for token, entry in (settings.get("added_tokens_decoder") or {}).items():
-            added[entry["content"]] = int(token)
+    for token, entry in (settings.get("added_tokens_decoder") or {}).items():
+        added[entry["content"]] = int(token)
     return added
 
 
@@ -412,11 +423,11 @@ class LibraryTokenizer:
     @classmethod
     def from_wordpiece(cls, path: Path) -> "LibraryTokenizer":
         tokenizers = _require("tokenizers", path, "BERT's vocabulary")
-        settings: dict[str, Any] = {}
-        if (path.parent / "tokenizer_config.json").exists():
-            settings = read_json(path.parent / "tokenizer_config.json", TokenizerError)
-        lowercase = bool(settings.get("do_lower_case", True))
-        return cls(tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase))
+        lowercase = bool(_settings(path.parent).get("do_lower_case", True))
+        try:
+            return cls(tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase))
+        except Exception as error:  # the library raises nothing narrower
+            raise TokenizerError(f"{path}: {error}") from None
 
     @property
     def size(self) -> int:

@@ -226,7 +226,7 @@ def test_score(npgpt2, model, tmp_path):
     assert found["tokens"] == len(found["ids"]) - 1
 
 
-@pytest.mark.parametrize("name", ["none.txt", "./none", "some/book"])
+@pytest.mark.parametrize("name", ["none.txt", "./none", "/some/book"])
 def test_a_name_of_no_file_is_not_scored_as_text(npgpt2, name):
     code, out, err = npgpt2("score", name, *MODEL)
     assert (code, out) == (4, "")

@@ -1,12 +1,13 @@
 """Writing text: what must not depend on the cache, the batch, or how the text is cut."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
-from npgpt2 import GenerationOptions
-from npgpt2.errors import CheckpointError, InputError
+from npgpt2 import GPT2, GenerationOptions, KVCache
+from npgpt2.errors import CheckpointError, InputError, OptionError
 from npgpt2.generate import beam_search, write
 from npgpt2.language_model import _GrowingText
 
@@ -184,3 +185,41 @@ def test_logits_of_nan_are_an_error():
     step = table_step(np.full((2, 2), np.nan))
     with pytest.raises(CheckpointError, match="logits: NaN"):
         list(write(step, [[0]], [0], GenerationOptions(temperature=0), 10))
+
+
+def test_a_stop_text_needs_a_vocabulary_and_a_stream_is_one_text(model, small):
+    with pytest.raises(OptionError, match="stop: this model has no vocabulary"):
+        small().generate([1], stop="a")
+    with pytest.raises(OptionError, match="num_samples: a stream is one text"):
+        list(model.stream("a", num_samples=2))
+
+
+def test_a_folder_without_a_vocabulary_takes_ids(tiny, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny / name, tmp_path)
+    model = GPT2.from_pretrained(tmp_path)
+    [text] = model.generate([1, 2], max_new_tokens=3, temperature=0)
+    assert (text.text, len(text.ids)) == ("", 3)
+    assert np.isnan(model.score([1, 2, 3]).bits_per_byte)
+
+
+def test_ids_beyond_the_vocabulary_are_no_text(model):
+    model.resize_token_embeddings(2000)
+    [text] = model.generate("KING", seed=1, temperature=50.0, top_p=None, max_new_tokens=40)
+    assert max(text.ids) >= 512
+    assert text.text == model.tokenizer.decode([i for i in text.ids if i < 512])
+
+
+def test_padding_beyond_the_context_grows_by_doubling(model):
+    """After the longer rows have ended: not a copy of the whole cache for every column."""
+    moves = []
+    allocate = KVCache._allocate
+
+    def count(self, *args):
+        moves.append(args)
+        return allocate(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "_allocate", count)
+        model.generate([[1] * 120, [1, 2]], max_new_tokens=120, temperature=0)
+    assert len(moves) < 8

@@ -252,7 +252,7 @@ def test_a_random_model_has_gpt2s_initialisation():
     [
         ({}, "specify one of the two"),
         ({"input_ids": IDS, "inputs_embeds": EMBEDS}, "cannot specify both"),
-        ({"input_ids": [[1], [1, 2]]}, "input_ids: rows of different length"),
+        ({"input_ids": [[1], [1, 2]]}, "input_ids: not numbers, or rows of different length"),
         ({"input_ids": [1, 2]}, r"input_ids: got shape \(2,\), expected \(B, T\)"),
         ({"input_ids": np.zeros((1, 0), int)}, r"input_ids: got shape \(1, 0\)"),
         ({"input_ids": [[1.0]]}, "input_ids: got float64 numbers, expected whole ones"),
@@ -267,7 +267,9 @@ def test_a_random_model_has_gpt2s_initialisation():
         ({"input_ids": IDS, "position_ids": IDS + 100}, "position_ids: got 1[0-9]+ at"),
         ({"input_ids": IDS, "labels": IDS - 1}, "labels: got -1 at"),
         ({"input_ids": IDS, "head_mask": [1, 1]}, r"head_mask: got shape \(2,\), expected \(3,\)"),
+        ({"input_ids": IDS, "head_mask": np.ones((3, 5, 3, 1, 1))}, r"head_mask: got shape \(3, 5"),
         ({"input_ids": IDS, "encoder_hidden_states": STATES}, "has no cross-attention"),
+        ({"input_ids": IDS, "encoder_attention_mask": [[1]]}, "no encoder_hidden_states to mask"),
         ({"input_ids": IDS, "past_key_values": ((1, 2),)}, "past_key_values: got a tuple"),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep: got -1"),
     ],
@@ -283,3 +285,71 @@ def test_encoder_states_of_another_batch(small):
         model(IDS, encoder_hidden_states=STATES[:1])
     with pytest.raises(InputError, match="encoder_attention_mask: got shape"):
         model(IDS, encoder_hidden_states=STATES, encoder_attention_mask=[[1]])
+
+
+def test_of_a_pass_that_fails_nothing_is_kept(small):
+    """Refused at the end, or interrupted in the middle: the same call then gives what it gave."""
+    model, other = small(add_cross_attention=True), STATES[::-1] + 0.1
+    first = {"encoder_hidden_states": STATES, "encoder_attention_mask": np.eye(2, 5) + 1 > 0}
+    cache = model(IDS[:, :3], **first).past_key_values
+    before = (cache.length, cache.cross_mask, dict(cache.cross))
+
+    def interrupt(name, array):
+        if name == "h.1.ln_1":
+            raise KeyboardInterrupt
+
+    for fault in ({"logits_to_keep": -1}, {"labels": [[99]]}, {"head_mask": [1, 1]},
+                  {"tap": interrupt}):  # fmt: skip
+        with pytest.raises((InputError, KeyboardInterrupt)):
+            model(IDS[:, 3:5], past_key_values=cache, encoder_hidden_states=other, **fault)
+        assert (cache.length, cache.cross_mask, cache.cross) == before
+    again = model(IDS[:, 3:5], past_key_values=cache).logits
+    np.testing.assert_allclose(again, model(IDS[:, :5], **first).logits[:, 3:], **CLOSE)
+
+
+def test_new_encoder_states_replace_those_in_the_cache(small):
+    model, other = small(add_cross_attention=True), STATES[:, :3] + 0.1
+    cache = model(IDS[:, :3], encoder_hidden_states=STATES).past_key_values
+    found = model(IDS[:, 3:], past_key_values=cache, encoder_hidden_states=other)
+    cache = model(IDS[:, :3], encoder_hidden_states=STATES).past_key_values
+    plain = model(IDS[:, 3:], past_key_values=cache)
+    assert abs(found.logits - plain.logits).max() > 1e-3
+    assert found.past_key_values.cross[0][0].shape == (2, 3, 3, 4)
+
+
+def test_a_mask_on_a_later_step_covers_the_states_in_the_cache(small):
+    model, mask = small(add_cross_attention=True), [[1] * 4 + [0]] * 2
+    whole = model(IDS[:, :1], encoder_hidden_states=STATES, encoder_attention_mask=mask)
+    cache = model(IDS[:, :1], encoder_hidden_states=STATES).past_key_values
+    cache.rewind(0)
+    later = model(IDS[:, :1], past_key_values=cache, encoder_attention_mask=mask)
+    np.testing.assert_allclose(later.logits, whole.logits, **CLOSE)
+    with pytest.raises(InputError, match="encoder_attention_mask: got shape"):
+        model(IDS[:, :1], past_key_values=cache, encoder_attention_mask=[[1]] * 2)
+
+
+def test_a_cache_of_another_model(small):
+    model = small()
+    for other in (small(n_layer=2), small(n_layer=4), small(n_head=1), small("float32"),
+                  small().prune_heads({0: [1]})):  # fmt: skip
+        with pytest.raises(InputError, match="was made for another model"):
+            model(IDS, past_key_values=other(IDS).past_key_values)
+
+
+@pytest.mark.parametrize("rows", [[2], [-1], [], [True, False], [0.5], [[0]]])
+def test_rows_that_a_cache_does_not_have(small, rows):
+    with pytest.raises(InputError, match="rows: got"):
+        small()(IDS).past_key_values.reorder(rows)
+
+
+def test_one_token_with_a_label_has_no_loss(small):
+    assert np.isnan(small()([[1]], labels=[[1]]).loss)
+
+
+def test_outputs_by_name_and_what_they_look_like(small):
+    model = small()
+    out = model(IDS)
+    assert out["logits"] is out.logits
+    assert out == out != model(IDS)
+    assert repr(model).startswith("GPT2(")
+    assert hash(model.config) == hash(small().config)

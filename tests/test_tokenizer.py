@@ -185,6 +185,10 @@ def test_added_tokens_beside_vocab_json(tiny, tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("<user><bot><|endoftext|>") == [512, 513, 0]
     assert tokenizer.size == 514
+    (tmp_path / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    (tmp_path / "added_tokens.json").unlink()
+    plain = load_tokenizer(tiny)
+    assert load_tokenizer(tmp_path).encode("the") == plain.encode(" the")
 
 
 def test_bert_and_unigram_vocabularies(tmp_path):

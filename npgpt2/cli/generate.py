@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
     one = options.num_samples == 1 and not args.json
     pieces, first = [], 0.0
     loop = model.pieces([ids], options)
-    most = options.num_samples * min(options.max_new_tokens, model.config.n_positions)
+    most = options.num_samples  # pieces: one a token, or one a beam
+    if options.num_beams == 1:
+        most *= min(options.max_new_tokens, model.config.n_positions - len(ids))
     for piece in loop if one else progress(loop, "writing", most):
         first = first or time.perf_counter()
         pieces.append(piece)

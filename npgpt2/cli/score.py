@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
         note(f"reading the file {args.text}")
         text = read_file(Path(args.text))
-    elif re.fullmatch(r"\S*/\S*|\S+\.\w{1,5}", args.text):
+    elif re.fullmatch(r"\.{0,2}/\S+|\S+\.(txt|text|md|jsonl?|csv|html?|log)", args.text):
         raise FileError(
             f"{args.text}: no such file, and it looks like the name of one. "
             "To score it as text, give it on standard input (-)"

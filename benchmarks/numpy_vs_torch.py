@@ -1,6 +1,6 @@
 """npgpt2 against transformers on the same random checkpoint of GPT-2's 124M shape.
 
-    pip install '.[bench]'
+    pip install torch==2.13.0 transformers==5.23.0
     python -m benchmarks.numpy_vs_torch [--rounds 5] [--json FILE]
 
 float32, batch 1, the same work in both:

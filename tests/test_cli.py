@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from npgpt2 import GPT2
+from npgpt2 import GPT2, GenerationOptions
 from npgpt2.cli import COMMANDS, build_parser, main
 from npgpt2.cli.blas import NEEDED, choose_kernel
 from npgpt2.cli.common import progress
@@ -252,6 +252,15 @@ def test_help_shows_an_example_that_parses(npgpt2, command):
     for example in examples:
         words = shlex.split(example.split(" < ")[0])
         assert build_parser().parse_args(words[1:]).command == command
+
+
+def test_help_states_the_defaults_that_hold(npgpt2):
+    out, options = " ".join(npgpt2("generate", "--help")[1].split()), GenerationOptions()
+    for name in ("temperature", "top_p", "max_new_tokens", "num_samples", "repetition_penalty"):
+        flag = f"--{name.replace('_', '-')}"
+        text = out.split(f"{flag} ", 2)[2].split("--")[0]
+        assert f"(default: {getattr(options, name):g})" in text, flag
+    assert (options.top_k, options.min_p, options.seed) == (None, None, None)
 
 
 def test_version_and_nothing(npgpt2):

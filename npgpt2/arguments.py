@@ -73,7 +73,7 @@ def cache(
         )
     if given.batch_size != rows:
         raise InputError(f"past_key_values: holds {given.batch_size} rows, got {rows}")
-    if not given.fits(config, rows, dtype):
+    if not given.fits(config, dtype):
         raise InputError(f"past_key_values: {given} was made for another model")
     return given, given.length
 

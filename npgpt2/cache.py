@@ -107,11 +107,11 @@ class KVCache:
         """Count T tokens that every layer has written."""
         self.length += tokens
 
-    def fits(self, config: GPT2Config, batch_size: int, dtype: npt.DTypeLike) -> bool:
-        """Whether it was made for such a model and so many rows."""
+    def fits(self, config: GPT2Config, dtype: npt.DTypeLike) -> bool:
+        """Whether it was made for such a model."""
         heads = [config.heads_left(i) for i in range(config.n_layer)]
-        made_for = (self._heads, self._head_dim, self.batch_size, self._dtype)
-        return made_for == (heads, config.head_dim, batch_size, np.dtype(dtype))
+        made_for = (self._heads, self._head_dim, self._dtype)
+        return made_for == (heads, config.head_dim, np.dtype(dtype))
 
     def rewind(self, length: int) -> None:
         """Forget what came after the first `length` tokens.

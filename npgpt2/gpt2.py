@@ -286,6 +286,8 @@ class GPT2(LanguageModel):
         config = replace(self.config, pruned_heads=union)  # validates
         d, blocks = config.head_dim, list(self.params.h)
         for layer, gone in config.pruned_heads.items():
+            if before.get(layer) == gone:
+                continue
             here = [h for h in range(config.n_head) if h not in before.get(layer, ())]
             left = [n for n, h in enumerate(here) if h not in gone]
             attn = blocks[layer].attn

@@ -88,14 +88,28 @@ class KVCache:
         if key.shape[0] != self.batch_size:
             raise InputError(f"past_key_values: holds {self.batch_size} rows, got {key.shape[0]}")
         end = self.length + key.shape[2]
-        if end > self.capacity:  # in the first layer of a pass: no other has written yet
-            limit = self._limit if end <= self._limit else 2 * end  # padding reaches beyond
-            capacity = max(end, min(2 * self.capacity, limit))
-            self._move(self._allocate(self.batch_size, capacity), slice(None))
+        self.reserve(end)  # moves in the first layer of a pass: no other has written yet
         buffer = self._buffers[layer]
         buffer[0, :, :, self.length : end] = key
         buffer[1, :, :, self.length : end] = value
         return buffer[0, :, :, :end], buffer[1, :, :, :end]
+
+    def reserve(self, tokens: int) -> bool:
+        """Make room for so many tokens in all. True where the buffers had to move."""
+        if tokens <= self.capacity:
+            return False
+        limit = self._limit if tokens <= self._limit else 2 * tokens  # padding reaches beyond
+        capacity = max(tokens, min(2 * self.capacity, limit))
+        self._move(self._allocate(self.batch_size, capacity), slice(None))
+        return True
+
+    def room(self, layer: int) -> tuple[Array, Array]:
+        """A layer's whole key and value buffers (B, H, capacity, D), what is not filled included.
+
+        For an engine that writes in place; it counts what it wrote by `advance`.
+        """
+        key, value = self._buffers[layer]
+        return key, value
 
     def _move(self, buffers: list[Array], rows: Any) -> None:
         """Go on in other buffers, with these rows of what is held."""

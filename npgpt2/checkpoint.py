@@ -10,7 +10,7 @@ import mmap as mmap_module
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +120,20 @@ class Checkpoint:
             _warn_of_nonfinite(arrays[name], info, strict)
         return build_tree(arrays)
 
+    def pieces(self, name: str, size: int) -> Iterator[Array]:
+        """One parameter as float32, flat, in pieces of `size` numbers: read, not mapped.
+
+        Raises:
+            FileError: the file cannot be read.
+            CheckpointError: it has become shorter since its header was read.
+        """
+        info = self.tensors[name]
+        dtype = np.dtype(DTYPES[info.dtype])
+        file, step = _File(info.path, mmap=False), size * dtype.itemsize
+        for at in range(0, info.nbytes, step):
+            piece = info._replace(start=info.start + at, nbytes=min(step, info.nbytes - at))
+            yield _to_dtype(file.raw(piece).view(dtype), info.dtype, np.dtype(np.float32))
+
 
 def read_config(folder: Path) -> GPT2Config:
     """config.json, with the end-of-text ids of generation_config.json where it names them."""
@@ -140,6 +154,8 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
         if not (folder / SINGLE).exists():
             other = [p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.ckpt*"))]
             hint = f"It has {other[0]}: save that as safetensors. " if other else ""
+            if any(folder.glob("onnx/*.onnx")):
+                hint = "It has ONNX graphs: add --engine onnx to run them. "
             raise FileError(
                 f"{folder / SINGLE}: no such file. {hint}Expected {SINGLE} or {INDEX} in the folder"
             )

@@ -45,6 +45,10 @@ class FileError(NpGPT2Error, OSError):
     """A file or folder that cannot be found, read or fetched."""
 
 
+class CheckFailed(NpGPT2Error):
+    """What was made, or is there, does not hold against its reference."""
+
+
 class MissingPackage(NpGPT2Error, ImportError):
     """An optional package is needed. The text names the extra that brings it."""
 

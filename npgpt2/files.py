@@ -1,12 +1,21 @@
-"""Small files from strangers: read whole, within a bound, and never waited for."""
+"""Files: small ones from strangers are read with care, folders are written whole or not at all."""
 
 import json
+import os
+import shutil
 import stat
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from npgpt2.errors import FileError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two writers are not told of each other
+    fcntl = None  # type: ignore[assignment]
 
 MAX_BYTES = 2**28  # of a file that is read whole; the largest vocabularies have a tenth of it
 
@@ -82,3 +91,122 @@ def require_regular(path: Path) -> int:
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
         raise FileError(f"{path}: is {kind}, expected a file")
     return info.st_size
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
+    """A folder to fill, which appears at `target` when the block ends without an error.
+
+    Until then it stands beside it under a name with a dot; of a block that fails, or is killed and
+    begun again, nothing remains. A folder that is there already stays whole until the new one is.
+
+    Args:
+        replaces: asked of a folder that is there and not empty; where it says no, that is an
+            error.
+
+    Raises:
+        FileError: the target is no folder, may not be replaced, or is being written by another
+            process; or the disk is full.
+    """
+    target = Path(os.path.abspath(target))
+    old = _old(target)
+    if old.is_dir() and not target.exists():  # a process was killed between two renames
+        old.rename(target)
+    _require_replaceable(target, replaces)
+    work = target.with_name(f".{target.name}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(work):
+            try:
+                yield work
+                _sync(work)
+                _require_replaceable(target, replaces)
+                _swap(work, target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{problem.filename or target}: {problem.strerror or problem}") from None
+
+
+def _require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise FileError(f"{target}: is not a folder, expected one or nothing there")
+    if any(target.iterdir()) and not replaces(target):
+        raise FileError(f"{target}: is there already, expected a new folder. --force replaces it")
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Make an empty folder that one process at a time works in; the lock dies with the process."""
+    work.mkdir(exist_ok=True)
+    handle = os.open(work, os.O_RDONLY) if fcntl else -1
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                who = (work / "pid").read_text() if (work / "pid").exists() else "another"
+                raise FileError(
+                    f"{work}: process {who} is writing there. Wait for it, or end it"
+                ) from None
+        for left in work.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (work / "pid").write_text(str(os.getpid()))
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's files are on the disk."""
+    (folder / "pid").unlink()
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and not fcntl:
+        return  # Windows knows no handles of folders
+    handle = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Put a finished folder in its place; the one that was there goes when the new one stands."""
+    old = _old(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    try:
+        work.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    _fsync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises FileError where the disk of a folder, there or to come, has less than that free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FileError(f"{folder}: no space: needs {needed:,} bytes, free {free:,}")

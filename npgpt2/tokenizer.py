@@ -98,7 +98,7 @@ def _load(folder: Path) -> Tokenizer:
         settings = _settings(folder)
         return BytePairTokenizer(
             vocab,
-            _read_merges(folder / "merges.txt"),
+            read_merges(folder / "merges.txt"),
             _added_tokens(folder, vocab, settings),
             prefix_space=bool(settings.get("add_prefix_space")),
             source=str(folder / "vocab.json"),
@@ -301,7 +301,7 @@ def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_merges(path: Path) -> list[tuple[str, str]]:
+def read_merges(path: Path) -> list[tuple[str, str]]:
     """merges.txt: a version line, then a pair a line."""
     try:
         text = read_file(path).decode("utf-8")

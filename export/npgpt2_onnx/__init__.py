@@ -1,1 +1,26 @@
-"""The ONNX side of npgpt2: so far the names of an exported graph's inputs and outputs."""
+"""GPT-2 as ONNX, without PyTorch: `from npgpt2_onnx import export, OnnxModel`.
+
+Names are imported when they are first used: onnx and onnxruntime are large.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npgpt2_onnx.model import OnnxModel as OnnxModel
+    from npgpt2_onnx.save import export as export
+    from npgpt2_onnx.session import Session as Session
+    from npgpt2_onnx.verify import quality as quality
+
+_HOMES = {"OnnxModel": "model", "Session": "session", "export": "save", "quality": "verify"}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'npgpt2_onnx' has no attribute {name!r}")
+    return getattr(import_module(f"npgpt2_onnx.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

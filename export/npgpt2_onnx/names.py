@@ -3,7 +3,7 @@
 optimum's ORTModelForCausalLM, onnxruntime-genai and transformers.js all read these names, in this
 order; the axis names are part of the contract.
 
-Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary.
+Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary, E tokens of an encoder.
 """
 
 INPUT_IDS = "input_ids"  # (B, T) int64
@@ -11,8 +11,15 @@ ATTENTION_MASK = "attention_mask"  # (B, P + T) int64
 POSITION_IDS = "position_ids"  # (B, T) int64
 LOGITS = "logits"  # (B, T, V), the first output
 
+# Of graphs with GroupQueryAttention: an input with a default, which clients do not see.
+ALL_LOGITS = "all_logits"  # (1,) int64; 0, the default: only each row's last position
+
+# Of models with cross-attention, behind the others.
+ENCODER_MASK = "encoder_attention_mask"  # (B, E) int64
+
 BATCH, NEW, PAST = "batch_size", "sequence_length", "past_sequence_length"
 TOTAL = f"{PAST} + {NEW}"
+ENCODER = "encoder_sequence_length"
 
 
 def past(layer: int) -> tuple[str, str]:
@@ -31,3 +38,12 @@ def present(layer: int) -> tuple[str, str]:
     ('present.11.key', 'present.11.value')
     """
     return f"present.{layer}.key", f"present.{layer}.value"
+
+
+def cross(layer: int) -> tuple[str, str]:
+    """A layer's inputs (B, H, E, D): key and value of the encoder's states.
+
+    >>> cross(0)
+    ('past_key_values.0.encoder.key', 'past_key_values.0.encoder.value')
+    """
+    return f"past_key_values.{layer}.encoder.key", f"past_key_values.{layer}.encoder.value"

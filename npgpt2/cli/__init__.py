@@ -15,10 +15,10 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
-from npgpt2.cli import generate, info, inspect, score, tokenize
+from npgpt2.cli import export, generate, info, inspect, score, tokenize, verify
 from npgpt2.cli.blas import choose_kernel
 
-COMMANDS = (generate, tokenize, inspect, score, info)
+COMMANDS = (generate, tokenize, inspect, score, export, verify, info)
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,6 +121,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{flag}: {error.text}", 2
     if isinstance(error, (errors.FileError, errors.MissingPackage)):
         return str(error), 4
+    if isinstance(error, errors.CheckFailed):
+        return str(error), 1
     if isinstance(error, errors.NpGPT2Error):
         return str(error), 3
     if isinstance(error, OSError):

@@ -12,6 +12,7 @@ from npgpt2.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from npgpt2.gpt2 import GPT2
+    from npgpt2.language_model import LanguageModel
 
 T = TypeVar("T")
 
@@ -39,6 +40,62 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse weights that hold NaN or infinity; otherwise a warning",
     )
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What computes: NumPy on a checkpoint, or ONNX Runtime on what was exported from one."""
+    engine = parser.add_argument_group("engine")
+    engine.add_argument(
+        "--engine",
+        choices=("numpy", "onnx"),
+        default="numpy",
+        help="numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote "
+        "(default: %(default)s)",
+    )
+    engine.add_argument(
+        "--device", choices=("cpu", "cuda"), help="of the onnx engine (default: cpu)"
+    )
+    engine.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8", "int4"),
+        help="of the onnx engine (default: the first of these that the folder has)",
+    )
+    engine.add_argument(
+        "--threads",
+        type=whole,
+        metavar="N",
+        help="of the onnx engine (default: one for each core)",
+    )
+    engine.add_argument(
+        "--graph-cache",
+        metavar="DIR",
+        help="of the onnx engine: keep the optimized graph there, to open faster the next time",
+    )
+
+
+def load_engine(args: argparse.Namespace) -> "LanguageModel":
+    if args.engine == "numpy":
+        for name in ("device", "precision", "threads", "graph_cache"):
+            if getattr(args, name) is not None:
+                raise OptionError(name, "is an option of the onnx engine. Add --engine onnx")
+        return load_model(args)
+    if args.dtype != "float32" or args.strict:
+        raise OptionError(
+            "strict" if args.strict else "dtype",
+            "is an option of the NumPy engine. Leave it out, or --engine onnx",
+        )
+    from npgpt2_onnx import OnnxModel
+
+    model = OnnxModel.from_pretrained(
+        model_folder(args, weights=False),
+        args.precision,
+        device=args.device or "cpu",
+        threads=args.threads,
+        cache_dir=args.graph_cache,
+    )
+    session = model.session
+    note(f"{session.path.name} ({session.precision.name}) on {session.provider}")
+    return model
 
 
 def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
@@ -145,3 +202,17 @@ def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:
             for cell, w, side in zip(line, widths, right, strict=True)
         )
         yield "  ".join(cells).rstrip()
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None

@@ -11,7 +11,17 @@ import sys
 import time
 from dataclasses import fields, replace
 
-from npgpt2.cli.common import add_model, add_precision, given_prompt, load_model, note, progress
+from npgpt2.cli.common import (
+    add_engine,
+    add_model,
+    add_precision,
+    given_prompt,
+    load_engine,
+    note,
+    number,
+    progress,
+    whole,
+)
 
 HELP = "write text that follows a prompt"
 EXAMPLES = """examples:
@@ -92,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute the whole text again for every token: the same text, slowly",
     )
+    add_engine(parser)
     add_precision(parser)
     how.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
@@ -108,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = given_prompt(args.prompt, "PROMPT")
 
     started = time.perf_counter()
-    model = load_model(args)
+    model = load_engine(args)
     ids = model.encode(prompt)
     loaded = time.perf_counter()
     one = options.num_samples == 1 and not args.json
@@ -152,17 +163,3 @@ def run(args: argparse.Namespace) -> int:
         f"{count} tokens{rate}; {why}{seed}"
     )
     return 0
-
-
-def whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number") from None
-
-
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None

@@ -13,16 +13,17 @@ import re
 from pathlib import Path
 
 from npgpt2.cli.common import (
+    add_engine,
     add_model,
     add_precision,
     given_text,
-    load_model,
+    load_engine,
     note,
     progress,
     read_file,
     table,
+    whole,
 )
-from npgpt2.cli.generate import whole
 from npgpt2.errors import FileError
 
 HELP = "how probable a text is: per token, perplexity, bits per byte"
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens the window moves by: fewer give each token more context and "
         "take longer (default: half the context)",
     )
+    add_engine(parser)
     add_precision(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         text = given_text(args.text, "TEXT")
-    model = load_model(args)
+    model = load_engine(args)
     score = model.score(text, args.stride, progress)
     pieces = [model.tokenizer.piece(i) for i in score.ids.tolist()]
     logprobs = [None if math.isnan(p) else p for p in score.logprobs.tolist()]

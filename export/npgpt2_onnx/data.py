@@ -1,0 +1,215 @@
+"""The file of weights that the graphs of one precision share: what lies where, and writing it.
+
+A parameter keeps its checkpoint name. A quantized one is three initializers, two of them the same
+bytes: `NAME.int8` (rows, blocks, bytes of a block), `NAME.int8.rows` (rows, bytes of a row) for
+looking up rows, and `NAME.scales` (rows, blocks).
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from npgpt2.checkpoint import Checkpoint
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError, FileError
+from npgpt2.ops import Array
+from npgpt2.params import param_shapes
+from npgpt2_onnx.builder import FLOAT, FLOAT16, UINT8, Graph, Tensor, Value
+from npgpt2_onnx.ops import Quantized, Weight
+from npgpt2_onnx.precision import Precision, block_size
+from npgpt2_onnx.quantize import dequantize, quantize
+
+Layout = dict[str, Tensor]
+
+SIZES = {FLOAT: 4, FLOAT16: 2, UINT8: 1}
+CHUNK = 1 << 23  # bytes read at a time: memory does not grow with the model
+ROWED = ("wte.weight", "lm_head.weight")  # (outputs, inputs); the others are (inputs, outputs)
+
+
+def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
+    """Where each initializer will lie, by its name."""
+    tensors: Layout = {}
+    end = 0
+
+    def put(name: str, dtype: int, shape: tuple[int, ...]) -> None:
+        nonlocal end
+        nbytes = math.prod(shape) * SIZES[dtype]
+        # Pages for what is mapped, cache lines for what is small.
+        step = 4096 if nbytes >= 65536 else 64
+        offset = -(-end // step) * step
+        tensors[name] = Tensor(name, dtype, shape, location, offset, nbytes)
+        end = offset + nbytes
+
+    for name, shape in param_shapes(config).items():
+        bits = precision.bits_of(name)
+        if not bits:
+            exact = ".ln_" in name or name.startswith("ln_f")
+            put(name, FLOAT if exact else precision.float, shape)
+            continue
+        rows, width = shape if name in ROWED else shape[::-1]
+        blocks = -(-width // block_size(width))
+        size = block_size(width) * bits // 8
+        whole = f"{name}.int{bits}"
+        put(whole, UINT8, (rows, blocks, size))
+        if name == "wte.weight":
+            same = tensors[whole]
+            tensors[f"{whole}.rows"] = Tensor(
+                f"{whole}.rows", UINT8, (rows, blocks * size), location, same.offset, same.nbytes
+            )
+        put(f"{name}.scales", FLOAT, (rows, blocks))
+    return tensors
+
+
+def weights(
+    g: Graph, config: GPT2Config, precision: Precision, tensors: Layout
+) -> dict[str, Weight]:
+    """The parameters as initializers, by checkpoint name."""
+
+    def known(name: str) -> Value:
+        return g.initializer(tensors[name].proto())
+
+    found: dict[str, Weight] = {}
+    for name, shape in param_shapes(config).items():
+        bits = precision.bits_of(name)
+        if not bits:
+            found[name] = known(name)
+            continue
+        whole = f"{name}.int{bits}"
+        rows, width = shape if name in ROWED else shape[::-1]
+        table = known(f"{whole}.rows") if f"{whole}.rows" in tensors else None
+        scales = known(f"{name}.scales")
+        block = block_size(width)
+        found[name] = Quantized(known(whole), table, scales, bits, block, rows, width)
+    return found
+
+
+def write(
+    file: BinaryIO,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    tensors: Layout,
+    progress: Callable[[Iterable[str], str], Iterable[str]] = lambda names, what: names,
+) -> None:
+    """Fill the file. A checkpoint's tensors pass through in pieces of `CHUNK` bytes."""
+    for name in progress(list(checkpoint.tensors), f"writing {precision.name}"):
+        bits = precision.bits_of(name)
+        if bits:
+            _write_quantized(file, checkpoint, name, bits, tensors)
+            continue
+        tensor = tensors[name]
+        file.seek(tensor.offset)
+        dtype = np.float32 if tensor.dtype == FLOAT else np.float16
+        for piece in checkpoint.pieces(name, CHUNK // 4):
+            file.write(piece.astype(dtype, copy=False).data)
+
+
+def _write_quantized(
+    file: BinaryIO, checkpoint: Checkpoint, name: str, bits: int, tensors: Layout
+) -> None:
+    codes, scales = tensors[f"{name}.int{bits}"], tensors[f"{name}.scales"]
+    shape = checkpoint.tensors[name].shape
+    block = block_size(shape[1] if name in ROWED else shape[0])
+    if name in ROWED:  # rows come one after the other: so do their codes
+        rows = max(1, CHUNK // 4 // shape[1])
+        for at, piece in enumerate(checkpoint.pieces(name, rows * shape[1])):
+            some, scale = quantize(piece.reshape(-1, shape[1]), bits, block)
+            file.seek(codes.offset + at * rows * codes.nbytes // shape[0])
+            file.write(some.data)
+            file.seek(scales.offset + at * rows * scales.nbytes // shape[0])
+            file.write(scale.data)
+        return
+    # Blocks run down the columns: so many rows at a time are whole blocks of every column.
+    all_codes, all_scales = np.empty(codes.shape, np.uint8), np.empty(scales.shape, np.float32)
+    blocks = max(1, CHUNK // 4 // (shape[1] * block))
+    for at, piece in enumerate(checkpoint.pieces(name, blocks * block * shape[1])):
+        here = slice(at * blocks, (at + 1) * blocks)
+        columns = np.ascontiguousarray(piece.reshape(-1, shape[1]).T)
+        all_codes[:, here], all_scales[:, here] = quantize(columns, bits, block)
+    file.seek(codes.offset)
+    file.write(all_codes.data)
+    file.seek(scales.offset)
+    file.write(all_scales.data)
+
+
+def read(path: Path) -> tuple[dict[str, Array], Callable[[str, Array], Array]]:
+    """The parameters that a graph reads, in float32 by checkpoint name.
+
+    Returns:
+        the arrays, and a function: name and the original → how far rounding may have moved each
+        number. Not at all in float32, half a step in float16; a whole step of its block in int8
+        and int4, whose codes are cut off at one end.
+
+    Raises:
+        FileError, CheckpointError: a file is missing or too short.
+    """
+    model = onnx.load(path, load_external_data=False)
+    held = {proto.name: proto for proto in model.graph.initializer}
+    arrays: dict[str, Array] = {}
+    steps: dict[str, Array] = {}
+    for name, proto in held.items():
+        if ".int" in name and not name.endswith(".rows"):
+            parameter, bits = name.rsplit(".int", 1)
+            scales = _raw(path, held[f"{parameter}.scales"])
+            codes = _raw(path, proto)
+            width = _width(model, parameter)
+            x = dequantize(codes, scales, int(bits), width)
+            each = np.repeat(np.abs(scales), codes.shape[2] * 8 // int(bits), 1)[:, :width]
+            rowed = parameter in ROWED
+            arrays[parameter], steps[parameter] = (x, each) if rowed else (x.T, each.T)
+        elif proto.external_data and not name.endswith((".scales", ".rows")):
+            arrays[name] = _raw(path, proto).astype(np.float32, copy=False)
+
+    def allowed(name: str, original: Array) -> Array:
+        if name in steps:
+            slack = steps[name]
+        elif held[name].data_type == FLOAT:
+            slack = np.zeros(1, np.float32)
+        else:
+            slack = np.spacing(np.abs(original).astype(np.float16)).astype(np.float32) / 2
+        return np.maximum(slack, np.finfo(np.float32).tiny)
+
+    return arrays, allowed
+
+
+def _width(model: onnx.ModelProto, parameter: str) -> int:
+    """The length of a quantized parameter's summed axis, without the last block's padding."""
+    for node in model.graph.node:
+        if any(name.startswith(f"{parameter}.int") for name in node.input):
+            for attribute in node.attribute:
+                if attribute.name == "K":
+                    return int(attribute.i)
+    raise CheckpointError(f"{parameter}: no node of the graph multiplies by it")
+
+
+def _raw(path: Path, proto: TensorProto) -> Array:
+    """One initializer of a file beside the graph, mapped."""
+    where = {entry.key: entry.value for entry in proto.external_data}
+    file = path.parent / where["location"]
+    shape = tuple(proto.dims)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
+    offset, end = int(where["offset"]), int(where["offset"]) + int(where["length"])
+    try:
+        if file.stat().st_size < end:
+            raise CheckpointError(f"{file}: has {file.stat().st_size:,} of {end:,} bytes")
+        if offset % dtype.itemsize:
+            return np.fromfile(file, dtype, math.prod(shape), offset=offset).reshape(shape)
+        mapped: Array = np.memmap(file, dtype, "r", offset, shape)
+        return mapped
+    except OSError as error:
+        raise FileError(f"{file}: {error.strerror or error}") from None
+
+
+def external_files(path: Path) -> list[str]:
+    """The files beside a graph that its weights lie in."""
+    model = onnx.load(path, load_external_data=False)
+    return sorted({
+        entry.value
+        for proto in model.graph.initializer
+        for entry in proto.external_data
+        if entry.key == "location"
+    })  # fmt: skip

@@ -1,0 +1,172 @@
+"""A whole graph: inputs → masks → blocks → logits and presents, as clients expect them.
+
+Three kinds, over the same weights:
+
+portable  operators of ai.onnx only (but for quantized weights); padding on either side.
+gqa       GroupQueryAttention over a cache that need not be copied. Padding on the right of a
+          prompt; anywhere else it is an error.
+mha       MultiHeadAttention, for float32 on CUDA, where GroupQueryAttention has no kernel; padding
+          on either side.
+
+The last two are for ONNX Runtime: they use its fused operators, and give the logits of each row's
+last real token alone, or of all where the optional input `all_logits` is 1.
+
+Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V vocabulary,
+E tokens of an encoder.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from npgpt2.config import GPT2Config
+from npgpt2.params import build_tree
+from npgpt2_onnx import names
+from npgpt2_onnx.attention import Pair, Run, one_node
+from npgpt2_onnx.blocks import embed, lm_head, transformer
+from npgpt2_onnx.builder import FLOAT, INT32, INT64, Axis, Graph, Value
+from npgpt2_onnx.data import Layout, weights
+from npgpt2_onnx.ops import LOWEST, length, narrow, numbers, reduce, to_bool, to_int, wide
+from npgpt2_onnx.precision import Precision
+
+KINDS = {"portable": "", "gqa": "_gqa", "mha": "_mha"}  # kind → what its file's name ends in
+OPSET = 17  # the first with LayerNormalization; every client's onnxruntime loads it
+
+# The name of the node that stops wrong padding: ONNX Runtime's message shows it.
+RIGHT_ONLY = "padding goes on the right of a prompt - model.onnx takes any"
+
+
+def build(
+    config: GPT2Config,
+    precision: Precision,
+    kind: str,
+    layout: Layout,
+    opset: int = OPSET,
+    attentions: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> ModelProto:
+    """The graph of one GPT-2. Reads no weights: `layout` says where they lie.
+
+    Args:
+        attentions: also put out hidden states and, from the portable graph, attention maps, named
+            as `npgpt2.model.Tap` names them.
+    """
+    g = Graph(opset, precision.float, fused=kind != "portable")
+    ids = g.input(names.INPUT_IDS, INT64, [names.BATCH, names.NEW])
+    mask = g.input(names.ATTENTION_MASK, INT64, [names.BATCH, names.TOTAL])
+    positions = g.input(names.POSITION_IDS, INT64, [names.BATCH, names.NEW])
+    layers = range(config.n_layer)
+    past = [_pair(g, names.past(i), names.PAST, config, config.heads_left(i)) for i in layers]
+    run = Run(config, kind, past, want_probs=attentions)
+    if config.add_cross_attention:
+        run.cross = [_pair(g, names.cross(i), names.ENCODER, config, config.n_head) for i in layers]
+        encoder = g.input(names.ENCODER_MASK, INT64, [names.BATCH, names.ENCODER])
+        run.cross_bias = _padding_bias(g.at(names.ENCODER_MASK), encoder)
+    if kind == "gqa":
+        _right_padding(g.at(names.ATTENTION_MASK), run, ids, mask)
+    else:
+        run.bias = _causal_bias(g.at(names.ATTENTION_MASK), run, ids, mask)
+
+    values: Any = weights(g, config, precision, layout)
+    params: Any = build_tree(values)
+    x = transformer(g, embed(g, params, ids, positions), params, run)
+    if kind != "portable":
+        x = _last_or_all(g.at("lm_head"), x, ids, mask)
+    logits = g.tap(names.LOGITS, lm_head(g, x, params, config.vocab_size))
+
+    g.output(logits, FLOAT, [names.BATCH, names.NEW, config.vocab_size])
+    for i, pair in enumerate(run.present):
+        for name, value in zip(names.present(i), pair, strict=True):
+            value.name = name
+            heads = config.heads_left(i)
+            g.output(value, g.float, [names.BATCH, heads, names.TOTAL, config.head_dim])
+    if attentions:
+        _put_out_states(g, config)
+    return g.model("gpt2", metadata)
+
+
+def _pair(g: Graph, pair: tuple[str, str], axis: str, config: GPT2Config, heads: int) -> Pair:
+    key, value = (g.input(n, g.float, [names.BATCH, heads, axis, config.head_dim]) for n in pair)
+    return key, value
+
+
+def _put_out_states(g: Graph, config: GPT2Config) -> None:
+    """Hidden states (B, T, C) and attention maps (B, H, T, S), always float32."""
+    last = g.taps["ln_f"]
+    last.name = ""
+    g.tap("ln_f", wide(g, last))
+    shapes: dict[str, list[Axis]] = {"embed": [names.BATCH, names.NEW, config.n_embd]}
+    for i in range(config.n_layer):
+        heads = config.heads_left(i)
+        shapes[f"h.{i}.attn.probs"] = [names.BATCH, heads, names.NEW, names.TOTAL]
+        shapes[f"h.{i}.crossattention.probs"] = [names.BATCH, heads, names.NEW, names.ENCODER]
+        shapes[f"h.{i}.resid_mlp"] = shapes["embed"]
+    shapes["ln_f"] = shapes["embed"]
+    for name, shape in shapes.items():
+        if name in g.taps:
+            g.output(g.taps[name], FLOAT, shape)
+
+
+# ── masks ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _padding_bias(g: Graph, mask: Value) -> Value:
+    """(B, S) of ones and zeros → (B, 1, 1, S) float32: 0 where real, as good as −∞ where not."""
+    real = to_bool(g, g.op("Unsqueeze", mask, g.constant([1, 2])))
+    return g.op("Where", real, g.constant(0, np.float32), g.constant(LOWEST[g.float], np.float32))
+
+
+def _causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
+    """(B, 1, T, S): 0 where key j is real and j ≤ P + i, as good as −∞ elsewhere.
+
+    A padded query on the left sees nothing and weighs all keys alike: finite, and read by nobody.
+    """
+    new, total = length(g, ids, 1), length(g, mask, 1)
+    query = g.op("Add", numbers(g, new), g.op("Sub", total, new))
+    seen = g.op("LessOrEqual", numbers(g, total), g.op("Unsqueeze", query, g.constant([1])))
+    low = g.constant(LOWEST[g.float], np.float32)
+    bias = g.op("Where", seen, _padding_bias(g, mask), low)
+    return narrow(g, bias) if one_node(g, run) else bias
+
+
+def _right_padding(g: Graph, run: Run, ids: Value, mask: Value) -> None:
+    """What GroupQueryAttention wants to know of the mask.
+
+    The operator only counts tokens, so padding anywhere but on the right of a prompt would give
+    wrong numbers. That is an error here: a Reshape to −2, whose name is the text.
+    """
+    one, new, total = g.constant([1]), g.op("Shape", ids, start=1), g.op("Shape", mask, start=1)
+    fresh, last = _fresh(g, ids, mask)
+    count = g.op("ReduceSum", fresh, one)  # (B, 1)
+    # In a prompt no zero comes before a one, and behind a past every new token is real.
+    in_order = g.op("Equal", last, count)
+    whole = g.op("Equal", count, g.op("Where", g.op("Equal", total, new), count, new))
+    first = g.op("Slice", mask, g.constant([0]), one, one)
+    good = g.op("Mul", first, g.op("Mul", to_int(g, in_order), to_int(g, whole)))
+    shape = g.op("Sub", reduce(g, "ReduceMin", good, None), g.constant(2))  # −1: as it is
+    shape = g.op("Reshape", shape, one)
+    real = g.at(RIGHT_ONLY).op("Reshape", g.op("ReduceSum", mask, one, keepdims=0), shape)
+    run.seqlens = g.op("Cast", g.op("Sub", real, one), to=INT32)
+    run.total = g.op("Cast", g.op("Squeeze", total), to=INT32)
+
+
+def _fresh(g: Graph, ids: Value, mask: Value) -> tuple[Value, Value]:
+    """The new tokens' mask (B, T), and the number, from 1, of each row's last real one (B, 1)."""
+    new, total = g.op("Shape", ids, start=1), g.op("Shape", mask, start=1)
+    one = g.constant([1])
+    fresh = g.op("Slice", mask, g.op("Sub", total, new), total, one)
+    numbered = g.op("Mul", fresh, g.op("Add", numbers(g, g.op("Squeeze", new)), one))
+    return fresh, reduce(g, "ReduceMax", numbered)
+
+
+def _last_or_all(g: Graph, x: Value, ids: Value, mask: Value) -> Value:
+    """(B, T, C) → (B, 1, C), each row's last real token; all of it where `all_logits` is 1."""
+    everything = to_bool(g, g.option(names.ALL_LOGITS, np.zeros(1, np.int64)))
+    one, new = g.constant([1]), g.op("Shape", ids, start=1)
+    _, last = _fresh(g, ids, mask)
+    first = g.op("Where", everything, g.constant([0]), g.op("Sub", last, one))  # (B, 1)
+    steps = numbers(g, g.op("Squeeze", g.op("Where", everything, new, one)))
+    index = g.op("Unsqueeze", g.op("Add", first, steps), g.constant([2]))  # (B, 1 or T, 1)
+    return g.op("GatherND", x, index, batch_dims=1)

@@ -1,0 +1,249 @@
+"""GPT-2 under ONNX Runtime, with the same calls as in NumPy.
+
+Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from npgpt2.cache import KVCache
+from npgpt2.errors import InputError
+from npgpt2.generate import Stepper
+from npgpt2.language_model import LanguageModel
+from npgpt2.ops import Array
+from npgpt2_onnx import names
+from npgpt2_onnx.session import Session, choose, runtime_error
+
+
+class OnnxModel(LanguageModel):
+    """An exported folder, opened: `stepper`, `stream`, `generate`, `score` as GPT2 has them.
+
+    >>> import tempfile
+    >>> from npgpt2_onnx import export
+    >>> folder = export("tests/data/tiny", tempfile.mkdtemp() + "/tiny")
+    >>> model = OnnxModel.from_pretrained(folder)
+    >>> model.generate("O Romeo, ", max_new_tokens=4, temperature=0)[0].text
+    'or else'
+    >>> model.session.kind, model.session.provider
+    ('gqa', 'CPUExecutionProvider')
+    """
+
+    def __init__(self, session: Session, folder: Path | None = None) -> None:
+        self.session, self.folder, self.config = session, folder, session.config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        precision: str | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "OnnxModel":
+        """Open the graph of a folder that is fastest on a device.
+
+        Args:
+            folder: one that `npgpt2 export` wrote.
+            precision: "fp32", "fp16", "int8" or "int4"; None: the first of these that is there.
+            device: "cpu" or "cuda".
+            threads: for one operator; None: one for each core.
+            cache_dir: keep the optimized graph there and open that the next time.
+
+        Raises:
+            FileError, CheckpointError, MissingPackage, OptionError: see `Session` and `choose`.
+        """
+        _, _, path = choose(Path(folder), device, precision)
+        session = Session(path, device, threads, None if cache_dir is None else Path(cache_dir))
+        return cls(session, Path(folder))
+
+    def __repr__(self) -> str:
+        s = self.session
+        return f"OnnxModel({s.path.name}, {s.precision.name}, {s.provider}, {self.config})"
+
+    def logits(self, ids: Array) -> Array:
+        self._require_no_encoder()
+        return self.session.run([names.LOGITS], self.session.feeds(ids))[0]
+
+    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Stepper:
+        self._require_no_encoder()
+        if not use_cache:
+            return WholeStepper(self.session, mask)
+        if self.session.kind == "gqa":
+            return InPlaceStepper(self.session, mask)
+        return ConcatStepper(self.session, mask)
+
+    def _require_no_encoder(self) -> None:
+        if self.config.add_cross_attention:
+            raise InputError(
+                "encoder: this graph attends to an encoder's keys and values, which writing and "
+                "scoring do not have. Give them to session.forward(ids, cross=…)"
+            )
+
+
+class InPlaceStepper:
+    """Over GroupQueryAttention: new keys and values are written where the cache lies.
+
+    The batch's padding is moved from the left to the right, where the operator wants it: there it
+    is no part of the cache. Each row counts its own tokens.
+    """
+
+    def __init__(self, session: Session, mask: Array | None) -> None:
+        self._session, self._mask = session, mask
+        self._lengths: Array = np.zeros(0, np.int64)  # (B,), real tokens by row
+        self._cache: KVCache | None = None
+        self._device: list[tuple[str, str, ort.OrtValue]] = []  # the cache, as it is bound
+        self._binding: Any = None
+
+    def __call__(self, ids: Array) -> Array:
+        if self._cache is None:
+            return self._prompt(ids)
+        if len(ids) > 1:  # the operator takes several tokens behind a past for one row only
+            for t in range(ids.shape[1]):
+                logits = self._step(ids[:, t : t + 1])
+            return logits
+        return self._step(ids)
+
+    def _prompt(self, ids: Array) -> Array:
+        b, t = ids.shape
+        mask = np.ones((b, t), np.int64)
+        self._lengths = np.full(b, t)
+        if self._mask is not None:
+            self._lengths = self._mask.sum(1)
+            ids = np.stack([np.roll(row, n) for row, n in zip(ids, self._lengths, strict=True)])
+            mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
+        self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
+        self._bind()
+        positions = np.broadcast_to(np.arange(t), (b, t))
+        return self._run(ids, mask, positions, t)
+
+    def _step(self, ids: Array) -> Array:
+        t = ids.shape[1]
+        past = int(self._lengths.max())
+        positions = self._lengths[:, None] + np.arange(t)
+        self._lengths = self._lengths + t
+        # As many ones as the row has tokens, the new ones last.
+        mask = (np.arange(past + t) < self._lengths[:, None] - t).astype(np.int64)
+        mask[:, past:] = 1
+        return self._run(ids, mask, positions, past + t)
+
+    def _run(self, ids: Array, mask: Array, positions: Array, total: int) -> Array:
+        assert self._cache is not None
+        if total > self._cache.capacity:
+            self._pull()
+            self._cache.reserve(total)
+            self._bind()
+        binding = self._binding
+        binding.bind_cpu_input(names.INPUT_IDS, np.ascontiguousarray(ids))
+        binding.bind_cpu_input(names.ATTENTION_MASK, mask)
+        binding.bind_cpu_input(names.POSITION_IDS, np.ascontiguousarray(positions))
+        binding.bind_output(names.LOGITS, "cpu")
+        try:
+            self._session.ort.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own family, one class for each code
+            raise runtime_error(self._session.path, error) from None
+        self._cache.length = total
+        logits: Array = binding.get_outputs()[-1].numpy()[:, 0]
+        return logits
+
+    def _bind(self) -> None:
+        """Bind every layer's whole buffers as past and as present: one place in memory."""
+        assert self._cache is not None
+        self._binding, self._device = self._session.ort.io_binding(), []
+        device = self._session.device
+        for i in range(len(self._cache)):
+            for past, present, array in zip(
+                names.past(i), names.present(i), self._cache.room(i), strict=True
+            ):
+                value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+                self._binding.bind_ortvalue_input(past, value)
+                self._binding.bind_ortvalue_output(present, value)
+                self._device.append((past, present, value))
+
+    def _pull(self) -> None:
+        """Bring the cache back from the device. On the CPU it never left."""
+        if self._session.device == "cpu" or self._cache is None:
+            return
+        arrays = [a for i in range(len(self._cache)) for a in self._cache.room(i)]
+        for array, (_, _, value) in zip(arrays, self._device, strict=True):
+            array[...] = value.numpy()
+
+    def reorder(self, rows: Array) -> None:
+        assert self._cache is not None
+        self._pull()
+        self._cache.reorder(rows)
+        self._lengths = self._lengths[rows]
+        self._bind()
+
+
+class ConcatStepper:
+    """Over a graph whose presents are new arrays: they stay on the device and are the next past."""
+
+    def __init__(self, session: Session, mask: Array | None) -> None:
+        self._session, self._mask = session, mask
+        self._past: list[ort.OrtValue] = []  # key and value by layer
+
+    def __call__(self, ids: Array) -> Array:
+        session, b = self._session, len(ids)
+        started = bool(self._past)
+        if not started:
+            empty = [array for pair in session.empty_past(b) for array in pair]
+            self._past = [self._value(array) for array in empty]
+            self._mask = np.ones(ids.shape, bool) if self._mask is None else self._mask
+        else:
+            assert self._mask is not None
+            self._mask = np.concatenate([self._mask, np.ones(ids.shape, bool)], 1)
+        positions = (np.cumsum(self._mask, 1) - 1).clip(0)[:, -ids.shape[1] :]
+        binding = session.ort.io_binding()
+        binding.bind_cpu_input(names.INPUT_IDS, np.ascontiguousarray(ids))
+        binding.bind_cpu_input(names.ATTENTION_MASK, self._mask.astype(np.int64))
+        binding.bind_cpu_input(names.POSITION_IDS, np.ascontiguousarray(positions))
+        binding.bind_output(names.LOGITS, "cpu")
+        layers = range(session.config.n_layer)
+        for i, (past, present) in enumerate(
+            pair for n in layers for pair in zip(names.past(n), names.present(n), strict=True)
+        ):
+            binding.bind_ortvalue_input(past, self._past[i])
+            binding.bind_output(present, session.device)
+        try:
+            session.ort.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own family, one class for each code
+            raise runtime_error(session.path, error) from None
+        logits, *self._past = binding.get_outputs()
+        last: Array = logits.numpy()[:, -1]
+        return last
+
+    def _value(self, array: Array) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(array, self._session.device, 0)
+
+    def reorder(self, rows: Array) -> None:
+        self._past = [self._value(value.numpy()[rows]) for value in self._past]
+        self._mask = None if self._mask is None else self._mask[rows]
+
+
+class WholeStepper:
+    """Without a cache: the whole text again for every token."""
+
+    def __init__(self, session: Session, mask: Array | None) -> None:
+        self._session, self._mask = session, mask
+        self._ids: Array | None = None
+
+    def __call__(self, ids: Array) -> Array:
+        if self._ids is not None:
+            ids = np.concatenate([self._ids, ids], 1)
+            if self._mask is not None:
+                more = np.ones((len(ids), ids.shape[1] - self._mask.shape[1]), bool)
+                self._mask = np.concatenate([self._mask, more], 1)
+        self._ids = ids
+        if self._session.kind != "gqa":
+            stepper: Stepper = ConcatStepper(self._session, self._mask)
+        else:
+            stepper = InPlaceStepper(self._session, self._mask)
+        return stepper(ids)
+
+    def reorder(self, rows: Array) -> None:
+        self._ids = None if self._ids is None else self._ids[rows]
+        self._mask = None if self._mask is None else self._mask[rows]

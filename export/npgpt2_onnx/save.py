@@ -1,0 +1,309 @@
+"""A checkpoint → a folder that clients load: weights, graphs, small files; proved, then shown.
+
+    DIR/config.json, generation_config.json, tokenizer.json, tokenizer_config.json,
+        genai_config.json, and what else the vocabulary has
+    DIR/onnx/model.onnx            the portable graph      model_fp16, model_quantized, model_q4
+    DIR/onnx/model_gqa.onnx        over a shared cache     …_gqa, and …_mha
+    DIR/onnx/model.onnx_data       their weights           one file for each precision
+
+The names are the clients' (transformers.js looks for `model.onnx_data` beside `model.onnx`), so
+they hold no hash; what keeps graph and weights together is that the folder appears as a whole.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import npgpt2
+from npgpt2 import GPT2
+from npgpt2.checkpoint import Checkpoint
+from npgpt2.errors import CheckFailed, FileError, OptionError
+from npgpt2.files import new_folder, require_space
+from npgpt2.hub import resolve
+from npgpt2_onnx import clients
+from npgpt2_onnx.builder import FLOAT, Tensor
+from npgpt2_onnx.data import Layout, external_files, layout, write
+from npgpt2_onnx.graph import KINDS, OPSET, build
+from npgpt2_onnx.precision import PRECISIONS, Precision
+from npgpt2_onnx.session import graph_file, graphs_in
+from npgpt2_onnx.verify import check_weights, verify
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+BOTH = ("portable", "gqa")
+FP32 = PRECISIONS["fp32"]
+
+
+def export(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    precisions: Sequence[str] = ("fp32",),
+    graphs: Sequence[str] = BOTH,
+    share_weights: bool = False,
+    attentions: bool = False,
+    opset: int = OPSET,
+    force: bool = False,
+    proof: bool = True,
+    triton: str | Path | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress = lambda loop, what: loop,
+) -> Path:
+    """Write a checkpoint as ONNX; returns the folder.
+
+    Args:
+        model: a checkpoint folder, or a name on the hub.
+        out: the folder to make; None with `share_weights`: it is the checkpoint's own.
+        precisions: of "fp32", "fp16", "int8", "int4"; each gets a file of weights.
+        graphs: of "portable", "gqa", "mha"; those of one precision share its weights.
+        share_weights: write no weights: the graphs point into the checkpoint's own safetensors.
+        attentions: hidden states, and attention maps of the portable graph, as outputs.
+        opset: of ai.onnx, from 17; from 23 on the portable graph uses its Attention.
+        force: replace an export that is there, once the new one is good.
+        proof: run every graph against NumPy before anything appears.
+        triton: also lay out a model repository of Triton Inference Server there.
+        progress: wraps the long loops.
+
+    Raises:
+        CheckFailed: a graph does not compute what NumPy computes; nothing was written.
+        OptionError, ConfigError: what cannot be exported, by name.
+        FileError, CheckpointError: reading or writing failed.
+
+    >>> import tempfile
+    >>> out = tempfile.mkdtemp() + "/tiny"
+    >>> folder = export("tests/data/tiny", out, precisions=["fp32", "int8"])
+    >>> sorted(path.name for path in (folder / "onnx").glob("*.onnx"))
+    ['model.onnx', 'model_gqa.onnx', 'model_quantized.onnx', 'model_quantized_gqa.onnx']
+    """
+    chosen = _each("precision", precisions, PRECISIONS)
+    kinds = _each("graph", graphs, KINDS)
+    source = resolve(model, revision, token)
+    checkpoint = Checkpoint.open(source)
+    plan = _Plan(checkpoint, [PRECISIONS[name] for name in chosen], kinds, opset, attentions,
+                 triton is not None)  # fmt: skip
+    if share_weights:
+        target = source if out is None else Path(out)
+        _share(plan, target, force, proof, progress)
+    elif out is None:
+        raise OptionError("out", "no folder was named, expected one to write. Give -o DIR")
+    else:
+        target = Path(out)
+        _write_folder(plan, target, force, proof, progress)
+    if triton is not None:
+        _write_triton(plan, target, Path(triton), force)
+    return target
+
+
+def _each(option: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
+    names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
+    for name in names or ["nothing"]:
+        if name not in known:
+            raise OptionError(option, f"got {name!r}, expected of {', '.join(known)}")
+    return names
+
+
+class _Plan:
+    """What is to be written, checked before anything is."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        precisions: list[Precision],
+        kinds: list[str],
+        opset: int,
+        attentions: bool,
+        triton: bool,
+    ) -> None:
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.precisions, self.kinds, self.opset, self.attentions = (
+            precisions, kinds, opset, attentions,
+        )  # fmt: skip
+        newest = onnx.defs.onnx_opset_version()
+        if not isinstance(opset, int) or isinstance(opset, bool) or not OPSET <= opset <= newest:
+            raise OptionError("opset", f"got {opset!r}, expected a whole number from {OPSET} "
+                              f"to {newest}")  # fmt: skip
+        if triton and "portable" not in kinds:
+            raise OptionError("triton", "serves the portable graph. Add --graph portable")
+        if attentions and "portable" not in kinds:
+            raise OptionError(
+                "attentions", "only the portable graph has attention maps. Add --graph portable"
+            )
+
+    def graphs(self, layouts: dict[str, Layout], about: dict[str, str]) -> dict[str, bytes]:
+        """Every graph, serialized, by file name."""
+        found = {}
+        for precision in self.precisions:
+            for kind in self.kinds:
+                metadata = {
+                    **about,
+                    "config": json.dumps(self.config.to_dict(), sort_keys=True),
+                    "graph": kind,
+                    "precision": precision.name,
+                    "npgpt2": npgpt2.__version__,
+                    "onnx": onnx.__version__,
+                }
+                proto = build(
+                    self.config, precision, kind, layouts[precision.name], self.opset,
+                    self.attentions, metadata,
+                )  # fmt: skip
+                data: bytes = proto.SerializeToString(deterministic=True)
+                found[graph_file(precision, kind)] = data
+        return found
+
+    def genai(self, place: str) -> dict[str, bytes]:
+        """genai_config.json, for the first precision; a model that it cannot describe has none."""
+        if self.config.pruned_heads or self.config.add_cross_attention:
+            return {}
+        kind = "gqa" if "gqa" in self.kinds else self.kinds[0]
+        filename = place + graph_file(self.precisions[0], kind)
+        values = clients.genai_config(self.config, filename, shared_buffer=kind == "gqa")
+        return {"genai_config.json": clients.to_json(values)}
+
+    def prove(self, graphs: Mapping[tuple[str, str], Path], progress: Progress) -> None:
+        """Open what was written, by (precision, kind), and compare it with NumPy.
+
+        Raises:
+            CheckFailed: something differs by more than its bound.
+        """
+        model = GPT2(self.config, self.checkpoint.read())
+        for path in graphs.values():
+            for row in check_weights(path, model):
+                if not row.good:
+                    raise CheckFailed(
+                        f"{row.graph}: {row.parameter} differs from the checkpoint's by "
+                        f"{row.error:.3g} of what rounding may do. Nothing was kept"
+                    )
+        if self.config.add_cross_attention:
+            return  # without an encoder there is nothing to run
+        for found in verify(graphs, progress, quick=True):
+            if not found.good:
+                raise CheckFailed(
+                    f"{found.graph}: {found.case}: logits differ by {found.logits:.2e}, keys and "
+                    f"values by {found.presents:.2e} of the largest, expected at most "
+                    f"{found.bound:.0e}. Nothing was kept"
+                )
+
+
+def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
+    locations = {p.name: f"model{p.suffix}.onnx_data" for p in plan.precisions}
+    layouts = {p.name: layout(plan.config, p, locations[p.name]) for p in plan.precisions}
+    if target.resolve() == plan.checkpoint.folder.resolve():
+        raise FileError(
+            f"{target}: is the checkpoint itself, expected another folder. "
+            "To put graphs beside its weights: --share-weights"
+        )
+    require_space(target.parent, sum(map(_size, layouts.values())))
+    with new_folder(target, lambda there: force and _is_export(there)) as work:
+        (work / "onnx").mkdir()
+        with ThreadPoolExecutor(1) as pool:  # hashing and writing wait for different things
+            digests = pool.submit(_digests, plan.checkpoint)
+            for precision in plan.precisions:
+                with (work / "onnx" / locations[precision.name]).open("wb") as file:
+                    write(file, plan.checkpoint, precision, layouts[precision.name], progress)
+            about = {"checkpoint_sha256": json.dumps(digests.result())}
+        for name, data in plan.graphs(layouts, about).items():
+            (work / "onnx" / name).write_bytes(data)
+        small = clients.small_files(plan.checkpoint.folder, plan.config, list(locations.values()))
+        for name, data in (small | plan.genai("onnx/")).items():
+            (work / name).write_bytes(data)
+        if proof:
+            plan.prove(graphs_in(work), progress)
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder may be replaced: an export, and no checkpoint in it."""
+    return bool(graphs_in(folder)) and not any(folder.glob("*.safetensors"))
+
+
+def _size(tensors: Layout) -> int:
+    return max(tensor.offset + tensor.nbytes for tensor in tensors.values())
+
+
+def _digests(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of the checkpoint's files, by name."""
+    found = {}
+    for path in sorted({info.path for info in checkpoint.tensors.values()}):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        found[path.name] = digest.hexdigest()
+    return found
+
+
+def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
+    """Graphs beside the checkpoint's weights, that point into them."""
+    folder = plan.checkpoint.folder
+    if target.resolve() != folder.resolve():
+        raise OptionError(
+            "share_weights",
+            f"the graphs have to lie beside the weights: got {target}, expected {folder}",
+        )
+    if [p.name for p in plan.precisions] != ["fp32"]:
+        raise OptionError("share_weights", "the checkpoint's weights are float32. "
+                          "Leave --precision out")  # fmt: skip
+    tensors: Layout = {}
+    headers = {}
+    for name, info in plan.checkpoint.tensors.items():
+        if info.dtype != "F32":
+            raise OptionError("share_weights", f"{name} is {info.dtype} in the checkpoint, "
+                              "expected F32. Leave --share-weights out")  # fmt: skip
+        if info.path.is_symlink():
+            raise OptionError(
+                "share_weights", f"{info.path} is a link (of the hub's cache?), which onnxruntime "
+                "does not follow. Copy the folder first, or leave --share-weights out"
+            )  # fmt: skip
+        tensors[name] = Tensor(name, FLOAT, info.shape, info.path.name, info.start, info.nbytes)
+        headers[info.path.name] = info.path
+    # Hashing all of it would take longer than everything else: the header names every tensor.
+    about = {"checkpoint_header_sha256": json.dumps({n: _header(p) for n, p in headers.items()})}
+    files = plan.graphs({"fp32": tensors}, about) | plan.genai("")
+    for name in files:
+        if (folder / name).exists() and not force:
+            raise FileError(f"{folder / name}: is there already. --force replaces it")
+    fresh = {name: folder / f".{name}.new" for name in files}
+    try:
+        for name, data in files.items():
+            fresh[name].write_bytes(data)
+        if proof:
+            plan.prove({("fp32", k): fresh[graph_file(FP32, k)] for k in plan.kinds}, progress)
+        for name, path in fresh.items():
+            path.replace(folder / name)
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{problem.filename or folder}: {problem.strerror or problem}") from None
+    finally:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
+
+
+def _header(path: Path) -> str:
+    """SHA-256 of a safetensors file's header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def _write_triton(plan: _Plan, folder: Path, repository: Path, force: bool) -> None:
+    """Models of Triton Inference Server: NAME/1/model.onnx and NAME/config.pbtxt each."""
+    for precision in plan.precisions:
+        name = f"gpt2{precision.suffix}"
+        graph = graphs_in(folder)[precision.name, "portable"]
+        with new_folder(repository / name, lambda there: force and _is_triton(there)) as work:
+            (work / "1").mkdir()
+            shutil.copy(graph, work / "1" / "model.onnx")
+            for file in external_files(graph):
+                shutil.copyfile(graph.parent / file, work / "1" / file)
+            config = clients.triton_config(name, plan.config, precision)
+            (work / "config.pbtxt").write_bytes(config)
+
+
+def _is_triton(folder: Path) -> bool:
+    return (folder / "config.pbtxt").exists()

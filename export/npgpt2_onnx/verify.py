@@ -1,0 +1,270 @@
+"""Is an export right? Its weights against the checkpoint's, its graphs against NumPy.
+
+The graphs are judged with the weights that they read, rounded or not: what remains is their own
+arithmetic, so one bound holds for every checkpoint. What rounding costs in quality is another
+question, which `quality` answers on a text.
+
+Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npgpt2 import GPT2
+from npgpt2.errors import InputError
+from npgpt2.ops import Array
+from npgpt2.params import build_tree, named_parameters, param_shapes
+from npgpt2_onnx.data import read
+from npgpt2_onnx.session import Session
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+# Largest |Δ| of logits, keys and values, as a part of the largest value. fp16 multiplies in half
+# precision; int8 and int4 round each block of activations to 8 bits inside the kernel, which on
+# narrow models is seen to move a single number by 0.07. A graph that is wired wrong is off by 1.
+BOUNDS = {"fp32": 5e-6, "fp16": 1e-2, "int8": 0.15, "int4": 0.15}
+
+# What a precision may cost on a text: perplexity (relative), mean KL divergence in nats, and how
+# often the most probable token stays the same.
+QUALITY = {
+    "fp32": (1e-6, 1e-9, 0.9999),
+    "fp16": (1e-4, 1e-5, 0.999),
+    "int8": (1e-3, 5e-4, 0.985),
+    "int4": (1e-2, 1e-2, 0.0),
+}
+
+
+class Difference(NamedTuple):
+    """The worst of one case: errors are parts of the largest value."""
+
+    graph: str
+    case: str
+    logits: float
+    presents: float
+    bound: float
+    arg_max: bool  # the same most probable token, wherever it is clear
+
+    @property
+    def good(self) -> bool:
+        return self.logits <= self.bound and self.presents <= self.bound and self.arg_max
+
+
+class Rounding(NamedTuple):
+    """How far a parameter of a graph is from the checkpoint's, at worst."""
+
+    graph: str
+    parameter: str
+    error: float  # the largest |Δ|, as a part of what rounding to this precision may do
+
+    @property
+    def good(self) -> bool:
+        return self.error <= 1
+
+
+class Quality(NamedTuple):
+    """What a precision costs on a text."""
+
+    graph: str
+    perplexity: float
+    change: float  # relative to float32's
+    kl: float  # mean over positions of KL(float32 ‖ this), nats
+    top1: float  # how often the most probable token is the same
+    good: bool
+
+
+# ── weights ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_weights(path: Path, against: GPT2) -> list[Rounding]:
+    """Every parameter that a graph reads, against the checkpoint's: equal, or rounded."""
+    stored, allowed = read(path)
+    rows = []
+    for name, original in named_parameters(against.params):
+        got = stored.get(name)
+        if got is None or got.shape != original.shape:
+            rows.append(Rounding(path.name, name, math.inf))
+            continue
+        error = float((np.abs(got - original) / allowed(name, original)).max())
+        rows.append(Rounding(path.name, name, error if math.isfinite(error) else math.inf))
+    return rows
+
+
+# ── arithmetic ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Pair:
+    """A graph and the NumPy model with the same weights, fed alike."""
+
+    session: Session
+    model: GPT2
+    generator: np.random.Generator
+
+    def ids(self, rows: int, tokens: int) -> Array:
+        return self.generator.integers(0, self.model.config.vocab_size, (rows, tokens))
+
+    def compare(self, case: str, *steps: Array, mask: Array | None = None) -> Difference:
+        """Run prompts and what follows them through both; the worst of all passes."""
+        cache, past = None, None
+        worst, worst_present, same = 0.0, 0.0, True
+        bound = BOUNDS[self.session.precision.name]
+        for ids in steps:
+            if mask is not None and past is not None:
+                mask = np.concatenate([mask, np.ones(ids.shape, bool)], 1)
+            ours = self.model(ids, past_key_values=cache, attention_mask=mask, use_cache=True)
+            logits, past = self.session.forward(ids, mask=mask, past=past)
+            cache = ours.past_key_values
+            assert cache is not None
+            new = slice(None) if mask is None else mask[:, -ids.shape[1] :]
+            worst = max(worst, _error(logits[new], ours.logits[new]))
+            same &= _same_arg_max(logits[new], ours.logits[new], bound)
+            for layer, pair in enumerate(past):
+                for array, reference in zip(pair, cache[layer], strict=True):
+                    error = _presents_error(self, array, reference, mask)
+                    worst_present = max(worst_present, error)
+        return Difference(self.session.path.name, case, worst, worst_present, bound, same)
+
+
+def _presents_error(pair: _Pair, got: Array, want: Array, mask: Array | None) -> float:
+    """Keys or values (B, H, S, D): those of real tokens."""
+    if mask is None:
+        return _error(got, want)
+    real = [want[row, :, mask[row]] for row in range(len(want))]
+    if pair.session.kind == "gqa":  # real tokens lie together, padding behind them
+        count = mask.sum(1)
+        found = [got[row, :, : count[row]].swapaxes(0, 1) for row in range(len(got))]
+    else:
+        found = [got[row, :, mask[row]] for row in range(len(got))]
+    return _error(np.concatenate(found), np.concatenate(real))
+
+
+def _error(got: Array, want: Array) -> float:
+    """The largest |Δ| as a part of the largest value; infinite for NaN."""
+    if got.shape != want.shape:
+        return math.inf
+    error = float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
+def _same_arg_max(got: Array, want: Array, bound: float) -> bool:
+    """Whether the most probable token is the same, wherever its lead is more than the bound."""
+    top = np.sort(want.reshape(-1, want.shape[-1]), -1)[:, -2:]
+    clear = top[:, -1] - top[:, 0] > 2 * bound * np.abs(want).max()
+    chosen = got.reshape(-1, want.shape[-1]).argmax(-1), want.reshape(-1, want.shape[-1]).argmax(-1)
+    return bool((chosen[0] == chosen[1])[clear].all())
+
+
+def compare(session: Session, model: GPT2, quick: bool = False) -> Iterator[Difference]:
+    """A graph against the NumPy model with the same weights, case by case.
+
+    Args:
+        quick: a prompt, two steps and an empty past again: what an export asks of itself.
+    """
+    n = model.config.n_positions
+    if model.config.add_cross_attention:
+        raise InputError(f"{session.path}: attends to an encoder; 'verify' compares decoders only")
+    pair = _Pair(session, model, np.random.default_rng(0))
+    prompt = max(1, min(n // 2, 8 if quick else 64))
+    steps = [pair.ids(1, 1) for _ in range(min(n - prompt, 2 if quick else 8))]
+    yield pair.compare("prompt", pair.ids(1, prompt))
+    yield pair.compare("prompt, then steps", pair.ids(1, prompt), *steps)
+    yield pair.compare("empty past again", pair.ids(1, 1))
+    if quick:
+        return
+    if n >= 4:
+        yield pair.compare("chunks", *(pair.ids(1, k) for k in (n // 4, n // 4, 1, n // 4)))
+    if n < 3:
+        return
+    prompt = min(prompt, n - 2)
+    yield pair.compare("batch", pair.ids(3, prompt), pair.ids(3, 1), pair.ids(3, 1))
+    pads = np.array([prompt - 1, prompt // 2, 0])[:, None]
+    left = np.arange(prompt) >= pads
+    for side, mask in (("left", left), ("right", left[:, ::-1])):
+        if session.kind == "gqa" and side == "left":
+            continue  # refused by the graph; the runner moves it to the right
+        steps = [pair.ids(3, 1)] * 2
+        yield pair.compare(f"batch padded {side}", pair.ids(3, prompt), *steps, mask=mask)
+
+
+def reference(path: Path, session: Session, dtype: str = "float64") -> GPT2:
+    """The NumPy model with the weights that a graph reads."""
+    stored, _ = read(path)
+    config = session.config
+    return GPT2(config, build_tree({k: stored[k].astype(dtype) for k in param_shapes(config)}))
+
+
+def verify(
+    graphs: Mapping[tuple[str, str], Path],
+    progress: Progress = lambda loop, what: loop,
+    quick: bool = False,
+) -> list[Difference]:
+    """Graphs, by (precision, kind), against NumPy.
+
+    Raises:
+        FileError, CheckpointError: one does not load.
+    """
+    rows: list[Difference] = []
+    models: dict[str, GPT2] = {}
+    for (precision, _), path in progress(list(graphs.items()), "verifying"):
+        session = Session(path)
+        if precision not in models:
+            models = {precision: reference(path, session, "float32" if quick else "float64")}
+        rows += compare(session, models[precision], quick)
+    return rows
+
+
+# ── quality ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def quality(
+    ids: Sequence[int],
+    sessions: Sequence[Session],
+    model: GPT2,
+    window: int | None = None,
+    progress: Progress = lambda loop, what: loop,
+) -> list[Quality]:
+    """Perplexity, KL divergence and top-1 agreement on a text, in windows that do not overlap.
+
+    Args:
+        model: what the graphs are compared with, in float32.
+        window: tokens of each; None: the whole context.
+    """
+    size = min(window or model.config.n_positions, len(ids))
+    if size < 2:
+        raise InputError(f"text: has {len(ids)} tokens, expected two at least")
+    windows = np.asarray(ids)[: len(ids) // size * size].reshape(-1, size)
+    base, sums = 0.0, np.zeros((len(sessions), 3))  # nats, KL, same
+    for row in progress(list(windows[:, None]), "reading the text"):
+        truth = _log_softmax(model(row, use_cache=False).logits)
+        base -= _picked(truth, row)
+        for i, session in enumerate(sessions):
+            ours = _log_softmax(session.forward(row)[0])
+            kl = (np.exp(truth) * (truth - ours)).sum()
+            same = (truth.argmax(-1) == ours.argmax(-1)).sum()
+            sums[i] += [-_picked(ours, row), kl, same]
+    scored = windows[:, 1:].size
+    found = []
+    for session, (nats, kl, same) in zip(sessions, sums, strict=True):
+        change = math.expm1((nats - base) / scored)
+        most, most_kl, least = QUALITY[session.precision.name]
+        mean_kl, top1 = kl / windows.size, same / windows.size
+        good = change <= most and mean_kl <= most_kl and top1 >= least
+        perplexity = math.exp(min(nats / scored, 700))
+        found.append(Quality(session.path.name, perplexity, change, mean_kl, top1, good))
+    return found
+
+
+def _log_softmax(logits: Array) -> Array:
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    return x
+
+
+def _picked(logprobs: Array, ids: Array) -> float:
+    return float(np.take_along_axis(logprobs[:, :-1], ids[:, 1:, None], -1).sum())

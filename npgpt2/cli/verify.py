@@ -1,0 +1,108 @@
+"""Hold an exported folder against NumPy.
+
+Every graph runs prompts, steps, an empty past, chunks and padded batches beside the NumPy model
+with the same weights; the table has the worst differences, each as a part of the largest value.
+With --against, the weights are compared with the checkpoint's as well. With --text, what each
+precision costs on a text: perplexity, KL divergence, how often the first choice stays the same.
+Exit code 1 where one is over its bound.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from npgpt2.cli.common import note, progress, read_file, table, whole
+from npgpt2.errors import FileError
+
+HELP = "hold an exported ONNX folder against NumPy"
+EXAMPLES = """examples:
+  npgpt2 verify DIR
+  npgpt2 verify DIR --against gpt2 --text book.txt"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="one that 'npgpt2 export' wrote")
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="the checkpoint it came from, a folder or a name on the hub: its weights are compared",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="a text to measure the precisions on, against --against or the fp32 graph's weights",
+    )
+    parser.add_argument(
+        "--window",
+        type=whole,
+        metavar="N",
+        help="tokens of that text at a time (default: the context)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2 import GPT2
+    from npgpt2_onnx.session import graphs_in
+    from npgpt2_onnx.verify import check_weights, verify
+
+    folder = Path(args.folder)
+    graphs = graphs_in(folder)
+    if not graphs:
+        raise FileError(f"{folder}: has no ONNX graph. Make one: npgpt2 export MODEL -o DIR")
+    model = None
+    if args.against:
+        model = GPT2.from_pretrained(args.against, revision=args.revision, progress=progress)
+    good = True
+    if model is not None:
+        for path in graphs.values():
+            found = check_weights(path, model)
+            worst = max(found, key=lambda row: row.error)
+            good &= all(row.good for row in found)
+            print(
+                f"{path.name}: {len(found)} parameters as the checkpoint's; the farthest is "
+                f"{worst.parameter}, by {worst.error:.3g} of what rounding may do{_mark(good)}"
+            )
+    rows = verify(graphs, progress)
+    good &= all(row.good for row in rows)
+    head = ("graph", "case", "logits", "keys, values", "bound", "")
+    print(_table(head, [
+        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.0e}", _mark(r.good))
+        for r in rows
+    ], "llrrrl"))  # fmt: skip
+    if args.text:
+        good &= _quality(args, folder, graphs, model)
+    note("all within bounds" if good else "NOT all within bounds")
+    return 0 if good else 1
+
+
+def _quality(args: argparse.Namespace, folder: Path, graphs: dict[Any, Path], model: Any) -> bool:
+    from npgpt2.tokenizer import load_tokenizer
+    from npgpt2_onnx.session import Session
+    from npgpt2_onnx.verify import quality, reference
+
+    if model is None:
+        if ("fp32", "portable") not in graphs and ("fp32", "gqa") not in graphs:
+            raise FileError(
+                f"{folder}: has no fp32 graph to compare with. Name the checkpoint: --against MODEL"
+            )
+        path = graphs.get(("fp32", "portable")) or graphs["fp32", "gqa"]
+        model = reference(path, Session(path), "float32")
+    ids = load_tokenizer(folder).encode(read_file(Path(args.text)))
+    sessions = [Session(path) for path in graphs.values()]
+    found = quality(ids, sessions, model, args.window, progress)
+    head = ("graph", "perplexity", "change", "KL, nats", "same first", "")
+    print(_table(head, [
+        (q.graph, f"{q.perplexity:.4f}", f"{q.change:+.4%}", f"{q.kl:.1e}", f"{q.top1:.2%}",
+         _mark(q.good)) for q in found
+    ], "lrrrrl"))  # fmt: skip
+    return all(q.good for q in found)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    return "\n".join(table([head, *rows], sides))
+
+
+def _mark(good: bool) -> str:
+    return "" if good else "  OVER THE BOUND"

@@ -18,14 +18,28 @@ def test_two_commands_do_all_set_up():
     assert second.endswith(".venv/bin/pytest")
 
 
-@pytest.mark.parametrize("command", usage())
-def test_a_command(command):
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A path that the README's export writes."""
+    folder = tmp_path_factory.mktemp("readme") / "OUT"
+    [command] = [command for command in usage() if " export " in command]
+    assert run(command, folder).returncode == 0
+    return folder
+
+
+def run(command, folder):
     words = shlex.split(command)
     assert words[0] == "npgpt2"
-    arguments = [str(ROOT / "tests/data/tiny") if word == "DIR" else word for word in words[1:]]
-    done = subprocess.run(
+    places = {"DIR": str(ROOT / "tests/data/tiny"), "OUT": str(folder)}
+    arguments = [places.get(word, word) for word in words[1:]]
+    return subprocess.run(
         [sys.executable, "-m", "npgpt2", *arguments], capture_output=True, text=True, cwd=ROOT
     )
+
+
+@pytest.mark.parametrize("command", usage())
+def test_a_command(command, out, tmp_path):
+    done = run(command, tmp_path / "OUT" if " export " in command else out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "error" not in done.stderr
@@ -36,11 +50,13 @@ def test_the_python(capsys):
         exec(compile(block, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert "(1, 3, 512) (1, 4, 3, 3) KVCache(" in out
+    assert "OnnxModel(model_gqa.onnx, fp32, CPUExecutionProvider" in out
 
 
 def test_the_file_tour_is_the_tree():
     toured = re.findall(r"^\| `([\w/.]+)` \|", README, re.MULTILINE)
     for path in toured:
         assert (ROOT / path).exists(), path
-    modules = {f"npgpt2/{path.name}" for path in (ROOT / "npgpt2").glob("[!_]*.py")}
-    assert modules <= set(toured)
+    for package in ("npgpt2", "export/npgpt2_onnx"):
+        modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
+        assert modules <= set(toured)

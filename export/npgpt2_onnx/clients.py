@@ -64,7 +64,8 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
         if (folder / name).exists():
             found[name] = read_file(folder / name)
     if "tokenizer.json" not in found and (folder / "vocab.json").exists():
-        found["tokenizer.json"] = to_json(tokenizer_json(folder))
+        spec = tokenizer_json(folder)
+        found["tokenizer.json"] = json.dumps(spec, ensure_ascii=False).encode()  # large: no indent
     if "tokenizer.json" in found and "tokenizer_config.json" not in found:
         found["tokenizer_config.json"] = to_json({
             "add_prefix_space": False,

@@ -1,4 +1,4 @@
-"""Versions, the BLAS and its threads, what the machine offers, where models are looked for."""
+"""Versions, BLAS and threads, ONNX Runtime's devices, the machine, where models are looked for."""
 
 import argparse
 import ctypes
@@ -10,7 +10,7 @@ from typing import Any
 
 from npgpt2 import __version__
 
-HELP = "versions, BLAS and threads, the machine, where models are looked for"
+HELP = "versions, BLAS and threads, devices, the machine, where models are looked for"
 EXAMPLES = "example:\n  npgpt2 info"
 
 PACKAGES = ("numpy", "safetensors", "tiktoken", "onnx", "onnxruntime")
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     print("packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     print("extras:   " + ", ".join(f"{name} {_version(name)}" for name in EXTRAS))
     print(f"BLAS:     {_blas()}")
+    print(f"ONNX:     {_providers()}")
     print(f"machine:  {_machine()}")
     print("models are looked for, in this order:")
     print("  --model MODEL, else $NPGPT2_MODEL: " + (os.environ.get("NPGPT2_MODEL") or "not set"))
@@ -64,6 +65,16 @@ def _blas() -> str:
             text += f", kernel {name().decode()}, {threads} threads"
     asked = os.environ.get("OPENBLAS_CORETYPE")
     return text + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
+
+
+def _providers() -> str:
+    """What ONNX Runtime can run on here."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"onnxruntime does not load ({error})"
+    names = onnxruntime.get_available_providers()
+    return "runs on " + ", ".join(name.removesuffix("ExecutionProvider") for name in names)
 
 
 def _machine() -> str:

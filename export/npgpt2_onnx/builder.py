@@ -176,8 +176,7 @@ class Graph:
                     value.name = stem if i == 0 else f"{stem}.{i}"
         graph = GraphProto(name=name)
         graph.node.extend(_proto(node) for node in self._needed())
-        used = {name for node in graph.node for name in node.input}
-        graph.initializer.extend(p for n, p in self.parts.initializers.items() if n in used)
+        graph.initializer.extend(self.parts.initializers.values())
         graph.input.extend(self.parts.inputs)
         graph.output.extend(
             helper.make_tensor_value_info(value.name, dtype, shape)

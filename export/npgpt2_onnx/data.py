@@ -5,6 +5,7 @@ bytes: `NAME.int8` (rows, blocks, bytes of a block), `NAME.int8.rows` (rows, byt
 looking up rows, and `NAME.scales` (rows, blocks).
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -148,6 +149,8 @@ def read(path: Path) -> tuple[dict[str, Array], Callable[[str, Array], Array]]:
         FileError, CheckpointError: a file is missing or too short.
     """
     model = onnx.load(path, load_external_data=False)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    shapes = param_shapes(GPT2Config.from_dict(json.loads(about["config"]), str(path)))
     held = {proto.name: proto for proto in model.graph.initializer}
     arrays: dict[str, Array] = {}
     steps: dict[str, Array] = {}
@@ -156,10 +159,10 @@ def read(path: Path) -> tuple[dict[str, Array], Callable[[str, Array], Array]]:
             parameter, bits = name.rsplit(".int", 1)
             scales = _raw(path, held[f"{parameter}.scales"])
             codes = _raw(path, proto)
-            width = _width(model, parameter)
+            rowed = parameter in ROWED
+            width = shapes[parameter][1 if rowed else 0]
             x = dequantize(codes, scales, int(bits), width)
             each = np.repeat(np.abs(scales), codes.shape[2] * 8 // int(bits), 1)[:, :width]
-            rowed = parameter in ROWED
             arrays[parameter], steps[parameter] = (x, each) if rowed else (x.T, each.T)
         elif proto.external_data and not name.endswith((".scales", ".rows")):
             arrays[name] = _raw(path, proto).astype(np.float32, copy=False)
@@ -174,16 +177,6 @@ def read(path: Path) -> tuple[dict[str, Array], Callable[[str, Array], Array]]:
         return np.maximum(slack, np.finfo(np.float32).tiny)
 
     return arrays, allowed
-
-
-def _width(model: onnx.ModelProto, parameter: str) -> int:
-    """The length of a quantized parameter's summed axis, without the last block's padding."""
-    for node in model.graph.node:
-        if any(name.startswith(f"{parameter}.int") for name in node.input):
-            for attribute in node.attribute:
-                if attribute.name == "K":
-                    return int(attribute.i)
-    raise CheckpointError(f"{parameter}: no node of the graph multiplies by it")
 
 
 def _raw(path: Path, proto: TensorProto) -> Array:

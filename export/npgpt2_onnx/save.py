@@ -15,6 +15,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import onnx
 import npgpt2
 from npgpt2 import GPT2
 from npgpt2.checkpoint import Checkpoint
+from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckFailed, FileError, OptionError
 from npgpt2.files import new_folder, require_space
 from npgpt2.hub import resolve
@@ -31,7 +33,7 @@ from npgpt2_onnx.builder import FLOAT, Tensor
 from npgpt2_onnx.data import Layout, external_files, layout, write
 from npgpt2_onnx.graph import KINDS, OPSET, build
 from npgpt2_onnx.precision import PRECISIONS, Precision
-from npgpt2_onnx.session import graph_file, graphs_in
+from npgpt2_onnx.session import graph_file, graphs_in, loads
 from npgpt2_onnx.verify import check_weights, verify
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -81,12 +83,14 @@ def export(
     >>> sorted(path.name for path in (folder / "onnx").glob("*.onnx"))
     ['model.onnx', 'model_gqa.onnx', 'model_quantized.onnx', 'model_quantized_gqa.onnx']
     """
-    chosen = _each("precision", precisions, PRECISIONS)
+    chosen = [PRECISIONS[name] for name in _each("precision", precisions, PRECISIONS)]
     kinds = _each("graph", graphs, KINDS)
+    _require_opset(opset)
+    for option, wanted in (("attentions", attentions), ("triton", triton)):
+        if wanted and "portable" not in kinds:
+            raise OptionError(option, "is about the portable graph. Add --graph portable")
     source = resolve(model, revision, token)
-    checkpoint = Checkpoint.open(source)
-    plan = _Plan(checkpoint, [PRECISIONS[name] for name in chosen], kinds, opset, attentions,
-                 triton is not None)  # fmt: skip
+    plan = _Plan(Checkpoint.open(source), chosen, kinds, opset, attentions)
     if share_weights:
         target = source if out is None else Path(out)
         _share(plan, target, force, proof, progress)
@@ -108,32 +112,32 @@ def _each(option: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
     return names
 
 
-class _Plan:
-    """What is to be written, checked before anything is."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        precisions: list[Precision],
-        kinds: list[str],
-        opset: int,
-        attentions: bool,
-        triton: bool,
-    ) -> None:
-        self.checkpoint, self.config = checkpoint, checkpoint.config
-        self.precisions, self.kinds, self.opset, self.attentions = (
-            precisions, kinds, opset, attentions,
+def _require_opset(opset: Any) -> None:
+    """One that the graphs can be written in, and that the installed onnxruntime loads."""
+    newest = onnx.defs.onnx_opset_version()
+    whole = isinstance(opset, int) and not isinstance(opset, bool)
+    if not whole or not OPSET <= opset <= newest or not loads(opset):
+        while not loads(newest):
+            newest -= 1
+        raise OptionError(
+            "opset", f"got {opset!r}, expected a whole number from {OPSET} to {newest}, "
+            "the newest that this onnxruntime loads"
         )  # fmt: skip
-        newest = onnx.defs.onnx_opset_version()
-        if not isinstance(opset, int) or isinstance(opset, bool) or not OPSET <= opset <= newest:
-            raise OptionError("opset", f"got {opset!r}, expected a whole number from {OPSET} "
-                              f"to {newest}")  # fmt: skip
-        if triton and "portable" not in kinds:
-            raise OptionError("triton", "serves the portable graph. Add --graph portable")
-        if attentions and "portable" not in kinds:
-            raise OptionError(
-                "attentions", "only the portable graph has attention maps. Add --graph portable"
-            )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be written."""
+
+    checkpoint: Checkpoint
+    precisions: list[Precision]
+    kinds: list[str]
+    opset: int
+    attentions: bool
+
+    @property
+    def config(self) -> GPT2Config:
+        return self.checkpoint.config
 
     def graphs(self, layouts: dict[str, Layout], about: dict[str, str]) -> dict[str, bytes]:
         """Every graph, serialized, by file name."""
@@ -180,8 +184,6 @@ class _Plan:
                         f"{row.graph}: {row.parameter} differs from the checkpoint's by "
                         f"{row.error:.3g} of what rounding may do. Nothing was kept"
                     )
-        if self.config.add_cross_attention:
-            return  # without an encoder there is nothing to run
         for found in verify(graphs, progress, quick=True):
             if not found.good:
                 raise CheckFailed(

@@ -18,6 +18,7 @@ from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, OptionError
 from npgpt2.ops import Array
 from npgpt2_onnx import names
+from npgpt2_onnx.builder import FLOAT, Graph
 from npgpt2_onnx.graph import KINDS
 from npgpt2_onnx.precision import PRECISIONS, Precision
 
@@ -210,6 +211,21 @@ class Session:
         except Exception as error:  # onnxruntime's own family, one class for each code
             raise runtime_error(self.path, error) from None
         return outputs
+
+
+def loads(opset: int) -> bool:
+    """Whether the installed onnxruntime loads graphs of an opset."""
+    g = Graph(opset)
+    g.output(g.op("Identity", g.input("x", FLOAT, [1])), FLOAT, [1])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(
+            g.model("probe").SerializeToString(), options, providers=[PROVIDERS["cpu"]]
+        )
+    except Exception:  # onnxruntime's own family, one class for each code
+        return False
+    return True
 
 
 def runtime_error(path: Path, error: Exception) -> CheckpointError:

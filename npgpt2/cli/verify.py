@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     good &= all(row.good for row in rows)
     head = ("graph", "case", "logits", "keys, values", "bound", "")
     print(_table(head, [
-        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.0e}", _mark(r.good))
+        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.2g}", _mark(r.good))
         for r in rows
     ], "llrrrl"))  # fmt: skip
     if args.text:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import onnx
@@ -137,46 +137,44 @@ def _write_quantized(
     file.write(all_scales.data)
 
 
-def read(path: Path) -> tuple[dict[str, Array], Callable[[str, Array], Array]]:
-    """The parameters that a graph reads, in float32 by checkpoint name.
+class Stored(NamedTuple):
+    """A parameter as a graph reads it, in float32, and how far rounding may have moved it.
 
-    Returns:
-        the arrays, and a function: name and the original → how far rounding may have moved each
-        number. Not at all in float32, half a step in float16; a whole step of its block in int8
-        and int4, whose codes are cut off at one end.
+    Not at all in float32, half a step in float16; in int8 and int4 a whole step of the block, whose
+    codes are cut off at one end.
+    """
+
+    array: Array
+    slack: Array
+
+
+def read(path: Path) -> dict[str, Stored]:
+    """The parameters that a graph reads, by checkpoint name.
 
     Raises:
         FileError, CheckpointError: a file is missing or too short.
     """
     model = onnx.load(path, load_external_data=False)
     about = {entry.key: entry.value for entry in model.metadata_props}
-    shapes = param_shapes(GPT2Config.from_dict(json.loads(about["config"]), str(path)))
+    config = GPT2Config.from_dict(json.loads(about["config"]), str(path))
     held = {proto.name: proto for proto in model.graph.initializer}
-    arrays: dict[str, Array] = {}
-    steps: dict[str, Array] = {}
-    for name, proto in held.items():
-        if ".int" in name and not name.endswith(".rows"):
-            parameter, bits = name.rsplit(".int", 1)
-            scales = _raw(path, held[f"{parameter}.scales"])
-            codes = _raw(path, proto)
-            rowed = parameter in ROWED
-            width = shapes[parameter][1 if rowed else 0]
-            x = dequantize(codes, scales, int(bits), width)
-            each = np.repeat(np.abs(scales), codes.shape[2] * 8 // int(bits), 1)[:, :width]
-            arrays[parameter], steps[parameter] = (x, each) if rowed else (x.T, each.T)
-        elif proto.external_data and not name.endswith((".scales", ".rows")):
-            arrays[name] = _raw(path, proto).astype(np.float32, copy=False)
-
-    def allowed(name: str, original: Array) -> Array:
-        if name in steps:
-            slack = steps[name]
-        elif held[name].data_type == FLOAT:
-            slack = np.zeros(1, np.float32)
-        else:
-            slack = np.spacing(np.abs(original).astype(np.float16)).astype(np.float32) / 2
-        return np.maximum(slack, np.finfo(np.float32).tiny)
-
-    return arrays, allowed
+    found: dict[str, Stored] = {}
+    slack: Array
+    for name, shape in param_shapes(config).items():
+        if name in held:
+            x, slack = _raw(path, held[name]), np.zeros(1, np.float32)
+            if x.dtype == np.float16:
+                slack = np.spacing(np.abs(x)).astype(np.float32) / 2
+            found[name] = Stored(x.astype(np.float32, copy=False), slack)
+            continue
+        [whole] = [f"{name}.int{bits}" for bits in (4, 8) if f"{name}.int{bits}" in held]
+        bits, rowed = int(whole.rpartition(".int")[2]), name in ROWED
+        codes, scales = _raw(path, held[whole]), _raw(path, held[f"{name}.scales"])
+        width = shape[1 if rowed else 0]
+        x = dequantize(codes, scales, bits, width)
+        slack = np.repeat(np.abs(scales), codes.shape[2] * 8 // bits, 1)[:, :width]
+        found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
+    return found
 
 
 def _raw(path: Path, proto: TensorProto) -> Array:

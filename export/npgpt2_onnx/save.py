@@ -181,8 +181,8 @@ class _Plan:
             for row in check_weights(path, model):
                 if not row.good:
                     raise CheckFailed(
-                        f"{row.graph}: {row.parameter} differs from the checkpoint's by "
-                        f"{row.error:.3g} of what rounding may do. Nothing was kept"
+                        f"{row.graph}: {row.parameter} is up to {row.error:.3g} from the "
+                        "checkpoint's, more than rounding moves it. Nothing was kept"
                     )
         for found in verify(graphs, progress, quick=True):
             if not found.good:

@@ -18,7 +18,7 @@ import numpy as np
 from npgpt2 import GPT2
 from npgpt2.errors import InputError
 from npgpt2.ops import Array
-from npgpt2.params import build_tree, named_parameters, param_shapes
+from npgpt2.params import build_tree, named_parameters
 from npgpt2_onnx.data import read
 from npgpt2_onnx.session import Session
 
@@ -59,11 +59,8 @@ class Rounding(NamedTuple):
 
     graph: str
     parameter: str
-    error: float  # the largest |Δ|, as a part of what rounding to this precision may do
-
-    @property
-    def good(self) -> bool:
-        return self.error <= 1
+    error: float  # the largest |Δ|
+    good: bool  # nothing farther than rounding may move it
 
 
 class Quality(NamedTuple):
@@ -82,17 +79,16 @@ class Quality(NamedTuple):
 
 def check_weights(path: Path, against: GPT2) -> list[Rounding]:
     """Every parameter that a graph reads, against the checkpoint's: equal, or rounded."""
-    stored, allowed = read(path)
-    rows = []
+    stored, rows = read(path), []
     for name, original in named_parameters(against.params):
-        got = stored.get(name)
-        if got is None or got.shape != original.shape:
-            error = math.inf
+        got, slack = stored[name]
+        if got.shape != original.shape:
+            rows.append(Rounding(path.name, name, math.inf, False))
         elif np.array_equal(got, original):
-            error = 0.0
+            rows.append(Rounding(path.name, name, 0.0, True))
         else:
-            error = float((np.abs(got - original) / allowed(name, original)).max())
-        rows.append(Rounding(path.name, name, error if math.isfinite(error) else math.inf))
+            delta = np.abs(got - original)
+            rows.append(Rounding(path.name, name, float(delta.max()), bool((delta <= slack).all())))
     return rows
 
 
@@ -214,10 +210,9 @@ def compare(session: Session, model: GPT2, quick: bool = False) -> Iterator[Diff
 
 def reference(path: Path, session: Session, dtype: str = "float64") -> GPT2:
     """The NumPy model with the weights that a graph reads."""
-    stored, _ = read(path)
-    config = session.config
-    arrays = {name: stored[name].astype(dtype, copy=False) for name in param_shapes(config)}
-    return GPT2(config, build_tree(arrays))
+    stored = read(path)
+    arrays = {name: array.astype(dtype, copy=False) for name, (array, _) in stored.items()}
+    return GPT2(session.config, build_tree(arrays))
 
 
 def verify(

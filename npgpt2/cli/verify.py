@@ -58,11 +58,13 @@ def run(args: argparse.Namespace) -> int:
     if model is not None:
         for path in graphs.values():
             found = check_weights(path, model)
-            worst = max(found, key=lambda row: row.error)
-            good &= all(row.good for row in found)
+            wrong = [row for row in found if not row.good]
+            worst = max(wrong or found, key=lambda row: row.error)
+            good &= not wrong
             print(
-                f"{path.name}: {len(found)} parameters as the checkpoint's; the farthest is "
-                f"{worst.parameter}, by {worst.error:.3g} of what rounding may do{_mark(good)}"
+                f"{path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
+                f"checkpoint's but for rounding; the farthest is {worst.parameter}, "
+                f"by {worst.error:.2g}{_mark(worst.good)}"
             )
     rows = verify(graphs, progress)
     good &= all(row.good for row in rows)

@@ -80,10 +80,10 @@ def plain(g: Graph, q: Value, k: Value, v: Value, scale: float, bias: Value | No
     """softmax(scale · q kᵀ, masked) v: (B, H, T, D), (B, H, S, D), (B, H, S, D) → (B, T, H·D)."""
     dtype = np.float32 if g.float == FLOAT else np.float16
     q = g.op("Mul", q, g.constant(scale, dtype))
-    w = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2]))
+    w = wide(g, g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])))
     if bias is not None:
-        w = g.op("Add", wide(g, w), bias)
-    w = g.tap("probs", g.op("Softmax", wide(g, w), axis=-1))
+        w = g.op("Add", w, bias)
+    w = g.tap("probs", g.op("Softmax", w, axis=-1))
     return merge_heads(g, g.op("MatMul", narrow(g, w), v))
 
 

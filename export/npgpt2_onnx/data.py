@@ -154,8 +154,10 @@ def read(path: Path) -> dict[str, Stored]:
     Raises:
         FileError, CheckpointError: a file is missing or too short.
     """
-    model = onnx.load(path, load_external_data=False)
+    model = _load(path)
     about = {entry.key: entry.value for entry in model.metadata_props}
+    if "config" not in about:
+        raise CheckpointError(f"{path}: has no config, expected a graph that npgpt2 exported")
     config = GPT2Config.from_dict(json.loads(about["config"]), str(path))
     held = {proto.name: proto for proto in model.graph.initializer}
     found: dict[str, Stored] = {}
@@ -175,6 +177,16 @@ def read(path: Path) -> dict[str, Stored]:
         slack = np.repeat(np.abs(scales), codes.shape[2] * 8 // bits, 1)[:, :width]
         found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
     return found
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """A graph without its weights."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # protobuf's own, which has no public name
+        raise CheckpointError(f"{path}: is not an ONNX graph ({error})") from None
 
 
 def _raw(path: Path, proto: TensorProto) -> Array:
@@ -197,10 +209,9 @@ def _raw(path: Path, proto: TensorProto) -> Array:
 
 def external_files(path: Path) -> list[str]:
     """The files beside a graph that its weights lie in."""
-    model = onnx.load(path, load_external_data=False)
     return sorted({
         entry.value
-        for proto in model.graph.initializer
+        for proto in _load(path).graph.initializer
         for entry in proto.external_data
         if entry.key == "location"
     })  # fmt: skip

@@ -38,14 +38,15 @@ Weight: TypeAlias = Value | Quantized
 def linear(g: Graph, x: Value, weight: Weight, bias: Value) -> Value:
     """x @ weight + bias: (..., in), (in, out), (out,) → (..., out)."""
     if isinstance(weight, Quantized):
-        return _blockwise(g, x, weight, bias)
+        # The operator could add the bias; on CUDA only since onnxruntime 1.28.
+        return g.op("Add", _blockwise(g, x, weight), bias)
     return g.op("Add", g.op("MatMul", x, weight), bias)
 
 
-def _blockwise(g: Graph, x: Value, w: Quantized, bias: Value | None) -> Value:
+def _blockwise(g: Graph, x: Value, w: Quantized) -> Value:
     """Accuracy level 4: each row of x, too, in whole numbers of 8 bits, block by block."""
     return g.op(
-        "MatMulNBits", x, w.data, w.scales, None, None, bias, domain=MICROSOFT,
+        "MatMulNBits", x, w.data, w.scales, domain=MICROSOFT,
         K=w.width, N=w.rows, bits=w.bits, block_size=w.block, accuracy_level=4,
     )  # fmt: skip
 
@@ -66,7 +67,7 @@ def rows_of(g: Graph, weight: Weight, ids: Value) -> Value:
 def dot_rows(g: Graph, x: Value, weight: Weight, count: int) -> Value:
     """x (B, T, C) · each row of (V, C) → (B, T, V) float32: the matrix is used as it lies, tied."""
     if isinstance(weight, Quantized):
-        return _blockwise(g, x, weight, None)
+        return _blockwise(g, x, weight)
     shape = g.op("Concat", g.op("Shape", x, end=2), g.constant([count]), axis=0)
     flat = g.op("Reshape", x, g.op("Concat", g.constant([-1]), g.op("Shape", x, start=2), axis=0))
     return wide(g, g.op("Reshape", g.op("Gemm", flat, weight, transB=1), shape))

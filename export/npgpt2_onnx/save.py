@@ -46,7 +46,7 @@ def export(
     out: str | Path | None = None,
     *,
     precisions: Sequence[str] = ("fp32",),
-    graphs: Sequence[str] = BOTH,
+    graphs: Sequence[str] | None = None,
     share_weights: bool = False,
     attentions: bool = False,
     opset: int = OPSET,
@@ -63,7 +63,8 @@ def export(
         model: a checkpoint folder, or a name on the hub.
         out: the folder to make; None with `share_weights`: it is the checkpoint's own.
         precisions: of "fp32", "fp16", "int8", "int4"; each gets a file of weights.
-        graphs: of "portable", "gqa", "mha"; those of one precision share its weights.
+        graphs: of "portable", "gqa", "mha"; those of one precision share its weights. None: the
+            first two, or the first where the model's head size has no GroupQueryAttention.
         share_weights: write no weights: the graphs point into the checkpoint's own safetensors.
         attentions: hidden states, and attention maps of the portable graph, as outputs.
         opset: of ai.onnx, from 17; from 23 on the portable graph uses its Attention.
@@ -84,13 +85,14 @@ def export(
     ['model.onnx', 'model_gqa.onnx', 'model_quantized.onnx', 'model_quantized_gqa.onnx']
     """
     chosen = [PRECISIONS[name] for name in _each("precision", precisions, PRECISIONS)]
-    kinds = _each("graph", graphs, KINDS)
     _require_opset(opset)
+    source = resolve(model, revision, token)
+    checkpoint = Checkpoint.open(source)
+    kinds = _kinds(graphs, checkpoint.config.head_dim)
     for option, wanted in (("attentions", attentions), ("triton", triton)):
         if wanted and "portable" not in kinds:
             raise OptionError(option, "is about the portable graph. Add --graph portable")
-    source = resolve(model, revision, token)
-    plan = _Plan(Checkpoint.open(source), chosen, kinds, opset, attentions)
+    plan = _Plan(checkpoint, chosen, kinds, opset, attentions)
     if share_weights:
         target = source if out is None else Path(out)
         _share(plan, target, force, proof, progress)
@@ -110,6 +112,17 @@ def _each(option: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
         if name not in known:
             raise OptionError(option, f"got {name!r}, expected of {', '.join(known)}")
     return names
+
+
+def _kinds(graphs: Sequence[str] | None, head_dim: int) -> list[str]:
+    """The graphs to write: those asked for, or those that the model can have."""
+    if head_dim % 8 == 0:
+        return _each("graph", BOTH if graphs is None else graphs, KINDS)
+    kinds = _each("graph", BOTH[:1] if graphs is None else graphs, KINDS)
+    if "gqa" in kinds:
+        raise OptionError("graph", f"GroupQueryAttention takes head sizes that are multiples of 8, "
+                          f"this model's is {head_dim}. Leave gqa out")  # fmt: skip
+    return kinds
 
 
 def _require_opset(opset: Any) -> None:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("portable", "gqa", "mha", "all"),
         help="portable: operators of ai.onnx; gqa: ONNX Runtime's GroupQueryAttention over a "
         "shared cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; may be given "
-        "several times (default: portable and gqa)",
+        "several times (default: portable and, where its head size allows, gqa)",
     )
     parser.add_argument(
         "--share-weights",
@@ -51,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hidden states and the portable graph's attention maps as outputs",
     )
     parser.add_argument(
-        "--opset", type=whole, metavar="N", help="of ai.onnx, from 17 (default: 17)"
+        "--opset",
+        type=whole,
+        metavar="N",
+        help="of ai.onnx, from 17; from 23 on the portable graph uses its Attention, which no browser "
+        "has on WebGPU (default: 17)",
     )
     parser.add_argument(
         "--triton", metavar="DIR", help="also lay out a Triton Inference Server repository there"
@@ -68,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
     from npgpt2_onnx import export
 
     signal.signal(signal.SIGTERM, _stop)  # so that nothing half-written is left behind
-    graphs = args.graph or ["portable", "gqa"]
+    every = args.graph and "all" in args.graph
     optional: dict[str, Any] = {} if args.opset is None else {"opset": args.opset}
     started = time.perf_counter()
     folder = export(
         args.model,
         args.out,
         precisions=args.precision or ["fp32"],
-        graphs=["portable", "gqa", "mha"] if "all" in graphs else graphs,
+        graphs=["portable", "gqa", "mha"] if every else args.graph,
         share_weights=args.share_weights,
         attentions=args.attentions,
         force=args.force,

@@ -104,76 +104,102 @@ def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]
     begun again, nothing remains. A folder that is there already stays whole until the new one is.
 
     Args:
-        replaces: asked of a folder that is there and not empty; where it says no, that is an
-            error.
+        replaces: asked of a folder that is there and not empty; where it says no, or raises its
+            own error, nothing is written.
 
     Raises:
         FileError: the target is no folder, may not be replaced, or is being written by another
             process; or the disk is full.
     """
     target = Path(os.path.abspath(target))
+    if not target.name:
+        raise FileError(f"{target}: is the root, expected a folder to make")
     old = _old(target)
-    if old.is_dir() and not target.exists():  # a process was killed between two renames
-        old.rename(target)
-    _require_replaceable(target, replaces)
-    work = target.with_name(f".{target.name}.new")
     try:
+        if old.is_dir() and not target.exists():  # a process was killed between two renames
+            old.rename(target)
+        require_replaceable(target, replaces)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(work):
-            try:
-                yield work
-                _sync(work)
-                _require_replaceable(target, replaces)
-                _swap(work, target)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+        with _alone(target.with_name(f".{target.name}.new")) as work:
+            yield work
+            _sync(work)
+            require_replaceable(target, replaces)
+            _swap(work, target)
     except OSError as problem:
         if isinstance(problem, FileError):
             raise
         raise FileError(f"{problem.filename or target}: {problem.strerror or problem}") from None
 
 
-def _require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
+def require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
+    """Raises FileError where `new_folder` would not put a folder."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
         raise FileError(f"{target}: is not a folder, expected one or nothing there")
+    if target.samefile("."):
+        raise FileError(f"{target}: is the folder that you stand in, expected another")
     if any(target.iterdir()) and not replaces(target):
         raise FileError(f"{target}: is there already, expected a new folder. --force replaces it")
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Make an empty folder that one process at a time works in; the lock dies with the process."""
-    work.mkdir(exist_ok=True)
-    handle = os.open(work, os.O_RDONLY) if fcntl else -1
+def _alone(work: Path) -> Iterator[Path]:
+    """An empty folder that one process at a time works in, gone afterwards unless it was renamed.
+
+    The lock is on the folder itself, and dies with the process.
+    """
+    handle = _locked(work)
+    mine = os.fstat(handle).st_ino if fcntl else work.stat().st_ino
     try:
-        if fcntl:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                who = (work / "pid").read_text() if (work / "pid").exists() else "another"
-                raise FileError(
-                    f"{work}: process {who} is writing there. Wait for it, or end it"
-                ) from None
         for left in work.iterdir():  # by a process that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
         (work / "pid").write_text(str(os.getpid()))
-        yield
+        yield work
     finally:
+        if work.exists() and work.stat().st_ino == mine:
+            shutil.rmtree(work, ignore_errors=True)
         if fcntl:
             os.close(handle)
+
+
+def _locked(work: Path) -> int:
+    """Make the folder, or take over what a killed process left; a handle that holds the lock."""
+    if work.is_symlink():  # it could point anywhere
+        work.unlink()
+    work.mkdir(exist_ok=True)
+    if not fcntl:
+        return -1
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = (work / "pid").read_text() if (work / "pid").exists() else "another"
+            raise FileError(
+                f"{work}: process {who} is writing there. Wait for it, or end it"
+            ) from None
+        if not work.exists() or os.fstat(handle).st_ino != work.stat().st_ino:
+            raise FileError(f"{work}: another process is writing there. Wait for it")
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _sync(folder: Path) -> None:
     """Wait until a folder's files are on the disk."""
     (folder / "pid").unlink()
     for path in sorted(folder.rglob("*")):
-        _fsync(path)
-    _fsync(folder)
+        fsync(path)
+    fsync(folder)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and not fcntl:
         return  # Windows knows no handles of folders
     handle = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
@@ -187,15 +213,17 @@ def _swap(work: Path, target: Path) -> None:
     """Put a finished folder in its place; the one that was there goes when the new one stands."""
     old = _old(target)
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    there = target.exists()
+    if there:
+        work.chmod(stat.S_IMODE(target.stat().st_mode))
         target.rename(old)
     try:
         work.rename(target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C as well
+        if there:
             old.rename(target)
         raise
-    _fsync(target.parent)
+    fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

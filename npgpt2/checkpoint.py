@@ -155,7 +155,7 @@ def read_headers(folder: Path) -> dict[str, TensorInfo]:
             other = [p.name for p in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.ckpt*"))]
             hint = f"It has {other[0]}: save that as safetensors. " if other else ""
             if any(folder.glob("onnx/*.onnx")):
-                hint = "It has ONNX graphs: add --engine onnx to run them. "
+                hint = "It has ONNX graphs, but not the checkpoint that they came from. "
             raise FileError(
                 f"{folder / SINGLE}: no such file. {hint}Expected {SINGLE} or {INDEX} in the folder"
             )

@@ -213,15 +213,14 @@ def _swap(work: Path, target: Path) -> None:
     """Put a finished folder in its place; the one that was there goes when the new one stands."""
     old = _old(target)
     shutil.rmtree(old, ignore_errors=True)
-    there = target.exists()
-    if there:
-        work.chmod(stat.S_IMODE(target.stat().st_mode))
-        target.rename(old)
     try:
+        if target.exists():
+            work.chmod(stat.S_IMODE(target.stat().st_mode))
+            target.rename(old)
         work.rename(target)
     except BaseException:  # Ctrl-C as well
-        if there:
-            old.rename(target)
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         raise
     fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)

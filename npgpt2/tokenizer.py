@@ -95,11 +95,11 @@ def _load(folder: Path) -> Tokenizer:
         return _from_tokenizer_json(folder / "tokenizer.json")
     if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
         vocab = read_json(folder / "vocab.json", TokenizerError)
-        settings = _settings(folder)
+        settings = tokenizer_settings(folder)
         return BytePairTokenizer(
             vocab,
             read_merges(folder / "merges.txt"),
-            _added_tokens(folder, vocab, settings),
+            added_tokens(folder, vocab, settings),
             prefix_space=bool(settings.get("add_prefix_space")),
             source=str(folder / "vocab.json"),
         )
@@ -325,13 +325,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, where there is one."""
     path = folder / "tokenizer_config.json"
     return read_json(path, TokenizerError) if path.exists() else {}
 
 
-def _added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
+def added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
     """The tokens that stand whole in a text, from the small files beside vocab.json."""
     added: dict[str, int] = {}
     if "<|endoftext|>" in vocab:
@@ -423,7 +423,7 @@ class LibraryTokenizer:
     @classmethod
     def from_wordpiece(cls, path: Path) -> "LibraryTokenizer":
         tokenizers = _require("tokenizers", path, "BERT's vocabulary")
-        lowercase = bool(_settings(path.parent).get("do_lower_case", True))
+        lowercase = bool(tokenizer_settings(path.parent).get("do_lower_case", True))
         try:
             return cls(tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase))
         except Exception as error:  # the library raises nothing narrower

@@ -20,7 +20,8 @@ from npgpt2 import GPT2Config
 from npgpt2.errors import FileError
 from npgpt2.ops import ACTIVATIONS
 from npgpt2_onnx.data import layout
-from npgpt2_onnx.graph import KINDS, OPSET, build
+from npgpt2_onnx.graph import OPSET, build
+from npgpt2_onnx.names import KINDS
 from npgpt2_onnx.precision import PRECISIONS
 from npgpt2_onnx.session import PROVIDERS, choose, graph_file, loads
 
@@ -32,7 +33,7 @@ ATTENTION = ("Attention", "com.microsoft.GroupQueryAttention", "com.microsoft.Mu
 # A width that quantized blocks do not divide, so that the rows looked up are cut.
 SMALL = {"vocab_size": 23, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
 
-KEY = {"Where": 1, "GatherBlockQuantized": 2}  # the input whose type picks the kernel; else the 1st
+KEY = {"Where": 1}  # the input whose type picks the kernel; else the 1st
 RESULT = {"Shape": "int64", "Equal": "bool", "LessOrEqual": "bool"}  # else of the key's type
 
 # What carries floats and has no kernel, as `Node.kernel` names it, and what happens then.

@@ -5,39 +5,57 @@ tokenizer_config.json; onnxruntime-genai also genai_config.json; Triton config.p
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, TokenizerError
-from npgpt2.files import read_file, read_json
-from npgpt2.tokenizer import read_merges
+from npgpt2.files import parse_json, read_file, read_json
+from npgpt2.tokenizer import added_tokens, read_merges, tokenizer_settings
 from npgpt2_onnx import names
-from npgpt2_onnx.builder import FLOAT16
+from npgpt2_onnx.builder import FLOAT, FLOAT16, INT64
 from npgpt2_onnx.precision import Precision
 
-COPIED = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+COPIED = (
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    *COPIED,
+)
 END = "<|endoftext|>"
+TRITON_TYPES = {FLOAT: "TYPE_FP32", FLOAT16: "TYPE_FP16", INT64: "TYPE_INT64"}
 
 
 def to_json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def small_files(folder: Path, config: GPT2Config, data: Sequence[str]) -> dict[str, bytes]:
+def small_files(
+    folder: Path, config: GPT2Config, precisions: Sequence[Precision]
+) -> dict[str, bytes]:
     """config.json, generation_config.json and the tokenizer's files, by name.
 
     Args:
         folder: the checkpoint's.
-        data: the names of the files of weights, each beside the graph whose name it continues.
+        precisions: of the export; clients that ask for none get the first.
     """
     values = read_json(folder / "config.json", ConfigError)
     values["tie_word_embeddings"] = config.tie_word_embeddings  # as the weights have it
     values["transformers.js_config"] = {
-        # In a browser it has to be told of a graph's second file, and what keys and values are.
-        "use_external_data_format": {name.removesuffix("_data"): 1 for name in data},
+        # In a browser it has to be told of a graph's second file, and what keys and values are;
+        # its default is a q8 that may not be there.
+        "dtype": precisions[0].dtype,
+        "use_external_data_format": {f"model{p.suffix}.onnx": 1 for p in precisions},
         "kv_cache_dtype": {"fp16": "float16"},
+        **(values.get("transformers.js_config") or {}),
     }
     found = {"config.json": to_json(values)}
     generation = folder / "generation_config.json"
@@ -49,7 +67,7 @@ def small_files(folder: Path, config: GPT2Config, data: Sequence[str]) -> dict[s
     for name in COPIED:
         if (folder / name).exists():
             found[name] = read_file(folder / name)
-    return found | _tokenizer_files(folder)
+    return found | _tokenizer_files(folder, config)
 
 
 def _eos(config: GPT2Config) -> int | list[int] | None:
@@ -57,7 +75,7 @@ def _eos(config: GPT2Config) -> int | list[int] | None:
     return list(eos) if isinstance(eos, tuple) else eos
 
 
-def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+def _tokenizer_files(folder: Path, config: GPT2Config) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json: the checkpoint's, or made from its vocabulary."""
     found = {}
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -67,26 +85,29 @@ def _tokenizer_files(folder: Path) -> dict[str, bytes]:
         spec = tokenizer_json(folder)
         found["tokenizer.json"] = json.dumps(spec, ensure_ascii=False).encode()  # large: no indent
     if "tokenizer.json" in found and "tokenizer_config.json" not in found:
-        found["tokenizer_config.json"] = to_json({
+        settings = {
             "add_prefix_space": False,
-            "bos_token": END,
-            "eos_token": END,
-            "model_max_length": 1024,
+            "model_max_length": config.n_positions,
             "tokenizer_class": "GPT2Tokenizer",
-            "unk_token": END,
-        })  # fmt: skip
+        }
+        known = parse_json(found["tokenizer.json"], "tokenizer.json", TokenizerError)
+        if any(token.get("content") == END for token in known.get("added_tokens") or ()):
+            settings |= {"bos_token": END, "eos_token": END, "unk_token": END}
+        found["tokenizer_config.json"] = to_json(settings)
     return found
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
     """vocab.json and merges.txt in the form of the library `tokenizers`, byte-level BPE."""
     vocab = read_json(folder / "vocab.json", TokenizerError)
-    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-              "use_regex": True}  # fmt: skip
-    added = [] if END not in vocab else [{
-        "id": vocab[END], "content": END, "single_word": False, "lstrip": False, "rstrip": False,
-        "normalized": False, "special": True,
-    }]  # fmt: skip
+    settings = tokenizer_settings(folder)
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space")),
+              "trim_offsets": True, "use_regex": True}  # fmt: skip
+    added = [
+        {"id": token, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False, "special": text == END}
+        for text, token in sorted(added_tokens(folder, vocab, settings).items(), key=lambda t: t[1])
+    ]  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
         "normalizer": None, "pre_tokenizer": bytes_,
@@ -155,35 +176,32 @@ def genai_config(config: GPT2Config, filename: str, shared_buffer: bool) -> dict
     }
 
 
-def triton_config(name: str, config: GPT2Config, precision: Precision) -> bytes:
-    """config.pbtxt of a Triton Inference Server model.
+def triton_config(name: str, graph: Path) -> bytes:
+    """config.pbtxt of a Triton Inference Server model: the graph's own inputs and outputs.
 
     max_batch_size 0, the batch's axis written out: the server must not put requests of different
     past lengths into one batch.
     """
-    floats = "TYPE_FP16" if precision.float == FLOAT16 else "TYPE_FP32"
+    proto = onnx.load(graph, load_external_data=False).graph
+    defaults = {initializer.name for initializer in proto.initializer}
 
-    def entry(tensor: str, kind: str, dims: list[int]) -> str:
-        return f'  {{ name: "{tensor}" data_type: {kind} dims: {dims} }}'
+    def entries(values: Iterable[onnx.ValueInfoProto]) -> str:
+        lines = []
+        for value in values:
+            kind = TRITON_TYPES[value.type.tensor_type.elem_type]
+            dims = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
+            lines.append(f'  {{ name: "{value.name}" data_type: {kind} dims: {dims} }}')
+        return ",\n".join(lines)
 
-    inputs = [
-        entry(tensor, "TYPE_INT64", [-1, -1])
-        for tensor in (names.INPUT_IDS, names.ATTENTION_MASK, names.POSITION_IDS)
-    ]
-    outputs = [entry(names.LOGITS, "TYPE_FP32", [-1, -1, config.vocab_size])]
-    for i in range(config.n_layer):
-        shape = [-1, config.heads_left(i), -1, config.head_dim]
-        inputs += [entry(tensor, floats, shape) for tensor in names.past(i)]
-        outputs += [entry(tensor, floats, shape) for tensor in names.present(i)]
     lines = [
         f'name: "{name}"',
         'backend: "onnxruntime"',
         "max_batch_size: 0",
         "input [",
-        ",\n".join(inputs),
+        entries(value for value in proto.input if value.name not in defaults),
         "]",
         "output [",
-        ",\n".join(outputs),
+        entries(proto.output),
         "]",
     ]
     return ("\n".join(lines) + "\n").encode()

@@ -1,19 +1,15 @@
 """The file of weights that the graphs of one precision share: what lies where, and writing it.
 
-A parameter keeps its checkpoint name. A quantized one is three initializers, two of them the same
-bytes: `NAME.int8` (rows, blocks, bytes of a block), `NAME.int8.rows` (rows, bytes of a row) for
-looking up rows, and `NAME.scales` (rows, blocks).
+A parameter keeps its checkpoint name. A quantized one is two initializers: `NAME.int8` or
+`NAME.int4` (rows, blocks, bytes of a block), and `NAME.scales` (rows, blocks).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
@@ -21,6 +17,7 @@ from npgpt2.errors import CheckpointError, FileError
 from npgpt2.ops import Array
 from npgpt2.params import param_shapes
 from npgpt2_onnx.builder import FLOAT, FLOAT16, UINT8, Graph, Tensor, Value
+from npgpt2_onnx.exported import Exported
 from npgpt2_onnx.ops import Quantized, Weight
 from npgpt2_onnx.precision import Precision, block_size
 from npgpt2_onnx.quantize import dequantize, quantize
@@ -57,11 +54,6 @@ def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
         size = block_size(width) * bits // 8
         whole = f"{name}.int{bits}"
         put(whole, UINT8, (rows, blocks, size))
-        if name == "wte.weight":
-            same = tensors[whole]
-            tensors[f"{whole}.rows"] = Tensor(
-                f"{whole}.rows", UINT8, (rows, blocks * size), location, same.offset, same.nbytes
-            )
         put(f"{name}.scales", FLOAT, (rows, blocks))
     return tensors
 
@@ -82,10 +74,8 @@ def weights(
             continue
         whole = f"{name}.int{bits}"
         rows, width = shape if name in ROWED else shape[::-1]
-        table = known(f"{whole}.rows") if f"{whole}.rows" in tensors else None
-        scales = known(f"{name}.scales")
-        block = block_size(width)
-        found[name] = Quantized(known(whole), table, scales, bits, block, rows, width)
+        codes, scales = known(whole), known(f"{name}.scales")
+        found[name] = Quantized(codes, scales, bits, block_size(width), rows, width)
     return found
 
 
@@ -137,6 +127,16 @@ def _write_quantized(
     file.write(all_scales.data)
 
 
+def in_place(graph: Exported) -> bool:
+    """Whether a graph looks for each weight where it lies: where `layout` says, or a checkpoint."""
+    if graph.shared:
+        held = Checkpoint.open(graph.path.parent).tensors
+        places = {name: (i.path.name, i.start, i.nbytes) for name, i in held.items()}
+        return places == {n: (t.location, t.offset, t.nbytes) for n, t in graph.tensors.items()}
+    [location] = graph.locations
+    return graph.tensors == layout(graph.config, graph.precision, location)
+
+
 class Stored(NamedTuple):
     """A parameter as a graph reads it, in float32, and how far rounding may have moved it.
 
@@ -148,70 +148,45 @@ class Stored(NamedTuple):
     slack: Array
 
 
-def read(path: Path) -> dict[str, Stored]:
-    """The parameters that a graph reads, by checkpoint name.
+def read(graph: Exported) -> dict[str, Stored]:
+    """The parameters that a graph reads, by checkpoint name; mapped where they are float32.
 
     Raises:
-        FileError, CheckpointError: a file is missing or too short.
+        FileError, CheckpointError: a file cannot be read, or lacks a parameter.
     """
-    model = _load(path)
-    about = {entry.key: entry.value for entry in model.metadata_props}
-    if "config" not in about:
-        raise CheckpointError(f"{path}: has no config, expected a graph that npgpt2 exported")
-    config = GPT2Config.from_dict(json.loads(about["config"]), str(path))
-    held = {proto.name: proto for proto in model.graph.initializer}
     found: dict[str, Stored] = {}
     slack: Array
-    for name, shape in param_shapes(config).items():
-        if name in held:
-            x, slack = _raw(path, held[name]), np.zeros(1, np.float32)
-            if x.dtype == np.float16:
-                slack = np.spacing(np.abs(x)).astype(np.float32) / 2
-            found[name] = Stored(x.astype(np.float32, copy=False), slack)
+    for name, shape in param_shapes(graph.config).items():
+        bits = graph.precision.bits_of(name)
+        whole = f"{name}.int{bits}" if bits else name
+        needed = [whole, f"{name}.scales"] if bits else [whole]
+        if not all(part in graph.tensors for part in needed):
+            raise CheckpointError(f"{graph.path}: has no {whole}. Export again")
+        x = _raw(graph, whole)
+        if bits:
+            scales, rowed = _raw(graph, f"{name}.scales"), name in ROWED
+            width = shape[1 if rowed else 0]
+            slack = np.repeat(np.abs(scales), x.shape[2] * 8 // bits, 1)[:, :width]
+            x = dequantize(x, scales, bits, width)
+            found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
             continue
-        [whole] = [f"{name}.int{bits}" for bits in (4, 8) if f"{name}.int{bits}" in held]
-        bits, rowed = int(whole.rpartition(".int")[2]), name in ROWED
-        codes, scales = _raw(path, held[whole]), _raw(path, held[f"{name}.scales"])
-        width = shape[1 if rowed else 0]
-        x = dequantize(codes, scales, bits, width)
-        slack = np.repeat(np.abs(scales), codes.shape[2] * 8 // bits, 1)[:, :width]
-        found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
+        slack = np.zeros(1, np.float32)
+        if x.dtype == np.float16:
+            slack = np.spacing(np.abs(x)).astype(np.float32) / 2
+        found[name] = Stored(x.astype(np.float32, copy=False), slack)
     return found
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    """A graph without its weights."""
+def _raw(graph: Exported, name: str) -> Array:
+    """One initializer, mapped."""
+    tensor = graph.tensors[name]
+    file = graph.path.parent / tensor.location
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype)
     try:
-        return onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # protobuf's own, which has no public name
-        raise CheckpointError(f"{path}: is not an ONNX graph ({error})") from None
-
-
-def _raw(path: Path, proto: TensorProto) -> Array:
-    """One initializer of a file beside the graph, mapped."""
-    where = {entry.key: entry.value for entry in proto.external_data}
-    file = path.parent / where["location"]
-    shape = tuple(proto.dims)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type)
-    offset, end = int(where["offset"]), int(where["offset"]) + int(where["length"])
-    try:
-        if file.stat().st_size < end:
-            raise CheckpointError(f"{file}: has {file.stat().st_size:,} of {end:,} bytes")
-        if offset % dtype.itemsize:
-            return np.fromfile(file, dtype, math.prod(shape), offset=offset).reshape(shape)
-        mapped: Array = np.memmap(file, dtype, "r", offset, shape)
+        if tensor.offset % dtype.itemsize:
+            count = math.prod(tensor.shape)
+            return np.fromfile(file, dtype, count, offset=tensor.offset).reshape(tensor.shape)
+        mapped: Array = np.memmap(file, dtype, "r", tensor.offset, tensor.shape)
         return mapped
     except OSError as error:
         raise FileError(f"{file}: {error.strerror or error}") from None
-
-
-def external_files(path: Path) -> list[str]:
-    """The files beside a graph that its weights lie in."""
-    return sorted({
-        entry.value
-        for proto in _load(path).graph.initializer
-        for entry in proto.external_data
-        if entry.key == "location"
-    })  # fmt: skip

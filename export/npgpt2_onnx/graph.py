@@ -31,7 +31,6 @@ from npgpt2_onnx.data import Layout, weights
 from npgpt2_onnx.ops import LOWEST, length, narrow, numbers, reduce, to_bool, to_int, wide
 from npgpt2_onnx.precision import Precision
 
-KINDS = {"portable": "", "gqa": "_gqa", "mha": "_mha"}  # kind → what its file's name ends in
 OPSET = 17  # the first with LayerNormalization; every client's onnxruntime loads it
 
 # The name of the node that stops wrong padding: ONNX Runtime's message shows it.
@@ -76,7 +75,9 @@ def build(
         x = _last_or_all(g.at("lm_head"), x, ids, mask)
     logits = g.tap(names.LOGITS, lm_head(g, x, params, config.vocab_size))
 
-    g.output(logits, FLOAT, [names.BATCH, names.NEW, config.vocab_size])
+    # onnxruntime-genai makes room for every position's logits, unless it is told of one.
+    kept = names.NEW if kind == "portable" else 1
+    g.output(logits, FLOAT, [names.BATCH, kept, config.vocab_size])
     for i, pair in enumerate(run.present):
         for name, value in zip(names.present(i), pair, strict=True):
             value.name = name

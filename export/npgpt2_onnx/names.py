@@ -6,6 +6,8 @@ order; the axis names are part of the contract.
 Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary, E tokens of an encoder.
 """
 
+KINDS = {"portable": "", "gqa": "_gqa", "mha": "_mha"}  # of graphs, and what a file's name ends in
+
 INPUT_IDS = "input_ids"  # (B, T) int64
 ATTENTION_MASK = "attention_mask"  # (B, P + T) int64
 POSITION_IDS = "position_ids"  # (B, T) int64

@@ -18,13 +18,9 @@ LOWEST = {FLOAT: float(np.finfo(np.float32).min), FLOAT16: float(np.finfo(np.flo
 
 
 class Quantized(NamedTuple):
-    """A matrix in whole numbers of `bits`, a scale for each block along its inner axis.
-
-    `table` is the same bytes with two axes, for looking up rows.
-    """
+    """A matrix in whole numbers of `bits`, a scale for each block along its inner axis."""
 
     data: Value  # (rows, blocks, bytes of a block) uint8
-    table: Value | None  # (rows, bytes of a row) uint8, of what rows are looked up in
     scales: Value  # (rows, blocks)
     bits: int
     block: int
@@ -52,12 +48,13 @@ def _blockwise(g: Graph, x: Value, w: Quantized) -> Value:
 
 
 def rows_of(g: Graph, weight: Weight, ids: Value) -> Value:
-    """Ids (...) → their rows (..., C), always in float32."""
+    """Ids (B, T) → their rows (B, T, C), always in float32. Quantized ones have 8 bits."""
     if isinstance(weight, Quantized):
-        x = g.op(
-            "GatherBlockQuantized", weight.table, ids, weight.scales, domain=MICROSOFT,
-            bits=weight.bits, block_size=weight.block, gather_axis=0, quantize_axis=1,
-        )  # fmt: skip
+        # Not GatherBlockQuantized, which does this: browsers' WebAssembly has no kernel for it.
+        codes = g.op("Cast", g.op("Gather", weight.data, ids), to=FLOAT)  # (..., blocks, block)
+        codes = g.op("Sub", codes, g.constant(1 << (weight.bits - 1), np.float32))
+        scales = g.op("Unsqueeze", g.op("Gather", weight.scales, ids), g.constant([-1]))
+        x = g.op("Reshape", g.op("Mul", codes, scales), g.constant([0, 0, -1]))
         if weight.width % weight.block:  # the last block is longer than what is left
             x = g.op("Slice", x, g.constant([0]), g.constant([weight.width]), g.constant([-1]))
         return x

@@ -15,6 +15,7 @@ class Precision(NamedTuple):
 
     name: str
     suffix: str
+    dtype: str  # as transformers.js says it
     float: int = FLOAT  # what matrices are multiplied in, and what keys and values are kept in
     bits: int = 0  # of a quantized weight; 0: none is
 
@@ -41,9 +42,9 @@ def block_size(width: int) -> int:
 PRECISIONS = {
     p.name: p
     for p in (
-        Precision("fp32", ""),
-        Precision("fp16", "_fp16", FLOAT16),
-        Precision("int8", "_quantized", bits=8),
-        Precision("int4", "_q4", bits=4),
+        Precision("fp32", "", "fp32"),
+        Precision("fp16", "_fp16", "fp16", FLOAT16),
+        Precision("int8", "_quantized", "q8", bits=8),
+        Precision("int4", "_q4", "q4", bits=4),
     )
 }

@@ -12,9 +12,12 @@ they hold no hash; what keeps graph and weights together is that the folder appe
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,14 @@ from npgpt2 import GPT2
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckFailed, FileError, OptionError
-from npgpt2.files import new_folder, require_space
+from npgpt2.files import fsync, new_folder, require_replaceable, require_space
 from npgpt2.hub import resolve
 from npgpt2_onnx import clients
 from npgpt2_onnx.builder import FLOAT, Tensor
-from npgpt2_onnx.data import Layout, external_files, layout, write
-from npgpt2_onnx.graph import KINDS, OPSET, build
+from npgpt2_onnx.data import Layout, layout, write
+from npgpt2_onnx.exported import SHARED, Exported, header_digest
+from npgpt2_onnx.graph import OPSET, build
+from npgpt2_onnx.names import KINDS
 from npgpt2_onnx.precision import PRECISIONS, Precision
 from npgpt2_onnx.session import graph_file, graphs_in, loads
 from npgpt2_onnx.verify import check_weights, verify
@@ -86,6 +91,9 @@ def export(
     """
     chosen = [PRECISIONS[name] for name in _each("precision", precisions, PRECISIONS)]
     _require_opset(opset)
+    for option, place in (("out", out), ("triton", triton)):
+        if place == "":
+            raise OptionError(option, "got '', expected a folder")
     source = resolve(model, revision, token)
     checkpoint = Checkpoint.open(source)
     kinds = _kinds(graphs, checkpoint.config.head_dim)
@@ -93,6 +101,9 @@ def export(
         if wanted and "portable" not in kinds:
             raise OptionError(option, "is about the portable graph. Add --graph portable")
     plan = _Plan(checkpoint, chosen, kinds, opset, attentions)
+    served = {} if triton is None else {Path(triton) / f"gpt2{p.suffix}": p for p in chosen}
+    for place in served:  # asked before what may take minutes
+        require_replaceable(place, lambda there: _may_replace(there, force, _TRITON))
     if share_weights:
         target = source if out is None else Path(out)
         _share(plan, target, force, proof, progress)
@@ -101,8 +112,9 @@ def export(
     else:
         target = Path(out)
         _write_folder(plan, target, force, proof, progress)
-    if triton is not None:
-        _write_triton(plan, target, Path(triton), force)
+    graphs_folder = target if share_weights else target / "onnx"
+    for place, precision in served.items():
+        _write_triton(place, graphs_folder / graph_file(precision, "portable"), force)
     return target
 
 
@@ -191,7 +203,12 @@ class _Plan:
         model = GPT2(self.config, self.checkpoint.read())
         # The graphs of one precision read the same weights: their first stands for all.
         for path in {name: path for (name, _), path in reversed(list(graphs.items()))}.values():
-            for row in check_weights(path, model):
+            for row in check_weights(Exported.open(path), model):
+                if math.isinf(row.error):
+                    raise CheckFailed(
+                        f"{row.graph}: {row.parameter} holds NaN, infinity, or more than the "
+                        "precision can: nothing can be proved with it. Nothing was kept"
+                    )
                 if not row.good:
                     raise CheckFailed(
                         f"{row.graph}: {row.parameter} is up to {row.error:.3g} from the "
@@ -200,9 +217,9 @@ class _Plan:
         for found in verify(graphs, progress, quick=True):
             if not found.good:
                 raise CheckFailed(
-                    f"{found.graph}: {found.case}: logits differ by {found.logits:.2e}, keys and "
-                    f"values by {found.presents:.2e} of the largest, expected at most "
-                    f"{found.bound:.0e}. Nothing was kept"
+                    f"{found.graph}: {found.case}: logits differ by {found.logits:.2g}, keys and "
+                    f"values by {found.presents:.2g} of the largest, expected at most "
+                    f"{found.bound:.2g}. Nothing was kept"
                 )
 
 
@@ -215,42 +232,82 @@ def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress:
             "To put graphs beside its weights: --share-weights"
         )
     require_space(target.parent, sum(map(_size, layouts.values())))
-    with new_folder(target, lambda there: force and _is_export(there)) as work:
+    with new_folder(target, lambda there: _may_replace(there, force, _WRITTEN)) as work:
         (work / "onnx").mkdir()
-        with ThreadPoolExecutor(1) as pool:  # hashing and writing wait for different things
-            digests = pool.submit(_digests, plan.checkpoint)
+        with _digests(plan.checkpoint) as digests:
             for precision in plan.precisions:
                 with (work / "onnx" / locations[precision.name]).open("wb") as file:
                     write(file, plan.checkpoint, precision, layouts[precision.name], progress)
             about = {"checkpoint_sha256": json.dumps(digests.result())}
         for name, data in plan.graphs(layouts, about).items():
             (work / "onnx" / name).write_bytes(data)
-        small = clients.small_files(plan.checkpoint.folder, plan.config, list(locations.values()))
+        small = clients.small_files(plan.checkpoint.folder, plan.config, plan.precisions)
         for name, data in (small | plan.genai("onnx/")).items():
             (work / name).write_bytes(data)
         if proof:
             plan.prove(graphs_in(work), progress)
 
 
-def _is_export(folder: Path) -> bool:
-    """Whether a folder may be replaced: an export, and no checkpoint in it."""
-    return bool(graphs_in(folder)) and not any(folder.glob("*.safetensors"))
+# What an export writes, and what a model of Triton's has: a folder with anything else in it is
+# somebody's, and is never replaced.
+_WRITTEN = {
+    "onnx",
+    "genai_config.json",
+    *clients.NAMES,
+    *(f"onnx/{graph_file(p, kind)}" for p in PRECISIONS.values() for kind in KINDS),
+    *(f"onnx/model{p.suffix}.onnx_data" for p in PRECISIONS.values()),
+}
+_TRITON = {
+    "config.pbtxt",
+    "1",
+    "1/model.onnx",
+    "1/model.safetensors",
+    *(f"1/model{p.suffix}.onnx_data" for p in PRECISIONS.values()),
+}
+
+
+def _may_replace(folder: Path, force: bool, known: set[str]) -> bool:
+    """Whether a folder that is there may go.
+
+    Raises:
+        FileError: with `force`, of a folder that holds what no export wrote.
+    """
+    if not force:
+        return False
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name not in known:
+            raise FileError(
+                f"{folder}: is there already, expected an export: it holds {name}, which no export "
+                "wrote, and is not replaced. Choose another folder"
+            )
+    return True
 
 
 def _size(tensors: Layout) -> int:
     return max(tensor.offset + tensor.nbytes for tensor in tensors.values())
 
 
-def _digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """SHA-256 of the checkpoint's files, by name."""
-    found = {}
-    for path in sorted({info.path for info in checkpoint.tensors.values()}):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        found[path.name] = digest.hexdigest()
-    return found
+@contextmanager
+def _digests(checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
+    """SHA-256 of the checkpoint's files, by name: read while the block writes, given up with it."""
+    ended = threading.Event()
+
+    def read() -> dict[str, str]:
+        found = {}
+        for path in sorted({info.path for info in checkpoint.tensors.values()}):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while not ended.is_set() and (piece := file.read(1 << 20)):
+                    digest.update(piece)
+            found[path.name] = digest.hexdigest()
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(read)
+        finally:
+            ended.set()
 
 
 def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
@@ -278,19 +335,24 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
         tensors[name] = Tensor(name, FLOAT, info.shape, info.path.name, info.start, info.nbytes)
         headers[info.path.name] = info.path
     # Hashing all of it would take longer than everything else: the header names every tensor.
-    about = {"checkpoint_header_sha256": json.dumps({n: _header(p) for n, p in headers.items()})}
+    digests = {name: header_digest(path) for name, path in headers.items()}
+    about = {SHARED: json.dumps(digests)}
     files = plan.graphs({"fp32": tensors}, about) | plan.genai("")
     for name in files:
-        if (folder / name).exists() and not force:
-            raise FileError(f"{folder / name}: is there already. --force replaces it")
+        path = folder / name
+        if path.exists() and not (force and path.is_file()):
+            what = "is there already. --force replaces it" if path.is_file() else "is no file"
+            raise FileError(f"{path}: {what}")
     fresh = {name: folder / f".{name}.new" for name in files}
     try:
         for name, data in files.items():
             fresh[name].write_bytes(data)
+            fsync(fresh[name])
         if proof:
             plan.prove({("fp32", k): fresh[graph_file(FP32, k)] for k in plan.kinds}, progress)
         for name, path in fresh.items():
             path.replace(folder / name)
+        fsync(folder)
     except OSError as problem:
         if isinstance(problem, FileError):
             raise
@@ -300,26 +362,11 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
             path.unlink(missing_ok=True)
 
 
-def _header(path: Path) -> str:
-    """SHA-256 of a safetensors file's header."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return hashlib.sha256(file.read(length)).hexdigest()
-
-
-def _write_triton(plan: _Plan, folder: Path, repository: Path, force: bool) -> None:
-    """Models of Triton Inference Server: NAME/1/model.onnx and NAME/config.pbtxt each."""
-    for precision in plan.precisions:
-        name = f"gpt2{precision.suffix}"
-        graph = graphs_in(folder)[precision.name, "portable"]
-        with new_folder(repository / name, lambda there: force and _is_triton(there)) as work:
-            (work / "1").mkdir()
-            shutil.copy(graph, work / "1" / "model.onnx")
-            for file in external_files(graph):
-                shutil.copyfile(graph.parent / file, work / "1" / file)
-            config = clients.triton_config(name, plan.config, precision)
-            (work / "config.pbtxt").write_bytes(config)
-
-
-def _is_triton(folder: Path) -> bool:
-    return (folder / "config.pbtxt").exists()
+def _write_triton(folder: Path, graph: Path, force: bool) -> None:
+    """A model of Triton Inference Server: 1/model.onnx, its weights, and config.pbtxt."""
+    with new_folder(folder, lambda there: _may_replace(there, force, _TRITON)) as work:
+        (work / "1").mkdir()
+        shutil.copyfile(graph, work / "1" / "model.onnx")
+        for location in Exported.open(graph).locations:
+            shutil.copyfile(graph.parent / location, work / "1" / location)
+        (work / "config.pbtxt").write_bytes(clients.triton_config(folder.name, graph))

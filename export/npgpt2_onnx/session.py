@@ -4,26 +4,26 @@ Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabular
 """
 
 import hashlib
-import json
-import os
+import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, OptionError
+from npgpt2.files import new_folder
 from npgpt2.ops import Array
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, Graph
-from npgpt2_onnx.graph import KINDS
+from npgpt2_onnx.exported import Exported
+from npgpt2_onnx.graph import RIGHT_ONLY
 from npgpt2_onnx.precision import PRECISIONS, Precision
 
 Pair = tuple[Array, Array]
 
+KEPT = "model.onnx"  # an optimized graph, in a folder of its own
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -33,21 +33,36 @@ def graph_file(precision: Precision, kind: str) -> str:
     >>> graph_file(PRECISIONS["int8"], "portable"), graph_file(PRECISIONS["fp32"], "gqa")
     ('model_quantized.onnx', 'model_gqa.onnx')
     """
-    return f"model{precision.suffix}{KINDS[kind]}.onnx"
+    return f"model{precision.suffix}{names.KINDS[kind]}.onnx"
 
 
 def graphs_in(folder: Path) -> dict[tuple[str, str], Path]:
     """The graphs of an exported folder, by (precision, kind).
 
-    In its `onnx` folder, or beside the checkpoint whose weights they share.
+    Beside the checkpoint whose weights they share, or in the `onnx` folder.
     """
     found: dict[tuple[str, str], Path] = {}
     for precision in PRECISIONS.values():
-        for kind in KINDS:
-            for place in (folder / "onnx", folder):
+        for kind in names.KINDS:
+            for place in (folder, folder / "onnx"):
                 path = place / graph_file(precision, kind)
                 if path.is_file():
                     found.setdefault((precision.name, kind), path)
+    return found
+
+
+def require_graphs(folder: Path) -> dict[tuple[str, str], Path]:
+    """`graphs_in`; raises FileError where there is none."""
+    found = graphs_in(folder)
+    if not found:
+        if not folder.exists():
+            raise FileError(f"{folder}: no such folder, expected one that 'npgpt2 export' wrote")
+        if not folder.is_dir():
+            raise FileError(f"{folder}: is a file, expected the folder that it was exported to")
+        raise FileError(
+            f"{folder}: has no ONNX graph, expected onnx/model.onnx or the like. "
+            "Make one: npgpt2 export MODEL -o DIR"
+        )
     return found
 
 
@@ -60,12 +75,11 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
     Raises:
         FileError: the folder has no graph, or none in that precision.
     """
-    found = graphs_in(folder)
-    if not found:
-        raise FileError(
-            f"{folder}: has no ONNX graph, expected onnx/model.onnx or the like. "
-            "Make one: npgpt2 export MODEL -o DIR"
+    if precision is not None and precision not in PRECISIONS:
+        raise OptionError(
+            "precision", f"got {precision!r}, expected one of {', '.join(PRECISIONS)}"
         )
+    found = require_graphs(folder)
     here = list(dict.fromkeys(name for name, _ in found))
     if precision is None:
         precision = here[0]
@@ -87,9 +101,10 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
 
 
 class Session:
-    """A graph that is open. Knows its config, precision and kind from its metadata.
+    """A graph that is open.
 
     Attributes:
+        graph: what the file says of itself; `path`, `config`, `precision` and `kind` are its.
         provider: the execution provider that runs it, as ONNX Runtime says.
     """
 
@@ -112,15 +127,17 @@ class Session:
             FileError, CheckpointError: the file is missing, damaged, or not from here.
         """
         provider = _provider(device)
+        self.graph = Exported.open(path)
+        self.path, self.config, self.kind = path, self.graph.config, self.graph.kind
+        self.precision, self.device = self.graph.precision, device
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors come as exceptions
+        options.log_severity_level = 4  # errors come as exceptions
         if threads is not None:
             if not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads < 1025:
                 raise OptionError(
                     "threads", f"got {threads!r}, expected a whole number from 1 to 1024"
                 )
             options.intra_op_num_threads = threads
-        self.path, self.device = path, device
         self.ort = _open(path, options, provider, cache_dir)
         self.provider: str = self.ort.get_providers()[0]
         if self.provider != provider:
@@ -129,28 +146,6 @@ class Session:
                 "not start it. Its libraries (CUDA, cuDNN) have to match: see "
                 "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
             )
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        return dict(self.ort.get_modelmeta().custom_metadata_map)
-
-    @cached_property
-    def config(self) -> GPT2Config:
-        try:
-            return GPT2Config.from_dict(json.loads(self.metadata["config"]), str(self.path))
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path}: has no config in its metadata ({error}), "
-                "expected a graph that npgpt2 exported"
-            ) from None
-
-    @property
-    def precision(self) -> Precision:
-        return PRECISIONS[self.metadata["precision"]]
-
-    @property
-    def kind(self) -> str:
-        return self.metadata["graph"]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -229,9 +224,14 @@ def loads(opset: int) -> bool:
 
 
 def runtime_error(path: Path, error: Exception) -> CheckpointError:
-    """What ONNX Runtime said, in one line and without its source paths."""
+    """What ONNX Runtime said, in one line and without its codes and source files."""
     text = str(error).replace("\n", " ")
-    return CheckpointError(f"{path}: onnxruntime: {text[:500]}")
+    if RIGHT_ONLY in text:
+        return CheckpointError(f"{path}: {RIGHT_ONLY}")
+    text = re.sub(
+        r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|h):\d+ \S+|\S*onnxruntime::\S*", "", text
+    )
+    return CheckpointError(f"{path}: onnxruntime: {' '.join(text.split())[:500]}")
 
 
 def _provider(device: str) -> str:
@@ -252,37 +252,46 @@ def _open(
     try:
         if cache_dir is None:
             return ort.InferenceSession(str(path), options, providers=[provider])
-        return _open_cached(path, options, provider, cache_dir)
-    except FileError:
-        raise
+        return _open_kept(path, options, provider, cache_dir)
+    except OSError as error:
+        raise FileError(f"{error.filename or cache_dir}: {error.strerror or error}") from None
     except Exception as error:  # onnxruntime's own family, one class for each code
-        if not path.exists():
-            raise FileError(f"{path}: no such file") from None
         raise runtime_error(path, error) from None
 
 
-def _open_cached(
+def _open_kept(
     path: Path, options: ort.SessionOptions, provider: str, cache_dir: Path
 ) -> ort.InferenceSession:
     """Open the optimized graph that an earlier session left, or leave one.
 
-    Its name holds what it depends on: the graph's bytes, its data file's size and time, ONNX
-    Runtime, the provider. It is written beside its place and renamed.
+    It is a folder with a graph and weights of its own, in the layout that the kernels want. Its
+    name holds what it depends on: the graph's bytes, its data file's size and time, ONNX Runtime,
+    the provider.
     """
-    data = sorted(path.parent.glob("*.onnx_data")) + sorted(path.parent.glob("*.safetensors"))
-    seen = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in data]
     key = hashlib.sha256(path.read_bytes())
+    files = [path.parent / location for location in Exported.open(path).locations]
+    seen = [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
     key.update("|".join([ort.__version__, provider, *seen]).encode())
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    kept = cache_dir / f"{path.stem}-{key.hexdigest()[:16]}.onnx"
-    if not kept.exists():
-        mine = cache_dir / f".{kept.stem}-{os.getpid()}.onnx"
-        options.optimized_model_filepath = str(mine)
-        try:
-            session = ort.InferenceSession(str(path), options, providers=[provider])
-            os.replace(mine, kept)
-        finally:
-            mine.unlink(missing_ok=True)
-        return session
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(kept), options, providers=[provider])
+    kept = cache_dir / f"{path.stem}-{key.hexdigest()[:16]}"
+    try:
+        return ort.InferenceSession(str(kept / KEPT), _as_it_is(options), providers=[provider])
+    except Exception:  # not there, or damaged: onnxruntime has a class for each code
+        pass
+    with new_folder(kept, lambda there: True) as work:
+        options.optimized_model_filepath = str(work / KEPT)
+        for name, value in {
+            "session.optimized_model_external_initializers_file_name": f"{KEPT}_data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }.items():
+            options.add_session_config_entry(name, value)
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    return session
+
+
+def _as_it_is(options: ort.SessionOptions) -> ort.SessionOptions:
+    """The options for a graph that is optimized already."""
+    plain = ort.SessionOptions()
+    plain.log_severity_level = options.log_severity_level
+    plain.intra_op_num_threads = options.intra_op_num_threads
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return plain

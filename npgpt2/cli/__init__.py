@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from npgpt2 import __version__, errors
 from npgpt2.cli import export, generate, info, inspect, score, tokenize, verify
 from npgpt2.cli.blas import choose_kernel
+from npgpt2.cli.common import one_line
 
 COMMANDS = (generate, tokenize, inspect, score, export, verify, info)
 
@@ -100,17 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _discard_output() -> None:
     """Nobody takes the rest; without this Python would try to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def one_line(text: str) -> str:
-    """Text with names from files in it, fit for a terminal: no newlines, no escape sequences.
-
-    >>> one_line("wte\\n\\x1b[2J: missing")
-    'wte\\\\n\\\\x1b[2J: missing'
-    """
-    if len(text) > 2000:
-        text = f"{text[:1000]} … {text[-1000:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -78,12 +78,21 @@ def load_engine(args: argparse.Namespace) -> "LanguageModel":
         for name in ("device", "precision", "threads", "graph_cache"):
             if getattr(args, name) is not None:
                 raise OptionError(name, "is an option of the onnx engine. Add --engine onnx")
-        return load_model(args)
+        try:
+            return load_model(args)
+        except FileError as error:
+            if args.model and any(Path(args.model).glob("onnx/*.onnx")):
+                raise FileError(
+                    f"{error}. It has ONNX graphs: add --engine onnx to run them"
+                ) from None
+            raise
     if args.dtype != "float32" or args.strict:
         raise OptionError(
             "strict" if args.strict else "dtype",
             "is an option of the NumPy engine. Leave it out, or --engine onnx",
         )
+    if args.graph_cache == "":
+        raise OptionError("graph_cache", "got '', expected a folder")
     from npgpt2_onnx import OnnxModel
 
     model = OnnxModel.from_pretrained(
@@ -216,3 +225,14 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number") from None
+
+
+def one_line(text: str) -> str:
+    """Text with names from files in it, fit for a terminal: no newlines, no escape sequences.
+
+    >>> one_line("wte\\n\\x1b[2J: missing")
+    'wte\\\\n\\\\x1b[2J: missing'
+    """
+    if len(text) > 2000:
+        text = f"{text[:1000]} … {text[-1000:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

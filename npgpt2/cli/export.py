@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import note, progress, table, whole
+from npgpt2.cli.common import note, one_line, progress, table, whole
 
 HELP = "turn a checkpoint into an ONNX folder"
 EXAMPLES = """examples:
@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--opset",
         type=whole,
         metavar="N",
-        help="of ai.onnx, from 17; from 23 on the portable graph uses its Attention, which no browser "
-        "has on WebGPU (default: 17)",
+        help="of ai.onnx, from 17; from 23 on the portable graph uses its Attention, which no "
+        "browser has on WebGPU (default: 17)",
     )
     parser.add_argument(
         "--triton", metavar="DIR", help="also lay out a Triton Inference Server repository there"
@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from npgpt2_onnx import export
 
-    signal.signal(signal.SIGTERM, _stop)  # so that nothing half-written is left behind
+    for name in ("SIGTERM", "SIGHUP"):  # so that nothing half-written is left behind
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _stop)
     every = args.graph and "all" in args.graph
     optional: dict[str, Any] = {} if args.opset is None else {"opset": args.opset}
     started = time.perf_counter()
@@ -89,17 +91,22 @@ def run(args: argparse.Namespace) -> int:
         progress=progress,
         **optional,
     )
-    rows = [(path.relative_to(folder), f"{path.stat().st_size:,}") for path in _written(folder)]
-    print("\n".join(table([(f"in {folder}", "bytes"), *rows], "lr")))
+    rows = [
+        (path.relative_to(folder), f"{path.stat().st_size:,}")
+        for path in _written(folder, args.share_weights)
+    ]
+    print("\n".join(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr")))
     proved = "not verified" if args.no_verify else "verified against NumPy"
     note(f"{proved}, {time.perf_counter() - started:.1f} s")
     return 0
 
 
-def _written(folder: Path) -> list[Path]:
-    files = [*folder.glob("*.onnx"), *folder.glob("onnx/*")]
-    return sorted(files) + sorted(p for p in folder.glob("*.json") if p not in files)
+def _written(folder: Path, shared: bool) -> list[Path]:
+    """The files of an export; of one that shares weights, those that it put beside them."""
+    if shared:
+        return sorted([*folder.glob("model*.onnx"), *folder.glob("genai_config.json")])
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _stop(*_: Any) -> None:
-    sys.exit(143)
+def _stop(number: int, _: Any) -> None:
+    sys.exit(128 + number)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt2.cli.common import note, progress, read_file, table, whole
-from npgpt2.errors import FileError
+from npgpt2.errors import FileError, InputError, OptionError
 
 HELP = "hold an exported ONNX folder against NumPy"
 EXAMPLES = """examples:
@@ -44,56 +44,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2 import GPT2
-    from npgpt2_onnx.session import graphs_in
+    from npgpt2_onnx.exported import Exported
+    from npgpt2_onnx.session import require_graphs
     from npgpt2_onnx.verify import check_weights, verify
 
+    if not args.folder:
+        raise FileError("'': no such folder, expected one that 'npgpt2 export' wrote")
     folder = Path(args.folder)
-    graphs = graphs_in(folder)
-    if not graphs:
-        raise FileError(f"{folder}: has no ONNX graph. Make one: npgpt2 export MODEL -o DIR")
+    graphs = {key: Exported.open(path) for key, path in require_graphs(folder).items()}
+    ids = _text(args, folder, next(iter(graphs.values())).config.n_positions)
     model = None
     if args.against:
         model = GPT2.from_pretrained(args.against, revision=args.revision, progress=progress)
     good = True
     if model is not None:
-        for path in graphs.values():
-            found = check_weights(path, model)
+        for graph in graphs.values():
+            found = check_weights(graph, model)
             wrong = [row for row in found if not row.good]
             worst = max(wrong or found, key=lambda row: row.error)
             good &= not wrong
             print(
-                f"{path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
+                f"{graph.path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
                 f"checkpoint's but for rounding; the farthest is {worst.parameter}, "
                 f"by {worst.error:.2g}{_mark(worst.good)}"
             )
-    rows = verify(graphs, progress)
+    rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
     good &= all(row.good for row in rows)
     head = ("graph", "case", "logits", "keys, values", "bound", "")
     print(_table(head, [
         (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.2g}", _mark(r.good))
         for r in rows
     ], "llrrrl"))  # fmt: skip
-    if args.text:
-        good &= _quality(args, folder, graphs, model)
+    if ids is not None:
+        good &= _quality(folder, ids, args.window, graphs, model)
     note("all within bounds" if good else "NOT all within bounds")
     return 0 if good else 1
 
 
-def _quality(args: argparse.Namespace, folder: Path, graphs: dict[Any, Path], model: Any) -> bool:
+def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int] | None:
+    """The ids of --text, read before anything takes long."""
     from npgpt2.tokenizer import load_tokenizer
+
+    if args.text is None:
+        if args.window is not None:
+            raise OptionError("window", "is about a text. Add --text FILE")
+        return None
+    if args.window is not None and not 2 <= args.window <= n_positions:
+        raise OptionError(
+            "window", f"got {args.window}, expected a whole number from 2 to {n_positions}"
+        )
+    ids = load_tokenizer(folder).encode(read_file(Path(args.text)))
+    if len(ids) < 2:
+        raise InputError(f"{args.text}: has {len(ids)} tokens, expected two at least")
+    return ids
+
+
+def _quality(
+    folder: Path, ids: list[int], window: int | None, graphs: dict[Any, Any], model: Any
+) -> bool:
     from npgpt2_onnx.session import Session
     from npgpt2_onnx.verify import quality, reference
 
     if model is None:
-        if ("fp32", "portable") not in graphs and ("fp32", "gqa") not in graphs:
+        exact = [graph for (precision, _), graph in graphs.items() if precision == "fp32"]
+        if not exact:
             raise FileError(
                 f"{folder}: has no fp32 graph to compare with. Name the checkpoint: --against MODEL"
             )
-        path = graphs.get(("fp32", "portable")) or graphs["fp32", "gqa"]
-        model = reference(path, Session(path), "float32")
-    ids = load_tokenizer(folder).encode(read_file(Path(args.text)))
-    sessions = [Session(path) for path in graphs.values()]
-    found = quality(ids, sessions, model, args.window, progress)
+        model = reference(exact[0], "float32")
+    sessions = [Session(graph.path) for graph in graphs.values()]
+    found = quality(ids, sessions, model, window, progress)
     head = ("graph", "perplexity", "change", "KL, nats", "same first", "")
     print(_table(head, [
         (q.graph, f"{q.perplexity:.4f}", f"{q.change:+.4%}", f"{q.kl:.1e}", f"{q.top1:.2%}",

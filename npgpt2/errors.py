@@ -49,6 +49,10 @@ class CheckFailed(NpGPT2Error):
     """What was made, or is there, does not hold against its reference."""
 
 
+class FileBusy(FileError):
+    """Another process is writing there."""
+
+
 class MissingPackage(NpGPT2Error, ImportError):
     """An optional package is needed. The text names the extra that brings it."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from npgpt2.errors import FileError
+from npgpt2.errors import FileBusy, FileError
 
 try:
     import fcntl
@@ -179,11 +179,11 @@ def _locked(work: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             who = (work / "pid").read_text() if (work / "pid").exists() else "another"
-            raise FileError(
+            raise FileBusy(
                 f"{work}: process {who} is writing there. Wait for it, or end it"
             ) from None
         if not work.exists() or os.fstat(handle).st_ino != work.stat().st_ino:
-            raise FileError(f"{work}: another process is writing there. Wait for it")
+            raise FileBusy(f"{work}: another process is writing there. Wait for it")
     except BaseException:
         os.close(handle)
         raise

@@ -7,7 +7,14 @@ from npgpt2 import GPT2, GPT2Config
 from npgpt2.params import build_tree
 
 # Helpers and scripts: no tests in them, and some need torch.
-collect_ignore = ["clients", "data", "cases.py", "readme_commands.py", "torch_reference.py"]
+collect_ignore = [
+    "clients",
+    "data",
+    "cases.py",
+    "onnx_cases.py",
+    "readme_commands.py",
+    "torch_reference.py",
+]
 
 TINY = Path(__file__).parent / "data" / "tiny"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

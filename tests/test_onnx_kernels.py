@@ -203,7 +203,7 @@ def test_only_bookkeeping_falls_to_the_cpu(everything, device):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_portable_graph_is_portable(precision):
     """Operators of ai.onnx, but for quantized weights; all floats on either kind of GPU."""
-    foreign = {"com.microsoft.MatMulNBits", "com.microsoft.GatherBlockQuantized"}
+    foreign = {"com.microsoft.MatMulNBits"}
     allowed = foreign if PRECISIONS[precision].bits else set()
     for opset in OPSETS:
         for node in nodes("portable", precision, opset):

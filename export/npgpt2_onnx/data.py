@@ -166,7 +166,8 @@ def read(graph: Exported) -> dict[str, Stored]:
         if bits:
             scales, rowed = _raw(graph, f"{name}.scales"), name in ROWED
             width = shape[1 if rowed else 0]
-            slack = np.repeat(np.abs(scales), x.shape[2] * 8 // bits, 1)[:, :width]
+            step = np.abs(scales) * 1.001  # dequantizing rounds, too
+            slack = np.repeat(step, x.shape[2] * 8 // bits, 1)[:, :width]
             x = dequantize(x, scales, bits, width)
             found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
             continue

@@ -113,7 +113,8 @@ class InPlaceStepper:
         self._lengths = np.full(b, t)
         if self._mask is not None:
             self._lengths = self._mask.sum(1)
-            ids = np.stack([np.roll(row, n) for row, n in zip(ids, self._lengths, strict=True)])
+            real_first = np.argsort(~self._mask, axis=1, kind="stable")
+            ids = np.take_along_axis(ids, real_first, 1)
             mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
         self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
         self._bind()

@@ -27,8 +27,8 @@ def quantize(x: Array, bits: int, block: int) -> tuple[Array, Array]:
     half = 1 << (bits - 1)
     farthest = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
     scales = farthest / -half
-    inverse = np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)
-    codes = np.rint(x * inverse) + half
+    codes = np.divide(x, scales, out=np.zeros_like(x), where=scales != 0)
+    codes = np.rint(codes, out=codes) + half
     codes = np.clip(codes, 0, 2 * half - 1, out=codes).astype(np.uint8)
     if bits == 4:
         codes = codes[..., ::2] | codes[..., 1::2] << 4

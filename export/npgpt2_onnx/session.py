@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from npgpt2.errors import CheckpointError, FileError, MissingPackage, OptionError
+from npgpt2.errors import CheckpointError, FileBusy, FileError, MissingPackage, OptionError
 from npgpt2.files import new_folder
 from npgpt2.ops import Array
 from npgpt2_onnx import names
@@ -277,6 +277,15 @@ def _open_kept(
         return ort.InferenceSession(str(kept / KEPT), _as_it_is(options), providers=[provider])
     except Exception:  # not there, or damaged: onnxruntime has a class for each code
         pass
+    try:
+        return _optimize(path, options, provider, kept)
+    except FileBusy:  # another process is leaving it: this one does without
+        return ort.InferenceSession(str(path), options, providers=[provider])
+
+
+def _optimize(
+    path: Path, options: ort.SessionOptions, provider: str, kept: Path
+) -> ort.InferenceSession:
     with new_folder(kept, lambda there: True) as work:
         options.optimized_model_filepath = str(work / KEPT)
         for name, value in {

@@ -34,7 +34,7 @@ BOUNDS = {"fp32": 5e-6, "fp16": 1e-2, "int8": 0.15, "int4": 0.15}
 # often the most probable token stays the same.
 QUALITY = {
     "fp32": (1e-6, 1e-9, 0.9999),
-    "fp16": (1e-4, 1e-5, 0.999),
+    "fp16": (1e-4, 1e-5, 0.998),
     "int8": (1e-3, 5e-4, 0.985),
     "int4": (1e-2, 1e-2, 0.0),
 }

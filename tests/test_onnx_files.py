@@ -830,9 +830,9 @@ def test_a_folder_one_may_not_write_in(exported):
         for folder, mode in ((top, 0o755), (top / "parent", 0o555), (top / "model", 0o555)):
             folder.chmod(mode)
         for argv in (
-            [TINY, "-o", top / "parent" / "copy", "--force"],
-            [TINY, "-o", top / "parent" / "new"],
-            [TINY, "-o", top / "parent" / "new" / "deep"],
+            [top / "model", "-o", top / "parent" / "copy", "--force"],
+            [top / "model", "-o", top / "parent" / "new"],
+            [top / "model", "-o", top / "parent" / "new" / "deep"],
             [top / "model", "--share-weights"],
         ):
             with drive("nobody", "export", *argv) as process:

@@ -262,7 +262,7 @@ def test_the_contract(exported, tiny, precision, kind):
         ("attention_mask", "INT64", ["batch_size", total]),
         ("position_ids", "INT64", ["batch_size", "sequence_length"]),
     ]
-    kept = "sequence_length" if kind == "portable" else 1  # the last position's
+    kept = "sequence_length" if kind == "portable" else 1  # who asks for all gets more
     outputs = [("logits", "FLOAT", ["batch_size", kept, 512])]
     for i in range(3):
         for part in ("key", "value"):
@@ -416,12 +416,14 @@ def test_graphs_of_a_precision_share_one_file_of_weights(exported, shared):
 def test_wte_is_quantized_once_for_both_of_its_uses(exported, tiny, precision):
     for kind in KINDS:
         path = exported(tiny, ALL)[precision, kind]
-        assert [name for name in initializers(path) if name.startswith("wte.")] == [
-            "wte.weight.int8", "wte.weight.scales",
-        ]  # fmt: skip
-        nodes = onnx.load(path, load_external_data=False).graph.node
-        users = {node.name for node in nodes if "wte.weight.int8" in node.input}
-        assert users == {"/wte/Gather", "/lm_head/MatMulNBits"}
+        assert [name for name in initializers(path) if name.startswith(("wte", "lm_head"))] == [
+            "wte.weight.int8",
+            "wte.weight.scales",
+        ]
+        for name in ("wte.weight.int8", "wte.weight.scales"):
+            nodes = onnx.load(path, load_external_data=False).graph.node
+            readers = [node.name.split("/")[1] for node in nodes if name in node.input]
+            assert sorted(readers) == ["lm_head", "wte"]
 
 
 def test_every_number_of_a_graph_is_the_checkpoints_or_its_rounding(exported, tiny, model):
@@ -678,7 +680,7 @@ def test_quality_on_shakespeare(exported, shared):
     model = GPT2.from_pretrained(folder)
     ids = model.tokenizer.encode(text[int(0.9 * len(text)) :])
     if "NPGPT2_SLOW" not in os.environ:
-        ids = ids[: 16 * 256]
+        ids = ids[: 12 * 256]
     graphs = exported(folder, ALL)
     sessions = [Session(graphs[precision, "gqa"]) for precision in ALL]
     rows = quality(ids, sessions, model)

@@ -236,7 +236,7 @@ def test_stepper_of_every_precision(folders, kind, precision):
     r, runner = np.random.default_rng(5), OnnxModel(session)
     texts = [r.integers(0, 512, n).tolist() for n in (11, 4, 7)]
     ids, mask = left_padded(texts)
-    bound = BOUNDS[precision] / 5
+    bound = BOUNDS[precision] / 4
     for use_cache in (True, False):
         step, rows = runner.stepper(mask, use_cache), [list(text) for text in texts]
         logits = step(ids)

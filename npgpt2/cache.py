@@ -94,19 +94,18 @@ class KVCache:
         buffer[1, :, :, self.length : end] = value
         return buffer[0, :, :, :end], buffer[1, :, :, :end]
 
-    def reserve(self, tokens: int) -> bool:
-        """Make room for so many tokens in all. True where the buffers had to move."""
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many tokens in all; where there is too little, the buffers move."""
         if tokens <= self.capacity:
-            return False
+            return
         limit = self._limit if tokens <= self._limit else 2 * tokens  # padding reaches beyond
         capacity = max(tokens, min(2 * self.capacity, limit))
         self._move(self._allocate(self.batch_size, capacity), slice(None))
-        return True
 
     def room(self, layer: int) -> tuple[Array, Array]:
         """A layer's whole key and value buffers (B, H, capacity, D), what is not filled included.
 
-        For an engine that writes in place; it counts what it wrote by `advance`.
+        For an engine that writes in place, and sets `length` itself.
         """
         key, value = self._buffers[layer]
         return key, value

@@ -16,7 +16,7 @@ import numpy as np
 
 from npgpt2 import sampling
 from npgpt2.errors import CheckpointError, OptionError
-from npgpt2.ops import Array
+from npgpt2.ops import Array, log_softmax
 
 Ended = Callable[[int, list[int]], bool]  # (row, ids written so far) → has a stop text appeared?
 
@@ -271,9 +271,7 @@ def beam_search(
 def _log_probs(
     logits: Array, prompt: Sequence[int], running: list[list[int]], options: GenerationOptions
 ) -> Array:
-    x = logits.astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    x = log_softmax(logits)
     if options.repetition_penalty != 1:
         for row, text in enumerate(running):
             seen = [*prompt, *text]

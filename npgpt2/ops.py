@@ -129,6 +129,18 @@ def attention(
     return out, probs
 
 
+def log_softmax(x: Array) -> Array:
+    """log softmax over the last axis, always in float64.
+
+    >>> log_softmax(np.zeros((1, 4), "f4")).round(6)
+    array([[-1.386294, -1.386294, -1.386294, -1.386294]])
+    """
+    y = x.astype(np.float64)
+    y -= y.max(-1, keepdims=True)
+    y -= np.log(np.exp(y).sum(-1, keepdims=True))
+    return y
+
+
 def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> Array:
     """−log softmax(logits)[target] for each row, by log-sum-exp; 0 where the target is ignored.
 

@@ -124,7 +124,7 @@ def test_float32_of_the_shared_checkpoint(exported, shared):
     require_numpys(single_precision(exported(folder, ALL)), model)
 
 
-@pytest.mark.skipif("NPGPT2_SLOW" not in os.environ, reason="NPGPT2_SLOW is not set: 2 GB, 1 min")
+@pytest.mark.skipif("NPGPT2_SLOW" not in os.environ, reason="NPGPT2_SLOW is not set: 4.5 GB, 1 min")
 def test_float32_of_the_124m_shape(exported, tmp_path):
     config = GPT2Config(n_positions=256)
     tensors = dict(named_parameters(GPT2.from_random(config).params))

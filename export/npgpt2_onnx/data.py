@@ -49,13 +49,19 @@ def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
             exact = ".ln_" in name or name.startswith("ln_f")
             put(name, FLOAT if exact else precision.float, shape)
             continue
-        rows, width = shape if name in ROWED else shape[::-1]
+        rows, width = _rows_and_width(name, shape)
         blocks = -(-width // block_size(width))
         size = block_size(width) * bits // 8
         whole = f"{name}.int{bits}"
         put(whole, UINT8, (rows, blocks, size))
         put(f"{name}.scales", FLOAT, (rows, blocks))
     return tensors
+
+
+def _rows_and_width(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Outputs of a matrix, and the length of the axis that is summed over."""
+    rows, width = shape if name in ROWED else shape[::-1]
+    return rows, width
 
 
 def weights(
@@ -73,7 +79,7 @@ def weights(
             found[name] = known(name)
             continue
         whole = f"{name}.int{bits}"
-        rows, width = shape if name in ROWED else shape[::-1]
+        rows, width = _rows_and_width(name, shape)
         codes, scales = known(whole), known(f"{name}.scales")
         found[name] = Quantized(codes, scales, bits, block_size(width), rows, width)
     return found
@@ -104,7 +110,7 @@ def _write_quantized(
 ) -> None:
     codes, scales = tensors[f"{name}.int{bits}"], tensors[f"{name}.scales"]
     shape = checkpoint.tensors[name].shape
-    block = block_size(shape[1] if name in ROWED else shape[0])
+    block = block_size(_rows_and_width(name, shape)[1])
     if name in ROWED:  # rows come one after the other: so do their codes
         rows = max(1, CHUNK // 4 // shape[1])
         for at, piece in enumerate(checkpoint.pieces(name, rows * shape[1])):
@@ -165,7 +171,7 @@ def read(graph: Exported) -> dict[str, Stored]:
         x = _raw(graph, whole)
         if bits:
             scales, rowed = _raw(graph, f"{name}.scales"), name in ROWED
-            width = shape[1 if rowed else 0]
+            _, width = _rows_and_width(name, shape)
             step = np.abs(scales) * 1.001  # dequantizing rounds, too
             slack = np.repeat(step, x.shape[2] * 8 // bits, 1)[:, :width]
             x = dequantize(x, scales, bits, width)

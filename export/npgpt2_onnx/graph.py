@@ -63,16 +63,18 @@ def build(
         run.cross = [_pair(g, names.cross(i), names.ENCODER, config, config.n_head) for i in layers]
         encoder = g.input(names.ENCODER_MASK, INT64, [names.BATCH, names.ENCODER])
         run.cross_bias = _padding_bias(g.at(names.ENCODER_MASK), encoder)
+    masks = g.at(names.ATTENTION_MASK)
+    fresh, last = _fresh(masks, ids, mask)
     if kind == "gqa":
-        _right_padding(g.at(names.ATTENTION_MASK), run, ids, mask)
+        _right_padding(masks, run, ids, mask, fresh, last)
     else:
-        run.bias = _causal_bias(g.at(names.ATTENTION_MASK), run, ids, mask)
+        run.bias = _causal_bias(masks, run, ids, mask)
 
     values: Any = weights(g, config, precision, layout)
     params: Any = build_tree(values)
     x = transformer(g, embed(g, params, ids, positions), params, run)
     if kind != "portable":
-        x = _last_or_all(g.at("lm_head"), x, ids, mask)
+        x = _last_or_all(g.at("lm_head"), x, ids, last)
     logits = g.tap(names.LOGITS, lm_head(g, x, params, config.vocab_size))
 
     # onnxruntime-genai makes room for every position's logits, unless it is told of one.
@@ -132,14 +134,13 @@ def _causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
     return narrow(g, bias) if one_node(g, run) else bias
 
 
-def _right_padding(g: Graph, run: Run, ids: Value, mask: Value) -> None:
+def _right_padding(g: Graph, run: Run, ids: Value, mask: Value, fresh: Value, last: Value) -> None:
     """What GroupQueryAttention wants to know of the mask.
 
     The operator only counts tokens, so padding anywhere but on the right of a prompt would give
     wrong numbers. That is an error here: a Reshape to −2, whose name is the text.
     """
     one, new, total = g.constant([1]), g.op("Shape", ids, start=1), g.op("Shape", mask, start=1)
-    fresh, last = _fresh(g, ids, mask)
     count = g.op("ReduceSum", fresh, one)  # (B, 1)
     # In a prompt no zero comes before a one, and behind a past every new token is real.
     in_order = g.op("Equal", last, count)
@@ -162,11 +163,10 @@ def _fresh(g: Graph, ids: Value, mask: Value) -> tuple[Value, Value]:
     return fresh, reduce(g, "ReduceMax", numbered)
 
 
-def _last_or_all(g: Graph, x: Value, ids: Value, mask: Value) -> Value:
+def _last_or_all(g: Graph, x: Value, ids: Value, last: Value) -> Value:
     """(B, T, C) → (B, 1, C), each row's last real token; all of it where `all_logits` is 1."""
     everything = to_bool(g, g.option(names.ALL_LOGITS, np.zeros(1, np.int64)))
     one, new = g.constant([1]), g.op("Shape", ids, start=1)
-    _, last = _fresh(g, ids, mask)
     first = g.op("Where", everything, g.constant([0]), g.op("Sub", last, one))  # (B, 1)
     steps = numbers(g, g.op("Squeeze", g.op("Where", everything, new, one)))
     index = g.op("Unsqueeze", g.op("Add", first, steps), g.constant([2]))  # (B, 1 or T, 1)

@@ -15,7 +15,7 @@ from npgpt2.generate import Stepper
 from npgpt2.language_model import LanguageModel
 from npgpt2.ops import Array
 from npgpt2_onnx import names
-from npgpt2_onnx.session import Session, choose, runtime_error
+from npgpt2_onnx.session import Session, choose
 
 
 class OnnxModel(LanguageModel):
@@ -70,11 +70,8 @@ class OnnxModel(LanguageModel):
 
     def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Stepper:
         self._require_no_encoder()
-        if not use_cache:
-            return WholeStepper(self.session, mask)
-        if self.session.kind == "gqa":
-            return InPlaceStepper(self.session, mask)
-        return ConcatStepper(self.session, mask)
+        kind = fresh_stepper if use_cache else WholeStepper
+        return kind(self.session, mask)
 
     def _require_no_encoder(self) -> None:
         if self.config.add_cross_attention:
@@ -82,6 +79,11 @@ class OnnxModel(LanguageModel):
                 "encoder: this graph attends to an encoder's keys and values, which writing and "
                 "scoring do not have. Give them to session.forward(ids, cross=…)"
             )
+
+
+def fresh_stepper(session: Session, mask: Array | None) -> Stepper:
+    """The one for a graph's kind of cache."""
+    return (InPlaceStepper if session.kind == "gqa" else ConcatStepper)(session, mask)
 
 
 class InPlaceStepper:
@@ -95,7 +97,7 @@ class InPlaceStepper:
         self._session, self._mask = session, mask
         self._lengths: Array = np.zeros(0, np.int64)  # (B,), real tokens by row
         self._cache: KVCache | None = None
-        self._device: list[tuple[str, str, ort.OrtValue]] = []  # the cache, as it is bound
+        self._device: list[ort.OrtValue] = []  # the cache's keys and values, as they are bound
         self._binding: Any = None
 
     def __call__(self, ids: Array) -> Array:
@@ -137,18 +139,10 @@ class InPlaceStepper:
             self._pull()
             self._cache.reserve(total)
             self._bind()
-        binding = self._binding
-        binding.bind_cpu_input(names.INPUT_IDS, np.ascontiguousarray(ids))
-        binding.bind_cpu_input(names.ATTENTION_MASK, mask)
-        binding.bind_cpu_input(names.POSITION_IDS, np.ascontiguousarray(positions))
-        binding.bind_output(names.LOGITS, "cpu")
-        try:
-            self._session.ort.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's own family, one class for each code
-            raise runtime_error(self._session.path, error) from None
+        *_, logits = self._session.run_bound(self._binding, ids, mask, positions)
         self._cache.length = total
-        logits: Array = binding.get_outputs()[-1].numpy()[:, 0]
-        return logits
+        last: Array = logits.numpy()[:, 0]
+        return last
 
     def _bind(self) -> None:
         """Bind every layer's whole buffers as past and as present: one place in memory."""
@@ -162,14 +156,14 @@ class InPlaceStepper:
                 value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
                 self._binding.bind_ortvalue_input(past, value)
                 self._binding.bind_ortvalue_output(present, value)
-                self._device.append((past, present, value))
+                self._device.append(value)
 
     def _pull(self) -> None:
         """Bring the cache back from the device. On the CPU it never left."""
         if self._session.device == "cpu" or self._cache is None:
             return
         arrays = [a for i in range(len(self._cache)) for a in self._cache.room(i)]
-        for array, (_, _, value) in zip(arrays, self._device, strict=True):
+        for array, value in zip(arrays, self._device, strict=True):
             array[...] = value.numpy()
 
     def reorder(self, rows: Array) -> None:
@@ -199,21 +193,13 @@ class ConcatStepper:
             self._mask = np.concatenate([self._mask, np.ones(ids.shape, bool)], 1)
         positions = (np.cumsum(self._mask, 1) - 1).clip(0)[:, -ids.shape[1] :]
         binding = session.ort.io_binding()
-        binding.bind_cpu_input(names.INPUT_IDS, np.ascontiguousarray(ids))
-        binding.bind_cpu_input(names.ATTENTION_MASK, self._mask.astype(np.int64))
-        binding.bind_cpu_input(names.POSITION_IDS, np.ascontiguousarray(positions))
-        binding.bind_output(names.LOGITS, "cpu")
         layers = range(session.config.n_layer)
         for i, (past, present) in enumerate(
             pair for n in layers for pair in zip(names.past(n), names.present(n), strict=True)
         ):
             binding.bind_ortvalue_input(past, self._past[i])
             binding.bind_output(present, session.device)
-        try:
-            session.ort.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's own family, one class for each code
-            raise runtime_error(session.path, error) from None
-        logits, *self._past = binding.get_outputs()
+        *self._past, logits = session.run_bound(binding, ids, self._mask, positions)
         last: Array = logits.numpy()[:, -1]
         return last
 
@@ -239,11 +225,7 @@ class WholeStepper:
                 more = np.ones((len(ids), ids.shape[1] - self._mask.shape[1]), bool)
                 self._mask = np.concatenate([self._mask, more], 1)
         self._ids = ids
-        if self._session.kind != "gqa":
-            stepper: Stepper = ConcatStepper(self._session, self._mask)
-        else:
-            stepper = InPlaceStepper(self._session, self._mask)
-        return stepper(ids)
+        return fresh_stepper(self._session, self._mask)(ids)
 
     def reorder(self, rows: Array) -> None:
         self._ids = None if self._ids is None else self._ids[rows]

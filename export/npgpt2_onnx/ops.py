@@ -77,16 +77,23 @@ def add(g: Graph, x: Value, y: Value) -> Value:
 
 def layer_norm(g: Graph, x: Value, weight: Value, bias: Value, *, eps: float) -> Value:
     """(..., C) float32 → (..., C) in the matrices' dtype."""
-    sum_ = x.node
-    if g.fused and sum_ is not None and sum_.op == "Add":
-        g.remove(sum_)
+    if sides := _taken_over(g, x):
         y = g.ops(
-            "SkipLayerNormalization", *sum_.inputs, weight, bias, domain=MICROSOFT,
+            "SkipLayerNormalization", *sides, weight, bias, domain=MICROSOFT,
             outputs=[Value(), None, None, x], epsilon=eps,
         )[0]  # fmt: skip
     else:
         y = g.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
     return narrow(g, y)
+
+
+def _taken_over(g: Graph, x: Value) -> list[Value | None]:
+    """The two sides of a sum, whose node goes; of anything else, or unless fused, nothing."""
+    node = x.node
+    if not g.fused or node is None or node.op != "Add":
+        return []
+    g.remove(node)
+    return node.inputs
 
 
 def narrow(g: Graph, x: Value) -> Value:
@@ -123,13 +130,7 @@ def activation(g: Graph, name: str, x: Value) -> Value:
 def _tanh_gelu(g: Graph, x: Value) -> Value:
     """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))."""
     if g.fused:
-        sum_, bias = x.node, None
-        if sum_ is not None and sum_.op == "Add":
-            g.remove(sum_)
-            inner, bias = sum_.inputs
-            assert inner is not None
-            x = inner
-        return g.op("FastGelu", x, bias, domain=MICROSOFT)
+        return g.op("FastGelu", *(_taken_over(g, x) or [x, None]), domain=MICROSOFT)
     x = wide(g, x)
     if g.opset >= 20:
         return narrow(g, g.op("Gelu", x, approximate="tanh"))

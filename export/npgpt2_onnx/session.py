@@ -88,7 +88,7 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
             f"{folder}: has no graph in {precision}, only in {', '.join(here)}. "
             f"Export it with --precision {precision}"
         )
-    half = PRECISIONS[precision].name == "fp16"
+    half = PRECISIONS[precision].float != FLOAT
     order = ["gqa", "portable", "mha"]
     if device == "cuda":
         order = ["gqa", "mha", "portable"] if half else ["mha", "portable"]
@@ -138,7 +138,7 @@ class Session:
                     "threads", f"got {threads!r}, expected a whole number from 1 to 1024"
                 )
             options.intra_op_num_threads = threads
-        self.ort = _open(path, options, provider, cache_dir)
+        self.ort = _open(self.graph, options, provider, cache_dir)
         self.provider: str = self.ort.get_providers()[0]
         if self.provider != provider:
             raise MissingPackage(
@@ -150,7 +150,7 @@ class Session:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of keys and values."""
-        return np.dtype(np.float16 if self.precision.name == "fp16" else np.float32)
+        return np.dtype(np.float32 if self.precision.float == FLOAT else np.float16)
 
     def empty_past(self, rows: int) -> list[Pair]:
         """Keys and values of nothing: by layer, (B, H, 0, D)."""
@@ -200,6 +200,27 @@ class Session:
         count = 2 * self.config.n_layer
         return logits, list(zip(rest[0:count:2], rest[1:count:2], strict=True))
 
+    def run_bound(
+        self, binding: Any, ids: Array, mask: Array, position_ids: Array
+    ) -> list[ort.OrtValue]:
+        """Run with pasts and presents bound already; the outputs, in the order of their binding.
+
+        The logits are bound here, behind them, to the CPU.
+        """
+        for name, array in (
+            (names.INPUT_IDS, ids),
+            (names.ATTENTION_MASK, mask),
+            (names.POSITION_IDS, position_ids),
+        ):
+            binding.bind_cpu_input(name, np.ascontiguousarray(array, np.int64))
+        binding.bind_output(names.LOGITS, "cpu")
+        try:
+            self.ort.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own family, one class for each code
+            raise runtime_error(self.path, error) from None
+        outputs: list[ort.OrtValue] = binding.get_outputs()
+        return outputs
+
     def run(self, wanted: Sequence[str] | None, feeds: dict[str, Array]) -> list[Array]:
         try:
             outputs: list[Array] = self.ort.run(wanted, feeds)
@@ -247,12 +268,13 @@ def _provider(device: str) -> str:
 
 
 def _open(
-    path: Path, options: ort.SessionOptions, provider: str, cache_dir: Path | None
+    graph: Exported, options: ort.SessionOptions, provider: str, cache_dir: Path | None
 ) -> ort.InferenceSession:
+    path = graph.path
     try:
         if cache_dir is None:
             return ort.InferenceSession(str(path), options, providers=[provider])
-        return _open_kept(path, options, provider, cache_dir)
+        return _open_kept(graph, options, provider, cache_dir)
     except OSError as error:
         raise FileError(f"{error.filename or cache_dir}: {error.strerror or error}") from None
     except Exception as error:  # onnxruntime's own family, one class for each code
@@ -260,7 +282,7 @@ def _open(
 
 
 def _open_kept(
-    path: Path, options: ort.SessionOptions, provider: str, cache_dir: Path
+    graph: Exported, options: ort.SessionOptions, provider: str, cache_dir: Path
 ) -> ort.InferenceSession:
     """Open the optimized graph that an earlier session left, or leave one.
 
@@ -268,8 +290,9 @@ def _open_kept(
     name holds what it depends on: the graph's bytes, its data file's size and time, ONNX Runtime,
     the provider.
     """
+    path = graph.path
     key = hashlib.sha256(path.read_bytes())
-    files = [path.parent / location for location in Exported.open(path).locations]
+    files = [path.parent / location for location in graph.locations]
     seen = [f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
     key.update("|".join([ort.__version__, provider, *seen]).encode())
     kept = cache_dir / f"{path.stem}-{key.hexdigest()[:16]}"

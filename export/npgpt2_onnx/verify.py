@@ -17,7 +17,7 @@ import numpy as np
 
 from npgpt2 import GPT2
 from npgpt2.errors import InputError
-from npgpt2.ops import Array
+from npgpt2.ops import Array, log_softmax
 from npgpt2.params import build_tree, named_parameters
 from npgpt2_onnx.data import in_place, read
 from npgpt2_onnx.exported import Exported
@@ -261,10 +261,10 @@ def quality(
     windows = np.asarray(ids)[: len(ids) // size * size].reshape(-1, size)
     base, sums = 0.0, np.zeros((len(sessions), 3))  # nats, KL, same
     for row in progress(list(windows[:, None]), "reading the text"):
-        truth = _log_softmax(model(row, use_cache=False).logits)
+        truth = log_softmax(model(row, use_cache=False).logits)
         base -= _picked(truth, row)
         for i, session in enumerate(sessions):
-            ours = _log_softmax(session.forward(row)[0])
+            ours = log_softmax(session.forward(row)[0])
             kl = (np.exp(truth) * (truth - ours)).sum()
             same = (truth.argmax(-1) == ours.argmax(-1)).sum()
             sums[i] += [-_picked(ours, row), kl, same]
@@ -278,13 +278,6 @@ def quality(
         perplexity = math.exp(min(nats / scored, 700))
         found.append(Quality(session.path.name, perplexity, change, mean_kl, top1, good))
     return found
-
-
-def _log_softmax(logits: Array) -> Array:
-    x = logits.astype(np.float64)
-    x -= x.max(-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(-1, keepdims=True))
-    return x
 
 
 def _picked(logprobs: Array, ids: Array) -> float:

@@ -1,4 +1,4 @@
-"""A checkpoint folder → config and parameters. Every quirk of files in the wild lives here.
+"""A checkpoint folder ↔ config and parameters. Every quirk of files in the wild lives here.
 
 The library `safetensors` validates a file; then it is memory-mapped and the tensors are views of
 the map: nothing is copied where the file holds the dtype that is asked for. A map has one danger.
@@ -6,11 +6,12 @@ If another program truncates the file while it is in use, the operating system e
 (SIGBUS); `mmap=False` reads everything into memory first and has no such danger.
 """
 
+import json
 import mmap as mmap_module
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
-from npgpt2.files import parse_json, read_json, require_regular
+from npgpt2.files import parse_json, read_json, replaced, require_regular
 from npgpt2.ops import Array
-from npgpt2.params import Params, build_tree, param_shapes
+from npgpt2.params import Params, build_tree, named_parameters, param_shapes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -133,6 +135,41 @@ class Checkpoint:
         for at in range(0, info.nbytes, step):
             piece = info._replace(start=info.start + at, nbytes=min(step, info.nbytes - at))
             yield _to_dtype(file.raw(piece).view(dtype), info.dtype, np.dtype(np.float32))
+
+
+def save(
+    folder: Path, config: GPT2Config, params: Params, dtype: npt.DTypeLike = np.float32
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors, as transformers does.
+
+    Each file is written whole or not at all, the weights last.
+
+    Args:
+        dtype: of the weights: float32, or float16 for half the size.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    eos = config.eos_token_id
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos}
+    values = {**config.to_dict(), "dtype": np.dtype(dtype).name}
+    for name, table in (("config.json", values), ("generation_config.json", ids)):
+        with replaced(folder / name) as path:
+            path.write_text(json.dumps(table, indent=2) + "\n")
+    tensors = {
+        name if name == "lm_head.weight" else f"transformer.{name}": array.astype(dtype, copy=False)
+        for name, array in named_parameters(params)
+    }
+    save_tensors(folder / SINGLE, tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """One safetensors file, whole or not at all. Raises FileError where it cannot be written."""
+    with replaced(path) as work:
+        try:
+            save_file(dict(tensors), work, {"format": "pt"})  # transformers asks for this word
+        except SafetensorError as error:
+            raise FileError(f"{path}: {error}") from None
 
 
 def read_config(folder: Path) -> GPT2Config:

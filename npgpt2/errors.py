@@ -53,6 +53,10 @@ class FileBusy(FileError):
     """Another process is writing there."""
 
 
+class TrainingError(NpGPT2Error, ValueError):
+    """A training run that cannot go on: its loss is not a number, or it is told something else."""
+
+
 class MissingPackage(NpGPT2Error, ImportError):
     """An optional package is needed. The text names the extra that brings it."""
 

@@ -230,6 +230,58 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and be the only process that writes there.
+
+    Raises:
+        FileBusy: another one is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(folder)
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{folder}: {problem.strerror or problem}") from None
+    try:
+        (folder / "pid").write_text(str(os.getpid()))
+        yield
+    finally:
+        (folder / "pid").unlink(missing_ok=True)
+        if fcntl:
+            os.close(handle)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes its place when the block ends without an error.
+
+    Raises:
+        FileError: it cannot be written; what was there stays.
+    """
+    work = path.with_name(f".{path.name}.new")
+    try:
+        yield work
+        fsync(work)
+        work.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
+        work.replace(path)
+        fsync(path.parent)
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{path}: {problem.strerror or problem}") from None
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """It can only be read by setting it. Some libraries (safetensors) write as if it were 077."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Raises FileError where the disk of a folder, there or to come, has less than that free."""
     while not folder.exists():

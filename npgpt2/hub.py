@@ -8,25 +8,13 @@ import os
 import re
 from pathlib import Path
 
+from npgpt2 import tokenizer
 from npgpt2.checkpoint import INDEX, SINGLE
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
 from npgpt2.files import read_json
 
 # What a checkpoint needs beside its weights. Other frameworks' files in the repository stay there.
-FILES = [
-    "config.json",
-    "generation_config.json",
-    INDEX,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-]
+FILES = ("config.json", "generation_config.json", INDEX, *tokenizer.FILES)
 
 # OpenAI's models answer to two names. Online the hub redirects; offline the cache knows only the
 # name under which a model was once fetched.

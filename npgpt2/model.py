@@ -109,7 +109,7 @@ def block(x: Array, p: Block, layer: int, run: Run, tap: Tap) -> Array:
 def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
     """Each token looks at itself and at those before it."""
     qkv = tap("c_attn", linear(x, *p.c_attn))  # (B, T, 3·H·D)
-    q, k, v = (split_heads(part, run.config) for part in _split(qkv, 3))
+    q, k, v = (split_heads(part, run.config) for part in split(qkv, 3))
     if run.cache is not None:
         k, v = run.cache.write(layer, k, v)  # (B, H, S, D)
     y, probs = attention(
@@ -146,7 +146,7 @@ def crossattention(
 def encoder_kv(p: CrossAttention, layer: int, run: Run) -> tuple[Array, Array] | None:
     """Keys and values (B, H, E, D) of the encoder's states: known already, or made now."""
     if layer not in run.cross and run.encoder is not None:
-        k, v = (split_heads(part, run.config) for part in _split(linear(run.encoder, *p.c_attn), 2))
+        k, v = (split_heads(part, run.config) for part in split(linear(run.encoder, *p.c_attn), 2))
         run.cross[layer] = k, v
     return run.cross.get(layer)
 
@@ -179,6 +179,6 @@ def merge_heads(x: Array) -> Array:
     return x.transpose(0, 2, 1, 3).reshape(b, t, -1)
 
 
-def _split(x: Array, parts: int) -> list[Array]:
+def split(x: Array, parts: int) -> list[Array]:
     width = x.shape[-1] // parts
     return [x[..., i * width : (i + 1) * width] for i in range(parts)]

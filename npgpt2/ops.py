@@ -221,13 +221,13 @@ def gelu(x: Array) -> Array:
 @blockwise
 def quick_gelu(x: Array) -> Array:
     """x · σ(1.702 x)."""
-    return x * _sigmoid(1.702 * x)
+    return x * sigmoid(1.702 * x)
 
 
 @blockwise
 def silu(x: Array) -> Array:
     """x · σ(x), also called swish."""
-    return x * _sigmoid(x)
+    return x * sigmoid(x)
 
 
 @blockwise
@@ -242,7 +242,7 @@ def tanh(x: Array) -> Array:
     return np.tanh(x)
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(−x)), never exponentiating a positive number: no overflow, small tails exact."""
     e = np.exp(-np.abs(x))
     return np.where(x < 0, e, 1.0) / (1.0 + e)

@@ -19,6 +19,19 @@ from typing import Any, Protocol
 from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, TokenizerError
 from npgpt2.files import read_file, read_json
 
+# Every file that a vocabulary may consist of.
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
 # How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
 # match the same and cannot backtrack.

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from cases import SMALL, formula_tensors
+from hypothesis import settings
 
 from npgpt2 import GPT2, GPT2Config
 from npgpt2.params import build_tree
@@ -14,7 +15,11 @@ collect_ignore = [
     "onnx_cases.py",
     "readme_commands.py",
     "torch_reference.py",
+    "train_cases.py",
 ]
+
+settings.register_profile("unhurried", deadline=None)  # another process may have the processor
+settings.load_profile("unhurried")
 
 TINY = Path(__file__).parent / "data" / "tiny"
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from cases import formula_tensors
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
@@ -639,7 +639,6 @@ def test_a_neighbour_in_the_batch_changes_nothing(session, precision, kind):
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
 
 
-@settings(deadline=None)
 @example(x=np.full((2, 3), 2.0**-126, "f4"), bits=8, block=16)  # whose step has no inverse
 @example(x=np.full((2, 3), -np.finfo("f4").max, "f4"), bits=4, block=16)
 @given(

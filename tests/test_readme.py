@@ -18,31 +18,42 @@ def test_two_commands_do_all_set_up():
     assert second.endswith(".venv/bin/pytest")
 
 
+SENTENCES = [
+    "Python is what the interpreter reads.",
+    "Rain fell on the roof all night.",
+    "Every gradient points up the hill, so we walk the other way.",
+]
+
+
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """A path that the README's export writes."""
-    folder = tmp_path_factory.mktemp("readme") / "OUT"
-    [command] = [command for command in usage() if " export " in command]
-    assert run(command, folder).returncode == 0
-    return folder
+def done(tmp_path_factory):
+    """Every command of the README, run in its order, in one folder."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "lang.txt").write_text("\n".join(SENTENCES * 7) + "\n")
+    (folder / "TEXT").write_text(" ".join(f"{i} {line}" for i in range(60) for line in SENTENCES))
+    (folder / "DIR").symlink_to(ROOT / "tests/data/tiny")
+    return {command: run(command, folder) for command in usage()}
 
 
 def run(command, folder):
     words = shlex.split(command)
     assert words[0] == "npgpt2"
-    places = {"DIR": str(ROOT / "tests/data/tiny"), "OUT": str(folder)}
-    arguments = [places.get(word, word) for word in words[1:]]
     return subprocess.run(
-        [sys.executable, "-m", "npgpt2", *arguments], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", "npgpt2", *words[1:]], capture_output=True, text=True, cwd=folder
     )
 
 
 @pytest.mark.parametrize("command", usage())
-def test_a_command(command, out, tmp_path):
-    done = run(command, tmp_path / "OUT" if " export " in command else out)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert "error" not in done.stderr
+def test_a_command(command, done):
+    result = done[command]
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    assert "error" not in result.stderr
+
+
+def test_the_first_lesson_is_learnt(done):
+    [lesson] = [out for command, out in done.items() if "--model lang" in command]
+    assert lesson.stdout.startswith(" what the interpreter reads.")
 
 
 def test_the_python(capsys):
@@ -58,6 +69,6 @@ def test_the_file_tour_is_the_tree():
     toured = re.findall(r"^\| `([\w/.]+)` \|", tour, re.MULTILINE)
     for path in toured:
         assert (ROOT / path).exists(), path
-    for package in ("npgpt2", "export/npgpt2_onnx"):
+    for package in ("npgpt2", "npgpt2/train", "export/npgpt2_onnx"):
         modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
         assert modules <= set(toured)

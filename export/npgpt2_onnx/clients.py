@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 
+from npgpt2 import tokenizer
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, TokenizerError
 from npgpt2.files import parse_json, read_file, read_json
@@ -19,17 +20,8 @@ from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, FLOAT16, INT64
 from npgpt2_onnx.precision import Precision
 
-COPIED = (
-    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
-NAMES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    *COPIED,
-)
+COPIED = [name for name in tokenizer.FILES if not name.startswith("tokenizer")]
+NAMES = ("config.json", "generation_config.json", *tokenizer.FILES)
 END = "<|endoftext|>"
 TRITON_TYPES = {FLOAT: "TYPE_FP32", FLOAT16: "TYPE_FP16", INT64: "TYPE_INT64"}
 

@@ -14,7 +14,7 @@ HELP = "versions, BLAS and threads, devices, the machine, where models are looke
 EXAMPLES = "example:\n  npgpt2 info"
 
 PACKAGES = ("numpy", "safetensors", "tiktoken", "onnx", "onnxruntime")
-EXTRAS = ("huggingface_hub", "tokenizers", "sentencepiece", "tqdm")
+EXTRAS = ("huggingface_hub", "tokenizers", "sentencepiece", "tqdm", "matplotlib", "threadpoolctl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

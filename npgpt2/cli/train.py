@@ -1,0 +1,268 @@
+"""Train a GPT-2 on text, from nothing or from a checkpoint, with NumPy alone.
+
+The folder that is made is a checkpoint as transformers has it, with the lowest validation loss so
+far. Beside it lie log.jsonl, a picture of the loss (loss.png), and what it takes to go on: Ctrl-C
+saves, and --resume goes on as if nothing had happened, to the last bit.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from npgpt2.cli.common import note, number, one_line, progress, whole
+
+HELP = "train a GPT-2 on text"
+EXAMPLES = """examples:
+  npgpt2 train book.txt -o my-gpt2
+  npgpt2 train texts/ -o my-gpt2 --vocab-size 4096 --n-layer 8 --n-head 8 --n-embd 256 --epochs 30
+  npgpt2 train letters.txt -o letters-gpt2 --init gpt2 --window 256 --batch-size 4 --steps 200
+  npgpt2 train -o my-gpt2 --resume"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "corpus",
+        nargs="*",
+        metavar="CORPUS",
+        help="text files (UTF-8), or folders of *.txt; each file is a document, and "
+        "<|endoftext|> in a file separates documents",
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR, as it was begun"
+    )
+    begin = parser.add_argument_group("what to begin with")
+    begin.add_argument(
+        "--init", metavar="MODEL", help="fine-tune a checkpoint folder or a model of the hub"
+    )
+    begin.add_argument(
+        "--tokenizer", metavar="MODEL", help="take its vocabulary (default: train one)"
+    )
+    begin.add_argument(
+        "--vocab-size", type=whole, metavar="N", help="of the one to train (default: 2048)"
+    )
+    for name, text, default in (
+        ("n-layer", "blocks", 6),
+        ("n-head", "heads of each", 6),
+        ("n-embd", "width", 192),
+        ("n-positions", "longest context", 256),
+    ):
+        begin.add_argument(
+            f"--{name}", type=whole, metavar="N", help=f"{text} (default: {default})"
+        )
+    begin.add_argument(
+        "--freeze-embeddings",
+        action="store_true",
+        default=None,
+        help="leave wte and wpe as they are",
+    )
+    data = parser.add_argument_group("what is read, and for how long")
+    data.add_argument(
+        "--window", type=whole, metavar="N", help="tokens in a row (default: the longest context)"
+    )
+    data.add_argument(
+        "--batch-size", type=whole, metavar="N", help="rows computed at a time (default: 16)"
+    )
+    data.add_argument(
+        "--accumulate", type=whole, metavar="N", help="batches for one step (default: 1)"
+    )
+    data.add_argument("--steps", type=whole, metavar="N", help="how many steps; or")
+    data.add_argument(
+        "--epochs", type=number, metavar="X", help="how often all of the text (default: 10)"
+    )
+    data.add_argument(
+        "--val-fraction",
+        type=number,
+        metavar="F",
+        help="of the characters, at the end, kept for validation (default: 0.1)",
+    )
+    data.add_argument("--seed", type=whole, metavar="S", help="(default: 0)")
+    how = parser.add_argument_group("how it learns (AdamW)")
+    how.add_argument(
+        "--lr",
+        type=number,
+        metavar="X",
+        help="highest learning rate (default: 1e-3; with --init 5e-5)",
+    )
+    how.add_argument(
+        "--warmup",
+        type=whole,
+        metavar="N",
+        help="steps until it is reached (default: 100, or a tenth of all if fewer)",
+    )
+    how.add_argument(
+        "--schedule",
+        choices=("cosine", "constant"),
+        help="from there: half a cosine down to 0, or as it is (default: cosine)",
+    )
+    how.add_argument(
+        "--weight-decay", type=number, metavar="X", help="of matrices only (default: 0.1)"
+    )
+    how.add_argument("--beta1", type=number, metavar="X", help="(default: 0.9)")
+    how.add_argument("--beta2", type=number, metavar="X", help="(default: 0.99)")
+    how.add_argument(
+        "--clip", type=number, metavar="X", help="longest gradient, all together (default: 1)"
+    )
+    how.add_argument(
+        "--dropout",
+        type=number,
+        metavar="P",
+        help="of embeddings, attention and residuals (default: 0.1; with --init the model's)",
+    )
+    how.add_argument(
+        "--average",
+        type=number,
+        metavar="X",
+        help="make the model from a running mean of the weights, which keeps X of itself at each "
+        "step: 0.995 is the last 200 steps or so (default: 0, the weights themselves)",
+    )
+    work = parser.add_argument_group("computing and saving")
+    work.add_argument(
+        "--recompute",
+        action="store_true",
+        default=None,
+        help="keep only the inputs of blocks for the way back: less memory, a third more work, the "
+        "same bits",
+    )
+    work.add_argument(
+        "--threads", type=whole, metavar="N", help="(default: one for each core; part of the run)"
+    )
+    work.add_argument(
+        "--eval-every", type=whole, metavar="N", help="steps between validations (default: 250)"
+    )
+    work.add_argument(
+        "--save-every", type=whole, metavar="N", help="steps between checkpoints (default: 250)"
+    )
+    work.add_argument(
+        "--half", action="store_true", default=None, help="write the model in float16"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from npgpt2.train import Settings, train
+
+    known = {f.name for f in fields(Settings)}
+    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
+    if not args.resume:
+        given.setdefault("threads", os.cpu_count() or 1)
+    with _stoppable() as stopped:
+        watch = _watch(stopped)
+        try:
+            train(args.corpus, args.out, resume=args.resume, listener=watch, **given)
+        finally:
+            watch.close()
+    if watch.done < watch.steps:
+        note(
+            f"saved after step {watch.done:,} of {watch.steps:,}. "
+            f"To go on: npgpt2 train -o {shlex.quote(one_line(args.out))} --resume"
+        )
+        return 130
+    print(one_line(f"{args.out}: {watch.summary()}"))
+    note(f"to read what it writes: npgpt2 generate --model {shlex.quote(one_line(args.out))}")
+    return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Signals ask the run to save and end; a second Ctrl-C ends it at once.
+
+    What is yielded is a list, empty until one has come.
+    """
+    seen: list[int] = []
+
+    def ask(number: int, _: Any) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+        note("saving after this step (Ctrl-C again ends at once)")
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), ask) for name in names}
+    try:
+        yield seen
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _watch(stopped: list[int]) -> Any:
+    from npgpt2.train import Listener
+
+    class Watch(Listener):
+        """A bar on a terminal; a line for each validation."""
+
+        def __init__(self) -> None:
+            self.done = self.steps = 0
+            self._tokens, self._bar = 0, None
+            self._best: dict[str, Any] | None = None
+
+        def note(self, text: str) -> None:
+            self._say(text)
+
+        def progress(self, loop: Any, what: str, total: int | None = None) -> Any:
+            return progress(loop, what, total)
+
+        def begins(self, done: int, steps: int, tokens: int) -> None:
+            self.done, self.steps, self._tokens = done, steps, tokens
+            if done:
+                self._say(f"going on after step {done:,} of {steps:,}")
+            if sys.stderr.isatty():
+                self._bar = _bar(done * tokens, steps * tokens)
+
+        def step(self, line: dict[str, Any]) -> None:
+            self.done = line["step"]
+            if self._bar is not None:
+                self._bar.set_description_str(f"step {self.done:,}/{self.steps:,}", refresh=False)
+                self._bar.set_postfix_str(f"loss {line['loss']:.3f}", refresh=False)
+                self._bar.update(self._tokens)
+
+        def validated(self, line: dict[str, Any]) -> None:
+            if self._best is None or line["validation"] < self._best["validation"]:
+                self._best = line
+            self._say(_in_words(line))
+            self._say(f"  {one_line(line['sample'])}")
+
+        def stopped(self) -> bool:
+            return bool(stopped)
+
+        def summary(self) -> str:
+            """What is there at the end. Validations of earlier sittings are in the log."""
+            best = f"; best {_in_words(self._best)}" if self._best else ""
+            return f"{self.done:,} steps{best}"
+
+        def close(self) -> None:
+            if self._bar is not None:
+                self._bar.close()
+
+        def _say(self, text: str) -> None:
+            if self._bar is not None:
+                self._bar.clear()
+            with suppress(BrokenPipeError):  # nobody reads: no reason to stop learning
+                note(text)
+
+    return Watch()
+
+
+def _in_words(line: dict[str, Any]) -> str:
+    return (
+        f"step {line['step']:,}: validation loss {line['validation']:.4f}, "
+        f"{line['bits_per_byte']:.4f} bits per byte"
+    )
+
+
+def _bar(done: int, total: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        note("training … (pip install 'npgpt2[train]' shows a bar)")
+        return None
+    return tqdm(
+        initial=done, total=total, unit=" tokens", unit_scale=True, leave=False, file=sys.stderr
+    )

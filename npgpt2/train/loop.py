@@ -1,0 +1,296 @@
+"""The run itself: batches, steps, validations, checkpoints.
+
+A run is a folder. The model lies in it as transformers has it, and beside it:
+
+    training.json        the settings, and what the corpus was
+    train.npy, val.npy   its tokens
+    log.jsonl            a line a step, and a line a validation
+    loss.png             the same as a picture
+    checkpoint-N/        to go on from; see `npgpt2.train.state`
+
+Which windows are read, what is dropped and the learning rate are functions of the settings and of
+the step's number. So a run that was killed and goes on gives the same bits as one that was not.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgpt2.checkpoint import save
+from npgpt2.config import GPT2Config
+from npgpt2.errors import FileError, MissingPackage, TrainingError
+from npgpt2.files import held, new_folder, replaced
+from npgpt2.gpt2 import GPT2
+from npgpt2.params import build_tree, named_parameters, param_shapes
+from npgpt2.train.corpus import END, Batch, Windows, validation_batches
+from npgpt2.train.gradients import Gradients
+from npgpt2.train.listener import Listener
+from npgpt2.train.ops import Drop
+from npgpt2.train.optimizer import AdamW, Flat, learning_rate
+from npgpt2.train.picture import draw
+from npgpt2.train.prepare import SETTINGS, TOKENS, Begun, prepare, require_same
+from npgpt2.train.settings import Settings
+from npgpt2.train.state import Arrays, checkpoints, load_state, save_state
+
+LOG, PICTURE = "log.jsonl", "loss.png"
+EPOCHS, LR, LR_INIT, WARMUP = 10.0, 1e-3, 5e-5, 100  # where nothing was said
+VALIDATED = 512  # windows at most, spread over the validation part
+SAMPLED = 60  # tokens of a sample
+
+
+def train(
+    corpus: Sequence[str | Path],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener | None = None,
+    **settings: Any,
+) -> Path:
+    """Train a GPT-2 on text, or go on with a run; returns the folder, which `GPT2` loads.
+
+    Args:
+        corpus: text files, or folders of them. A run that is resumed needs none: its tokens are
+            in its folder. Where some are given, the text has to be the same.
+        out: the run's folder.
+        resume: go on from the newest checkpoint there.
+        listener: is told what happens.
+        settings: see `npgpt2.train.settings.Settings`.
+
+    Raises:
+        OptionError, InputError: settings or text that do not fit.
+        TrainingError: a run is resumed with other settings; or its loss is not a number.
+        FileError: a folder that is there already; a full disk.
+        MissingPackage: the extra `train` is not installed.
+    """
+    out, listener = Path(out), listener or Listener()
+    begun = (out / SETTINGS).exists()
+    if resume and not begun:
+        raise FileError(
+            f"{out}: has no {SETTINGS}, expected a run. Leave out --resume to begin one"
+        )
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileError(
+            f"{out}: {'holds a run' if begun else 'is there'} already, expected a new folder. "
+            f"{'Add --resume to go on with it' if begun else 'Name another one'}"
+        )
+    if resume:
+        require_same(corpus, out, settings, listener)
+    else:
+        with new_folder(out, replaces=lambda _: False) as work:
+            prepare(corpus, work, Settings(**settings), listener)
+    with held(out):
+        Training(out, listener).go()
+    return out
+
+
+class Training:
+    """A run from its newest checkpoint on."""
+
+    def __init__(self, out: Path, listener: Listener) -> None:
+        self.out, self.listener = out, listener
+        self.settings, _, self._bytes = Begun.read(out)
+        settings = self.settings
+        self.config = GPT2Config.from_file(out / "config.json")
+        shapes = param_shapes(self.config).items()
+        empty = build_tree({name: np.zeros(shape, np.float32) for name, shape in shapes})
+        self.arrays = Arrays.of(empty, settings)
+        self.state = load_state(out, self.arrays)
+
+        length = settings.window or self.config.n_positions
+        ids = {
+            part: np.load(out / name, mmap_mode="r")
+            for part, name in TOKENS.items()
+            if part in self._bytes
+        }
+        self._windows = Windows(ids["train"], length, settings.seed)
+        self._validation = ids.get("val")
+        self._length, self._rows = length, settings.batch_size * settings.accumulate
+        epochs = settings.epochs or EPOCHS
+        self.steps = settings.steps or math.ceil(epochs * self._windows.per_epoch / self._rows)
+        self._warmup = min(WARMUP, self.steps // 10) if settings.warmup is None else settings.warmup
+        self._peak = settings.lr or (LR if settings.init is None else LR_INIT)
+
+    def go(self) -> None:
+        """Every step that is left."""
+        settings, state, listener = self.settings, self.state, self.listener
+        self._cut_log()
+        threads = min(settings.threads, settings.batch_size)
+        with workers(settings.threads, threads) as pool, self._log() as write:
+            gradients = Gradients(
+                self.arrays.params, self.config, threads, pool, settings.recompute
+            )
+            optimizer = AdamW(
+                *self.arrays[:3],
+                steps=state.step,
+                beta1=settings.beta1,
+                beta2=settings.beta2,
+                weight_decay=settings.weight_decay,
+                clip=settings.clip,
+                each=pool.map,
+            )
+            listener.begins(state.step, self.steps, self._rows * self._length)
+            started, spent = time.monotonic(), state.seconds
+            while state.step < self.steps:
+                line = self._step(gradients, optimizer)
+                write(line)
+                listener.step(line)
+                last = state.step == self.steps
+                if self._validation is not None and (last or state.step % settings.eval_every == 0):
+                    line = self._validate(gradients)
+                    write(line)
+                    listener.validated(line)
+                stop = not last and listener.stopped()
+                if last or stop or state.step % settings.save_every == 0:
+                    state.seconds = spent + time.monotonic() - started
+                    self._save()
+                if stop:
+                    break
+
+    def _step(self, gradients: Gradients, optimizer: AdamW) -> dict[str, Any]:
+        settings, done, rows = self.settings, self.state.step, self.settings.batch_size
+        nats = 0.0
+        for row in range(0, self._rows, rows):
+            batch = self._windows.batch(done * self._rows + row, rows)
+            drop = Drop(0.0, settings.seed, done, row)
+            nats += gradients.add(batch, self._rows * self._length, drop)
+        lr = learning_rate(done, self._peak, self._warmup, self.steps, settings.schedule)
+        mean, total = nats / (self._rows * self._length), gradients.total()
+        norm = optimizer.norm(total)
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise self._diverged(mean, total, batch)
+        optimizer.step(total, lr, norm)
+        total.array[...] = 0.0
+        self.state.step += 1
+        self._follow()
+        return {"step": done + 1, "loss": mean, "norm": norm, "lr": lr}
+
+    def _follow(self) -> None:
+        """The running mean. Its memory grows with the run: the first weights say nothing.
+
+        As TensorFlow's ExponentialMovingAverage with `num_updates`.
+        """
+        if self.arrays.average is None:
+            return
+        keep = min(self.settings.average, (1 + self.state.step) / (10 + self.state.step))
+        mean, new = self.arrays.average.array, self.arrays.params.array
+        mean *= keep
+        mean += (1.0 - keep) * new
+
+    def _validate(self, gradients: Gradients) -> dict[str, Any]:
+        ids, state = self._validation, self.state
+        assert ids is not None
+        windows = -(-(len(ids) - 1) // self._length)
+        stride = -(-windows // VALIDATED) * self._length
+        batches = [
+            next(validation_batches(ids[first : first + self._length + 1], self._length, 1))
+            for first in range(0, len(ids) - 1, stride)
+        ]
+        nats, count = gradients.nats(self.arrays.model, batches)
+        mean = nats / count
+        if state.best is None or mean < state.best:
+            state.best = mean
+            self._write_model()
+        bits = mean / math.log(2) * len(ids) / self._bytes["val"]
+        return {
+            "step": state.step,
+            "validation": mean,
+            "bits_per_byte": bits,
+            "sample": self._sample(),
+        }
+
+    def _sample(self) -> str:
+        model = GPT2(self.config, self.arrays.model, self.out)
+        start = model.tokenizer.encode(END)
+        if len(start) != 1:
+            start = [int(self._windows.batch(0, 1).ids[0, 0])]
+        seed = self.settings.seed + self.state.step
+        most = min(SAMPLED, self.config.n_positions - 1)
+        return model.generate([start], max_new_tokens=most, seed=seed)[0].text
+
+    # ── files ────────────────────────────────────────────────────────────────────────────────────
+
+    def _save(self) -> None:
+        if self._validation is None:
+            self._write_model()
+        save_state(self.out, self.config, self.arrays, self.state)
+        draw(self.out / LOG, self.out / PICTURE)
+
+    def _write_model(self) -> None:
+        """The lowest validation loss so far; without validation, the newest."""
+        dtype = np.float16 if self.settings.half else np.float32
+        save(self.out, self.config, self.arrays.model, dtype)
+
+    def _cut_log(self) -> None:
+        """What a killed run wrote after its last checkpoint will be written again."""
+        path = self.out / LOG
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.state.step]
+        with replaced(path) as work:
+            work.write_text("".join(kept), encoding="utf-8")
+
+    @contextmanager
+    def _log(self) -> Iterator[Any]:
+        path = self.out / LOG
+        with path.open("a", encoding="utf-8") as file:
+
+            def write(line: dict[str, Any]) -> None:
+                try:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+                except OSError as error:
+                    raise FileError(f"{path}: {error.strerror or error}") from None
+
+            yield write
+
+    def _diverged(self, mean: float, total: Flat, batch: Batch) -> TrainingError:
+        """Names the first tensor, in the data's order, that is not finite."""
+        found: list[str] = []
+
+        def listen(name: str, array: Any) -> None:
+            if not found and not np.isfinite(array).all():
+                found.append(name)
+
+        with np.errstate(all="ignore"):
+            for name, array in named_parameters(self.arrays.params.tree):
+                listen(name, array)
+            GPT2(self.config, self.arrays.params.tree)(batch.ids, use_cache=False, tap=listen)
+            for name, array in named_parameters(total.tree):
+                listen(f"the gradient of {name}", array)
+        newest = checkpoints(self.out)
+        return TrainingError(
+            f"step {self.state.step + 1}: the loss is {mean}, first in "
+            f"{found[0] if found else 'the loss itself'}, expected a finite number. "
+            f"{newest[0] if newest else self.out} is kept; try a lower --lr"
+        )
+
+
+@contextmanager
+def workers(threads: int, shares: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; where several of them compute shares of a batch at once, BLAS has one in each.
+
+    Raises:
+        MissingPackage: threadpoolctl is not installed, and there are several.
+    """
+    if shares == 1:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+        return
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise MissingPackage(
+            "threads: more than one needs the package threadpoolctl. "
+            "Run: pip install 'npgpt2[train]', or take --threads 1"
+        ) from None
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        yield pool

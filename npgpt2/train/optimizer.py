@@ -1,0 +1,161 @@
+"""AdamW on one flat array, clipping by the global norm, and the learning rate's course.
+
+All parameters lie in one array, and so do their gradients and both moments; the tree's leaves are
+views of it. A step is then one loop over pieces that stay in cache, whatever the model's shape.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npgpt2.ops import BLOCK, Array
+from npgpt2.params import Params, build_tree, named_parameters
+
+Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
+
+
+class Flat(NamedTuple):
+    """A tree of parameters in one array: matrices, then vectors, then what is frozen.
+
+    Attributes:
+        array: all numbers.
+        tree: its views, by name.
+        decayed: how many belong to matrices; weight decay reaches these.
+        trained: how many are trained.
+    """
+
+    array: Array
+    tree: Params
+    decayed: int
+    trained: int
+
+    @classmethod
+    def of(cls, params: Params, frozen: Callable[[str], bool] = lambda name: False) -> "Flat":
+        """A copy of a tree, flat.
+
+        >>> from npgpt2 import GPT2
+        >>> flat = Flat.of(GPT2.from_pretrained("tests/data/tiny").params)
+        >>> flat.array.shape, flat.decayed, flat.tree.h[0].mlp.c_fc.bias.shape
+        ((191040,), 188416, (256,))
+        """
+        named = dict(named_parameters(params))
+        kind = {name: 2 if frozen(name) else int(x.ndim < 2) for name, x in named.items()}
+        order = sorted(named, key=kind.__getitem__)  # stable: otherwise in the data's order
+        array = np.concatenate([named[name].reshape(-1) for name in order])
+        sizes = [sum(x.size for name, x in named.items() if kind[name] <= k) for k in (0, 1)]
+        return cls(array, _views(array, named, order), *sizes)
+
+    def zeros(self) -> "Flat":
+        """Another of the same form, for gradients or moments."""
+        named = dict(named_parameters(self.tree))
+        start = self.array.ctypes.data
+        order = sorted(named, key=lambda name: named[name].ctypes.data - start)
+        array = np.zeros_like(self.array)
+        return self._replace(array=array, tree=_views(array, named, order))
+
+
+def _views(array: Array, named: dict[str, Array], order: list[str]) -> Params:
+    at, views = 0, {}
+    for name in order:
+        shape, size = named[name].shape, named[name].size
+        views[name] = array[at : at + size].reshape(shape)
+        at += size
+    return build_tree({name: views[name] for name in named})
+
+
+class AdamW:
+    """Adam with weight decay beside it: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+
+        m ← β1 m + (1 − β1) g,  v ← β2 v + (1 − β2) g²
+        p ← p − lr · (weight_decay · p + m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + eps))
+
+    Weight decay reaches matrices only: biases and LayerNorm's gains have no reason to be small.
+
+    Args:
+        first, second: the moments m and v, zero at the beginning.
+        steps: t, how many were taken.
+        clip: the longest gradient; None: any.
+        each: how a function is mapped over pieces: `map`, or a thread pool's.
+    """
+
+    def __init__(
+        self,
+        params: Flat,
+        first: Flat,
+        second: Flat,
+        steps: int = 0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip: float | None = None,
+        each: Map = map,
+    ) -> None:
+        self.params, self.first, self.second, self.steps = params, first, second, steps
+        self._betas, self._eps, self._decay = (beta1, beta2), eps, weight_decay
+        self._clip, self._each = clip, each
+        parts = (0, params.decayed), (params.decayed, params.trained)
+        self._pieces = [
+            slice(i, min(i + BLOCK, end)) for start, end in parts for i in range(start, end, BLOCK)
+        ]
+
+    def norm(self, gradient: Flat) -> float:
+        """The length of a gradient, frozen parameters apart."""
+        return math.sqrt(sum(self._each(lambda at: _square(gradient.array[at]), self._pieces)))
+
+    def step(self, gradient: Flat, lr: float, norm: float) -> None:
+        """Take one step along a gradient whose norm is known.
+
+        One longer than `clip` is made that long: Pascanu, Mikolov and Bengio 2013,
+        https://arxiv.org/abs/1211.5063.
+        """
+        factor = 1.0
+        if self._clip is not None and norm > self._clip:
+            factor = self._clip / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+        self.steps += 1
+        for _ in self._each(
+            lambda at: self._update(gradient.array[at], at, factor, lr), self._pieces
+        ):
+            pass
+
+    def _update(self, g: Array, at: slice, factor: float, lr: float) -> None:
+        (beta1, beta2), t = self._betas, self.steps
+        p, m, v = self.params.array[at], self.first.array[at], self.second.array[at]
+        g = g * factor
+        if at.start < self.params.decayed:
+            p *= 1.0 - lr * self._decay
+        m *= beta1
+        m += (1.0 - beta1) * g
+        v *= beta2
+        g *= g
+        g *= 1.0 - beta2
+        v += g
+        root = np.sqrt(v, out=g)
+        root /= math.sqrt(1.0 - beta2**t)
+        root += self._eps
+        np.divide(m, root, out=root)
+        root *= lr / (1.0 - beta1**t)
+        p -= root
+
+
+def _square(g: Array) -> float:
+    wide = g.astype(np.float64)
+    return float(np.dot(wide, wide))
+
+
+def learning_rate(step: int, peak: float, warmup: int, steps: int, schedule: str) -> float:
+    """The learning rate of one step, counted from 0.
+
+    A line from 0 up to `peak` in `warmup` steps; then `peak`, or half a cosine down to 0 at
+    `steps` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
+
+    >>> [round(learning_rate(s, 1.0, 2, 6, "cosine"), 3) for s in range(7)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,141 @@
+"""Before the first step: text → vocabulary → tokens → a first checkpoint, in a run's folder."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError, OptionError, TrainingError
+from npgpt2.files import read_json
+from npgpt2.gpt2 import GPT2
+from npgpt2.hub import resolve
+from npgpt2.tokenizer import FILES, Tokenizer, load_tokenizer
+from npgpt2.train.corpus import END, Texts, Windows, encode, validation_batches
+from npgpt2.train.listener import Listener
+from npgpt2.train.settings import SHAPE, Settings
+from npgpt2.train.state import Arrays, State, save_state
+from npgpt2.train.vocabulary import train_vocabulary
+
+SETTINGS = "training.json"
+TOKENS = {"train": "train.npy", "val": "val.npy"}
+VOCABULARY = 2048  # tokens, where nothing was said
+CONFIGS = ("config.json", "generation_config.json")
+
+
+class Begun(NamedTuple):
+    """What a run's folder says of it."""
+
+    settings: Settings
+    sha256: str  # of the corpus
+    bytes: dict[str, int]  # of the text of each part
+
+    @classmethod
+    def read(cls, folder: Path) -> "Begun":
+        """Raises FileError, CheckpointError: training.json is not there, or damaged."""
+        values = read_json(folder / SETTINGS, CheckpointError)
+        try:
+            return cls(Settings(**values["settings"]), values["sha256"], values["bytes"])
+        except (KeyError, TypeError, OptionError) as error:
+            raise CheckpointError(f"{folder / SETTINGS}: damaged ({error}). Begin again") from None
+
+
+def prepare(
+    corpus: Sequence[str | Path], out: Path, settings: Settings, listener: Listener
+) -> None:
+    """Fill a run's folder; see `npgpt2.train.loop` for what lies there."""
+    if not corpus:
+        raise OptionError("CORPUS", "none was given, expected text files or folders of them")
+    texts = Texts.open(corpus, settings.val_fraction, listener.progress)
+    source = settings.init or settings.tokenizer
+    folder = None if source is None else resolve(source, weights=settings.init is not None)
+    if folder is None:
+        train_vocabulary(texts, settings.vocab_size or VOCABULARY, out)
+    else:
+        for name in FILES:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, out / name)
+    tokenizer = load_tokenizer(out)
+    if folder is not None and settings.init is not None:
+        model = GPT2.from_pretrained(folder, strict=True, progress=listener.progress)
+        model.config = _dropping(model.config, settings)
+        _require_fits(tokenizer, model.config, settings)
+    else:
+        model = GPT2.from_random(_config(tokenizer, settings), settings.seed)
+    if settings.window and settings.window > model.config.n_positions:
+        raise OptionError(
+            "window", f"got {settings.window}, the model has {model.config.n_positions} positions"
+        )
+    tokens = {"train": encode(texts, "train", tokenizer, out / TOKENS["train"], listener.progress)}
+    Windows(tokens["train"].ids, settings.window or model.config.n_positions, settings.seed)
+    if settings.val_fraction:
+        tokens["val"] = encode(texts, "val", tokenizer, out / TOKENS["val"], listener.progress)
+        validation_batches(tokens["val"].ids, 1, 1)
+    first = save_state(out, model.config, Arrays.of(model.params, settings), State())
+    for name in CONFIGS:
+        shutil.copyfile(first / name, out / name)
+    values = {
+        "settings": settings.to_dict(),
+        "sha256": texts.sha256,
+        "bytes": {part: found.text_bytes for part, found in tokens.items()},
+    }
+    (out / SETTINGS).write_text(json.dumps(values, indent=2) + "\n")
+    counts = ", ".join(f"{len(found.ids):,} ({part})" for part, found in tokens.items())
+    listener.note(f"{model.num_parameters:,} parameters; tokens: {counts}")
+
+
+def require_same(
+    corpus: Sequence[str | Path], out: Path, given: Mapping[str, Any], listener: Listener
+) -> None:
+    """What a run is told when it goes on has to be what it began with.
+
+    Raises:
+        TrainingError: something differs; all that does is named.
+    """
+    begun = Begun.read(out)
+    other = [
+        f"{name} was {getattr(begun.settings, name)!r} and is {value!r}"
+        for name, value in given.items()
+        if getattr(begun.settings, name) != value
+    ]
+    if corpus:
+        texts = Texts.open(corpus, begun.settings.val_fraction, listener.progress)
+        if texts.sha256 != begun.sha256:
+            other.append("the corpus is another text")
+    if other:
+        raise TrainingError(
+            f"{out}: resumed with other settings than it began with: {'; '.join(other)}. "
+            "Leave them out, or begin a new run with --init"
+        )
+
+
+def _config(tokenizer: Tokenizer, settings: Settings) -> GPT2Config:
+    """The shape of a model from scratch."""
+    shape: dict[str, Any] = {
+        name: getattr(settings, name) or default for name, default in SHAPE.items()
+    }
+    end = tokenizer.encode(END)
+    ends = end[0] if len(end) == 1 else None
+    config = GPT2Config(vocab_size=tokenizer.size, bos_token_id=ends, eos_token_id=ends, **shape)
+    return _dropping(config, settings)
+
+
+def _dropping(config: GPT2Config, settings: Settings) -> GPT2Config:
+    if settings.dropout is None:
+        return config
+    p = settings.dropout
+    return replace(config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+
+
+def _require_fits(tokenizer: Tokenizer, config: GPT2Config, settings: Settings) -> None:
+    if tokenizer.size > config.vocab_size:
+        raise CheckpointError(
+            f"{settings.init}: the vocabulary has {tokenizer.size:,} tokens, the model has "
+            f"{config.vocab_size:,}. Expected one for each at least"
+        )
+    if config.add_cross_attention:
+        raise CheckpointError(
+            f"{settings.init}: has cross-attention, and text has no encoder. Expected a plain GPT-2"
+        )

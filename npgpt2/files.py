@@ -6,7 +6,7 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,20 +232,25 @@ def _old(target: Path) -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and be the only process that writes there.
+    """Be the only process that writes into a folder, and sweep out what a killed one left there.
 
     Raises:
         FileBusy: another one is.
     """
+    folder = folder.resolve()  # `_locked` takes a link for an attack
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         handle = _locked(folder)
     except OSError as problem:
         if isinstance(problem, FileError):
             raise
         raise FileError(f"{folder}: {problem.strerror or problem}") from None
     try:
-        (folder / "pid").write_text(str(os.getpid()))
+        try:
+            (folder / "pid").write_text(str(os.getpid()))
+            for left in folder.glob(".*.new"):
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        except OSError as problem:
+            raise FileError(f"{problem.filename}: {problem.strerror}") from None
         yield
     finally:
         (folder / "pid").unlink(missing_ok=True)
@@ -272,7 +277,8 @@ def replaced(path: Path) -> Iterator[Path]:
             raise
         raise FileError(f"{path}: {problem.strerror or problem}") from None
     finally:
-        work.unlink(missing_ok=True)
+        with suppress(OSError):  # it is there only after an error
+            work.unlink()
 
 
 def _umask() -> int:

@@ -44,13 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="MODEL", help="take its vocabulary (default: train one)"
     )
     begin.add_argument(
-        "--vocab-size", type=whole, metavar="N", help="of the one to train (default: 2048)"
+        "--vocab-size",
+        type=whole,
+        metavar="N",
+        help="tokens of the vocabulary to train, at most (default: 2048)",
     )
     for name, text, default in (
-        ("n-layer", "blocks", 6),
-        ("n-head", "heads of each", 6),
-        ("n-embd", "width", 192),
-        ("n-positions", "longest context", 256),
+        ("n-layer", "number of blocks", 6),
+        ("n-head", "attention heads of a block", 6),
+        ("n-embd", "width, a multiple of the heads", 192),
+        ("n-positions", "tokens of the longest context", 256),
     ):
         begin.add_argument(
             f"--{name}", type=whole, metavar="N", help=f"{text} (default: {default})"
@@ -71,9 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--accumulate", type=whole, metavar="N", help="batches for one step (default: 1)"
     )
-    data.add_argument("--steps", type=whole, metavar="N", help="how many steps; or")
     data.add_argument(
-        "--epochs", type=number, metavar="X", help="how often all of the text (default: 10)"
+        "--steps", type=whole, metavar="N", help="how many steps to take; or, instead:"
+    )
+    data.add_argument(
+        "--epochs", type=number, metavar="X", help="how often to read all of the text (default: 10)"
     )
     data.add_argument(
         "--val-fraction",
@@ -81,7 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="of the characters, at the end, kept for validation (default: 0.1)",
     )
-    data.add_argument("--seed", type=whole, metavar="S", help="(default: 0)")
+    data.add_argument(
+        "--seed",
+        type=whole,
+        metavar="S",
+        help="of weights, order and dropout: the same seed, the same model (default: 0)",
+    )
     how = parser.add_argument_group("how it learns (AdamW)")
     how.add_argument(
         "--lr",
@@ -101,12 +111,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="from there: half a cosine down to 0, or as it is (default: cosine)",
     )
     how.add_argument(
-        "--weight-decay", type=number, metavar="X", help="of matrices only (default: 0.1)"
+        "--weight-decay",
+        type=number,
+        metavar="X",
+        help="how fast matrices shrink; biases and gains do not (default: 0.1)",
     )
-    how.add_argument("--beta1", type=number, metavar="X", help="(default: 0.9)")
-    how.add_argument("--beta2", type=number, metavar="X", help="(default: 0.99)")
     how.add_argument(
-        "--clip", type=number, metavar="X", help="longest gradient, all together (default: 1)"
+        "--beta1", type=number, metavar="X", help="memory of the gradient (default: 0.9)"
+    )
+    how.add_argument(
+        "--beta2", type=number, metavar="X", help="memory of its square (default: 0.99)"
+    )
+    how.add_argument(
+        "--clip",
+        type=number,
+        metavar="X",
+        help="a gradient longer than this is shortened to it (default: 1)",
     )
     how.add_argument(
         "--dropout",
@@ -130,7 +150,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "same bits",
     )
     work.add_argument(
-        "--threads", type=whole, metavar="N", help="(default: one for each core; part of the run)"
+        "--threads",
+        type=whole,
+        metavar="N",
+        help="share a batch out among N; another N, other last digits (default: one for each core)",
     )
     work.add_argument(
         "--eval-every", type=whole, metavar="N", help="steps between validations (default: 250)"
@@ -152,59 +175,62 @@ def run(args: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(args).items() if k in known and v is not None}
     if not args.resume:
         given.setdefault("threads", os.cpu_count() or 1)
-    with _stoppable() as stopped:
-        watch = _watch(stopped)
+    watch = _watch()
+    with _signals(watch):
         try:
             train(args.corpus, args.out, resume=args.resume, listener=watch, **given)
         finally:
             watch.close()
+    folder = shlex.quote(one_line(args.out))
     if watch.done < watch.steps:
-        note(
+        watch.note(
             f"saved after step {watch.done:,} of {watch.steps:,}. "
-            f"To go on: npgpt2 train -o {shlex.quote(one_line(args.out))} --resume"
+            f"To go on: npgpt2 train -o {folder} --resume"
         )
         return 130
     print(one_line(f"{args.out}: {watch.summary()}"))
-    note(f"to read what it writes: npgpt2 generate --model {shlex.quote(one_line(args.out))}")
+    watch.note(f"to read what it writes: npgpt2 generate --model {folder}")
     return 0
 
 
 @contextmanager
-def _stoppable() -> Iterator[list[int]]:
-    """Signals ask the run to save and end; a second Ctrl-C ends it at once.
-
-    What is yielded is a list, empty until one has come.
-    """
-    seen: list[int] = []
+def _signals(watch: Any) -> Iterator[None]:
+    """A run that has begun saves and ends when it is told to; a second Ctrl-C ends it at once."""
 
     def ask(number: int, _: Any) -> None:
-        if seen and number == signal.SIGINT:
+        if not watch.steps or (watch.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
-        seen.append(number)
-        note("saving after this step (Ctrl-C again ends at once)")
+        watch.asked = True
+        watch.note("saving after this step (Ctrl-C again ends at once)")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), ask) for name in names}
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    before = {name: was for name, was in before.items() if was != signal.SIG_IGN}  # nohup
+    for name in before:
+        signal.signal(getattr(signal, name), ask)
     try:
-        yield seen
+        yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for name, was in before.items():
+            signal.signal(getattr(signal, name), was)
 
 
-def _watch(stopped: list[int]) -> Any:
+def _watch() -> Any:
     from npgpt2.train import Listener
 
     class Watch(Listener):
         """A bar on a terminal; a line for each validation."""
 
         def __init__(self) -> None:
-            self.done = self.steps = 0
+            self.done, self.steps, self.asked = 0, 0, False
             self._tokens, self._bar = 0, None
             self._best: dict[str, Any] | None = None
 
         def note(self, text: str) -> None:
-            self._say(text)
+            if self._bar is not None:
+                self._bar.clear()
+            with suppress(OSError):  # nobody reads any more: no reason to stop learning
+                note(text)
 
         def progress(self, loop: Any, what: str, total: int | None = None) -> Any:
             return progress(loop, what, total)
@@ -212,7 +238,7 @@ def _watch(stopped: list[int]) -> Any:
         def begins(self, done: int, steps: int, tokens: int) -> None:
             self.done, self.steps, self._tokens = done, steps, tokens
             if done:
-                self._say(f"going on after step {done:,} of {steps:,}")
+                self.note(f"going on after step {done:,} of {steps:,}")
             if sys.stderr.isatty():
                 self._bar = _bar(done * tokens, steps * tokens)
 
@@ -226,11 +252,11 @@ def _watch(stopped: list[int]) -> Any:
         def validated(self, line: dict[str, Any]) -> None:
             if self._best is None or line["validation"] < self._best["validation"]:
                 self._best = line
-            self._say(_in_words(line))
-            self._say(f"  {one_line(line['sample'])}")
+            self.note(_in_words(line))
+            self.note(f"  {one_line(line['sample'])}")
 
         def stopped(self) -> bool:
-            return bool(stopped)
+            return self.asked
 
         def summary(self) -> str:
             """What is there at the end. Validations of earlier sittings are in the log."""
@@ -240,12 +266,6 @@ def _watch(stopped: list[int]) -> Any:
         def close(self) -> None:
             if self._bar is not None:
                 self._bar.close()
-
-        def _say(self, text: str) -> None:
-            if self._bar is not None:
-                self._bar.clear()
-            with suppress(BrokenPipeError):  # nobody reads: no reason to stop learning
-                note(text)
 
     return Watch()
 

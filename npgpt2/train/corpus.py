@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npgpt2.errors import FileError, InputError, OptionError
+from npgpt2.errors import CheckpointError, FileError, InputError, OptionError
 from npgpt2.files import replaced, require_regular
 from npgpt2.tokenizer import SPACE, BytePairTokenizer, Tokenizer
 
@@ -72,11 +72,13 @@ class Texts(NamedTuple):
         paths: Sequence[str | Path],
         val_fraction: float,
         progress: Progress = lambda loop, what, total: loop,
+        outside: Path | None = None,
     ) -> "Texts":
         """Read everything once: count it, and see that it is text.
 
         Args:
             paths: files; a folder stands for the *.txt files in it and below, sorted.
+            outside: a folder whose files are no text, wherever it lies: the run's own.
             val_fraction: of the characters, at the end of the last files, for validation. The cut
                 may fall inside a document.
             progress: wraps the loop over pieces of text.
@@ -92,7 +94,7 @@ class Texts(NamedTuple):
             raise OptionError(
                 "val_fraction", f"got {val_fraction!r}, expected a number from 0 to below 1"
             )
-        files = tuple(file for path in paths for file in _files_of(Path(path)))
+        files = tuple(file for path in paths for file in _files_of(Path(path), outside))
         reads = sum(1 + _size(file) // PIECE for file in files)
         characters, size, blank, digest = 0, 0, True, hashlib.sha256()
         for text in progress(_read(files), "reading", reads):
@@ -155,7 +157,7 @@ class Texts(NamedTuple):
         )
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, outside: Path | None) -> list[Path]:
     """The file, or the *.txt files of the folder."""
     if not os.path.isdir(path):
         return [path]
@@ -166,6 +168,8 @@ def _files_of(path: Path) -> list[Path]:
     walk = os.walk(path, onerror=fail)
     names = [Path(folder, name) for folder, _, names in walk for name in names]
     files = sorted(name for name in names if name.suffix == ".txt")
+    if outside:
+        files = [name for name in files if outside.resolve() not in name.resolve().parents]
     if not files:
         raise FileError(f"{path}: has no *.txt file, expected one at least. Name the files")
     return files
@@ -295,7 +299,23 @@ def encode(
             text_bytes += 0 if piece == END else len(piece.encode())
         file.seek(0)
         _write_header(file, dtype, count)
-    return Tokens(np.load(path, mmap_mode="r"), text_bytes)
+    return Tokens(load_ids(path), text_bytes)
+
+
+def load_ids(path: Path) -> Ids:
+    """Map the ids that `encode` wrote.
+
+    Raises:
+        FileError: the file cannot be read.
+        CheckpointError: it is damaged.
+    """
+    try:
+        ids: Ids = np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}). Begin again") from None
+    return ids
 
 
 def _write_header(file: Any, dtype: np.dtype[Any], count: int) -> None:

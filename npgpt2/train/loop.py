@@ -12,24 +12,24 @@ Which windows are read, what is dropped and the learning rate are functions of t
 the step's number. So a run that was killed and goes on gives the same bits as one that was not.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npgpt2.checkpoint import save
+from npgpt2.checkpoint import SINGLE, save
 from npgpt2.config import GPT2Config
-from npgpt2.errors import FileError, MissingPackage, TrainingError
-from npgpt2.files import held, new_folder, replaced
+from npgpt2.errors import FileError, MissingPackage, OptionError, TrainingError
+from npgpt2.files import fsync, held, new_folder
 from npgpt2.gpt2 import GPT2
 from npgpt2.params import build_tree, named_parameters, param_shapes
-from npgpt2.train.corpus import END, Batch, Windows, validation_batches
+from npgpt2.train import log
+from npgpt2.train.corpus import END, Batch, Windows, load_ids, validation_batches
 from npgpt2.train.gradients import Gradients
 from npgpt2.train.listener import Listener
 from npgpt2.train.ops import Drop
@@ -37,7 +37,7 @@ from npgpt2.train.optimizer import AdamW, Flat, learning_rate
 from npgpt2.train.picture import draw
 from npgpt2.train.prepare import SETTINGS, TOKENS, Begun, prepare, require_same
 from npgpt2.train.settings import Settings
-from npgpt2.train.state import Arrays, checkpoints, load_state, save_state
+from npgpt2.train.state import Arrays, checkpoints, load_state, prune, save_state
 
 LOG, PICTURE = "log.jsonl", "loss.png"
 EPOCHS, LR, LR_INIT, WARMUP = 10.0, 1e-3, 5e-5, 100  # where nothing was said
@@ -69,6 +69,8 @@ def train(
         FileError: a folder that is there already; a full disk.
         MissingPackage: the extra `train` is not installed.
     """
+    if not str(out):
+        raise OptionError("out", "no folder was named, expected one to make")
     out, listener = Path(out), listener or Listener()
     begun = (out / SETTINGS).exists()
     if resume and not begun:
@@ -83,8 +85,10 @@ def train(
     if resume:
         require_same(corpus, out, settings, listener)
     else:
+        asked = Settings(**settings)
+        _shares(asked)  # what is missing is said before anything is made
         with new_folder(out, replaces=lambda _: False) as work:
-            prepare(corpus, work, Settings(**settings), listener)
+            prepare(corpus, out, work, asked, listener)
     with held(out):
         Training(out, listener).go()
     return out
@@ -104,11 +108,7 @@ class Training:
         self.state = load_state(out, self.arrays)
 
         length = settings.window or self.config.n_positions
-        ids = {
-            part: np.load(out / name, mmap_mode="r")
-            for part, name in TOKENS.items()
-            if part in self._bytes
-        }
+        ids = {part: load_ids(out / TOKENS[part]) for part in self._bytes}
         self._windows = Windows(ids["train"], length, settings.seed)
         self._validation = ids.get("val")
         self._length, self._rows = length, settings.batch_size * settings.accumulate
@@ -120,12 +120,10 @@ class Training:
     def go(self) -> None:
         """Every step that is left."""
         settings, state, listener = self.settings, self.state, self.listener
-        self._cut_log()
-        threads = min(settings.threads, settings.batch_size)
-        with workers(settings.threads, threads) as pool, self._log() as write:
-            gradients = Gradients(
-                self.arrays.params, self.config, threads, pool, settings.recompute
-            )
+        log.cut(self.out / LOG, state.step)
+        shares = _shares(settings)
+        with workers(settings.threads, shares) as pool, log.writing(self.out / LOG) as write:
+            gradients = Gradients(self.arrays.params, self.config, shares, pool, settings.recompute)
             optimizer = AdamW(
                 *self.arrays[:3],
                 steps=state.step,
@@ -152,6 +150,8 @@ class Training:
                     self._save()
                 if stop:
                     break
+        prune(self.out, state.step)
+        draw(log.read(self.out / LOG), self.out / PICTURE)
 
     def _step(self, gradients: Gradients, optimizer: AdamW) -> dict[str, Any]:
         settings, done, rows = self.settings, self.state.step, self.settings.batch_size
@@ -164,7 +164,7 @@ class Training:
         mean, total = nats / (self._rows * self._length), gradients.total()
         norm = optimizer.norm(total)
         if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise self._diverged(mean, total, batch)
+            raise self._diverged(done + 1, "loss", mean, batch, total)
         optimizer.step(total, lr, norm)
         total.array[...] = 0.0
         self.state.step += 1
@@ -179,7 +179,8 @@ class Training:
         if self.arrays.average is None:
             return
         keep = min(self.settings.average, (1 + self.state.step) / (10 + self.state.step))
-        mean, new = self.arrays.average.array, self.arrays.params.array
+        trained = slice(self.arrays.params.trained)  # what is frozen would be rounded
+        mean, new = self.arrays.average.array[trained], self.arrays.params.array[trained]
         mean *= keep
         mean += (1.0 - keep) * new
 
@@ -194,6 +195,8 @@ class Training:
         ]
         nats, count = gradients.nats(self.arrays.model, batches)
         mean = nats / count
+        if not math.isfinite(mean):
+            raise self._diverged(state.step, "validation loss", mean, batches[0])
         if state.best is None or mean < state.best:
             state.best = mean
             self._write_model()
@@ -210,49 +213,27 @@ class Training:
         start = model.tokenizer.encode(END)
         if len(start) != 1:
             start = [int(self._windows.batch(0, 1).ids[0, 0])]
-        seed = self.settings.seed + self.state.step
-        most = min(SAMPLED, self.config.n_positions - 1)
+        seed = (self.settings.seed + self.state.step) % 2**64
+        most = max(1, min(SAMPLED, self.config.n_positions - 1))
         return model.generate([start], max_new_tokens=most, seed=seed)[0].text
 
     # ── files ────────────────────────────────────────────────────────────────────────────────────
 
     def _save(self) -> None:
-        if self._validation is None:
+        if self._validation is None or not (self.out / SINGLE).exists():
             self._write_model()
+        fsync(self.out / LOG)  # a checkpoint never knows more than the log
         save_state(self.out, self.config, self.arrays, self.state)
-        draw(self.out / LOG, self.out / PICTURE)
+        draw(log.read(self.out / LOG), self.out / PICTURE)
 
     def _write_model(self) -> None:
         """The lowest validation loss so far; without validation, the newest."""
         dtype = np.float16 if self.settings.half else np.float32
         save(self.out, self.config, self.arrays.model, dtype)
 
-    def _cut_log(self) -> None:
-        """What a killed run wrote after its last checkpoint will be written again."""
-        path = self.out / LOG
-        if not path.exists():
-            return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.state.step]
-        with replaced(path) as work:
-            work.write_text("".join(kept), encoding="utf-8")
-
-    @contextmanager
-    def _log(self) -> Iterator[Any]:
-        path = self.out / LOG
-        with path.open("a", encoding="utf-8") as file:
-
-            def write(line: dict[str, Any]) -> None:
-                try:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    file.flush()
-                except OSError as error:
-                    raise FileError(f"{path}: {error.strerror or error}") from None
-
-            yield write
-
-    def _diverged(self, mean: float, total: Flat, batch: Batch) -> TrainingError:
+    def _diverged(
+        self, step: int, what: str, value: float, batch: Batch, gradient: Flat | None = None
+    ) -> TrainingError:
         """Names the first tensor, in the data's order, that is not finite."""
         found: list[str] = []
 
@@ -260,37 +241,43 @@ class Training:
             if not found and not np.isfinite(array).all():
                 found.append(name)
 
+        params = self.arrays.params.tree
         with np.errstate(all="ignore"):
-            for name, array in named_parameters(self.arrays.params.tree):
+            for name, array in named_parameters(params):
                 listen(name, array)
-            GPT2(self.config, self.arrays.params.tree)(batch.ids, use_cache=False, tap=listen)
-            for name, array in named_parameters(total.tree):
+            GPT2(self.config, params)(batch.ids, use_cache=False, tap=listen)
+            for name, array in named_parameters(gradient and gradient.tree):
                 listen(f"the gradient of {name}", array)
-        newest = checkpoints(self.out)
         return TrainingError(
-            f"step {self.state.step + 1}: the loss is {mean}, first in "
-            f"{found[0] if found else 'the loss itself'}, expected a finite number. "
-            f"{newest[0] if newest else self.out} is kept; try a lower --lr"
+            f"step {step}: the {what} is {value}, first in {found[0] if found else 'the loss'}, "
+            f"expected a finite number. {checkpoints(self.out)[0]} is kept; try a lower --lr"
         )
+
+
+def _shares(settings: Settings) -> int:
+    """Among how many threads the rows of a batch are shared out.
+
+    Raises:
+        MissingPackage: among several, and threadpoolctl is not installed.
+    """
+    shares = min(settings.threads, settings.batch_size)
+    if shares > 1:
+        try:
+            import threadpoolctl  # noqa: F401
+        except ImportError:
+            raise MissingPackage(
+                "threads: more than one needs the package threadpoolctl. "
+                "Run: pip install 'npgpt2[train]', or take --threads 1"
+            ) from None
+    return shares
 
 
 @contextmanager
 def workers(threads: int, shares: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads; where several of them compute shares of a batch at once, BLAS has one in each.
+    """Threads; where several of them compute shares of a batch at once, BLAS has one in each."""
+    with ExitStack() as stack:
+        if shares > 1:
+            from threadpoolctl import threadpool_limits
 
-    Raises:
-        MissingPackage: threadpoolctl is not installed, and there are several.
-    """
-    if shares == 1:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-        return
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        raise MissingPackage(
-            "threads: more than one needs the package threadpoolctl. "
-            "Run: pip install 'npgpt2[train]', or take --threads 1"
-        ) from None
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool
+            stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
+        yield stack.enter_context(ThreadPoolExecutor(threads))

@@ -1,13 +1,14 @@
 """The log as a picture: training and validation loss over steps."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from npgpt2.files import replaced
+from npgpt2.train.log import Line
 
 
-def draw(log: Path, picture: Path) -> bool:
-    """Draw log.jsonl as a PNG; False where matplotlib (extra `train`) is not installed.
+def draw(lines: Sequence[Line], picture: Path) -> bool:
+    """Draw a log as a PNG; False where matplotlib (extra `train`) is not installed.
 
     Training loss is drawn faint, and its mean over a fiftieth of the run on top of it.
     """
@@ -15,9 +16,10 @@ def draw(log: Path, picture: Path) -> bool:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ImportError:
         return False
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     checks = [line for line in lines if "validation" in line]
+    if not steps:
+        return False
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     x, y = zip(*steps, strict=True)
@@ -25,7 +27,7 @@ def draw(log: Path, picture: Path) -> bool:
     ends = range(width, len(y) + 1, max(1, width // 4))
     axes.plot(x, y, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(
-        [x[end - 1] for end in ends],
+        [x[end - 1 - width // 2] for end in ends],
         [sum(y[end - width : end]) / width for end in ends],
         color="tab:blue",
         label="training",

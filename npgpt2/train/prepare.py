@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from npgpt2.hub import resolve
 from npgpt2.tokenizer import FILES, Tokenizer, load_tokenizer
 from npgpt2.train.corpus import END, Texts, Windows, encode, validation_batches
 from npgpt2.train.listener import Listener
-from npgpt2.train.settings import SHAPE, Settings
+from npgpt2.train.settings import Settings
 from npgpt2.train.state import Arrays, State, save_state
 from npgpt2.train.vocabulary import train_vocabulary
 
@@ -43,21 +43,21 @@ class Begun(NamedTuple):
 
 
 def prepare(
-    corpus: Sequence[str | Path], out: Path, settings: Settings, listener: Listener
+    corpus: Sequence[str | Path], out: Path, work: Path, settings: Settings, listener: Listener
 ) -> None:
-    """Fill a run's folder; see `npgpt2.train.loop` for what lies there."""
+    """Fill `work`, which will be the run's folder `out`; `npgpt2.train.loop` says with what."""
     if not corpus:
         raise OptionError("CORPUS", "none was given, expected text files or folders of them")
-    texts = Texts.open(corpus, settings.val_fraction, listener.progress)
-    source = settings.init or settings.tokenizer
+    texts = Texts.open(corpus, settings.val_fraction, listener.progress, out)
+    source = settings.tokenizer if settings.init is None else settings.init
     folder = None if source is None else resolve(source, weights=settings.init is not None)
     if folder is None:
-        train_vocabulary(texts, settings.vocab_size or VOCABULARY, out)
+        train_vocabulary(texts, settings.vocab_size or VOCABULARY, work)
     else:
         for name in FILES:
             if (folder / name).exists():
-                shutil.copyfile(folder / name, out / name)
-    tokenizer = load_tokenizer(out)
+                shutil.copyfile(folder / name, work / name)
+    tokenizer = load_tokenizer(work)
     if folder is not None and settings.init is not None:
         model = GPT2.from_pretrained(folder, strict=True, progress=listener.progress)
         model.config = _dropping(model.config, settings)
@@ -68,20 +68,20 @@ def prepare(
         raise OptionError(
             "window", f"got {settings.window}, the model has {model.config.n_positions} positions"
         )
-    tokens = {"train": encode(texts, "train", tokenizer, out / TOKENS["train"], listener.progress)}
+    tokens = {"train": encode(texts, "train", tokenizer, work / TOKENS["train"], listener.progress)}
     Windows(tokens["train"].ids, settings.window or model.config.n_positions, settings.seed)
     if settings.val_fraction:
-        tokens["val"] = encode(texts, "val", tokenizer, out / TOKENS["val"], listener.progress)
+        tokens["val"] = encode(texts, "val", tokenizer, work / TOKENS["val"], listener.progress)
         validation_batches(tokens["val"].ids, 1, 1)
-    first = save_state(out, model.config, Arrays.of(model.params, settings), State())
+    first = save_state(work, model.config, Arrays.of(model.params, settings), State())
     for name in CONFIGS:
-        shutil.copyfile(first / name, out / name)
+        shutil.copyfile(first / name, work / name)
     values = {
         "settings": settings.to_dict(),
         "sha256": texts.sha256,
         "bytes": {part: found.text_bytes for part, found in tokens.items()},
     }
-    (out / SETTINGS).write_text(json.dumps(values, indent=2) + "\n")
+    (work / SETTINGS).write_text(json.dumps(values, indent=2) + "\n")
     counts = ", ".join(f"{len(found.ids):,} ({part})" for part, found in tokens.items())
     listener.note(f"{model.num_parameters:,} parameters; tokens: {counts}")
 
@@ -95,13 +95,15 @@ def require_same(
         TrainingError: something differs; all that does is named.
     """
     begun = Begun.read(out)
+    if unknown := given.keys() - {f.name for f in fields(Settings)}:
+        raise TypeError(f"unexpected settings: {', '.join(sorted(unknown))}")
     other = [
         f"{name} was {getattr(begun.settings, name)!r} and is {value!r}"
         for name, value in given.items()
         if getattr(begun.settings, name) != value
     ]
     if corpus:
-        texts = Texts.open(corpus, begun.settings.val_fraction, listener.progress)
+        texts = Texts.open(corpus, begun.settings.val_fraction, listener.progress, out)
         if texts.sha256 != begun.sha256:
             other.append("the corpus is another text")
     if other:
@@ -113,12 +115,11 @@ def require_same(
 
 def _config(tokenizer: Tokenizer, settings: Settings) -> GPT2Config:
     """The shape of a model from scratch."""
-    shape: dict[str, Any] = {
-        name: getattr(settings, name) or default for name, default in SHAPE.items()
-    }
     end = tokenizer.encode(END)
     ends = end[0] if len(end) == 1 else None
-    config = GPT2Config(vocab_size=tokenizer.size, bos_token_id=ends, eos_token_id=ends, **shape)
+    config = GPT2Config(
+        vocab_size=tokenizer.size, bos_token_id=ends, eos_token_id=ends, **settings.shape
+    )
     return _dropping(config, settings)
 
 

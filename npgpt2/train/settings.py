@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from npgpt2.config import GPT2Config
 from npgpt2.errors import OptionError
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 192, "n_positions": 256}  # of a model from scratch
@@ -36,7 +37,8 @@ class Settings:
         threads: for the same bits, the same number.
 
     Raises:
-        OptionError: a value of the wrong type or range.
+        OptionError: a value of the wrong type or range, or two that exclude each other.
+        ConfigError: no such shape.
 
     >>> Settings(steps=100).batch_size
     16
@@ -73,18 +75,24 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "eval_every", "save_every", "threads", "steps"):
-            self._require_whole(name, 1, 2**31 - 1)
-        for name in (*SHAPE, "window"):
-            self._require_whole(name, 1, 2**31 - 1)
-        self._require_whole("warmup", 0, 2**31 - 1)
-        self._require_whole("seed", 0, 2**64 - 1)
-        for name in ("lr", "epochs", "clip"):
-            self._require_number(name, 0.0, math.inf, open_below=True)
-        self._require_number("weight_decay", 0.0, math.inf)
+        for name in (*SHAPE, "window", "batch_size", "accumulate", "steps", "threads"):
+            self._require(name, int, 1, 2**31 - 1)
+        for name in ("eval_every", "save_every"):
+            self._require(name, int, 1, 2**31 - 1)
+        self._require("warmup", int, 0, 2**31 - 1)
+        self._require("vocab_size", int, 0, 2**31 - 1)
+        self._require("seed", int, 0, 2**64 - 1)
+        self._require("epochs", float, above=0.0, high=1e9)
+        for name in ("lr", "clip"):
+            self._require(name, float, above=0.0)
+        self._require("weight_decay", float)
         for name in ("beta1", "beta2", "average", "val_fraction"):
-            self._require_number(name, 0.0, 1.0, open_above=True)
-        self._require_number("dropout", 0.0, 1.0)
+            self._require(name, float, below=1.0)
+        self._require("dropout", float, high=1.0)
+        for name in ("init", "tokenizer"):
+            self._require_kind(name, str, "the name of a checkpoint")
+        for name in ("freeze_embeddings", "recompute", "half"):
+            self._require_kind(name, bool, "true or false")
         if self.schedule not in SCHEDULES:
             raise OptionError(
                 "schedule", f"got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
@@ -94,6 +102,7 @@ class Settings:
         if self.init is None:
             if self.tokenizer is not None and self.vocab_size is not None:
                 raise OptionError("vocab_size", "given beside tokenizer, which has its own size")
+            GPT2Config(**self.shape)  # validates
             return
         for name in ("tokenizer", "vocab_size", *SHAPE):
             if getattr(self, name) is not None:
@@ -101,25 +110,46 @@ class Settings:
                     name, f"given beside init ({self.init}), which has its own. Leave it out"
                 )
 
-    def _require_whole(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise OptionError(name, f"got {value!r}, expected a whole number from {low} to {high}")
-
-    def _require_number(
-        self, name: str, low: float, high: float, open_below: bool = False, open_above: bool = False
+    def _require(
+        self,
+        name: str,
+        kind: type,
+        low: float = 0.0,
+        high: float = math.inf,
+        *,
+        above: float | None = None,
+        below: float | None = None,
     ) -> None:
+        """A number in a range. None is good where it is the default."""
         value = getattr(self, name)
-        if value is None:
+        if value is None and getattr(type(self), name) is None:
             return
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        good = isinstance(value, (int, kind)) and not isinstance(value, bool)
         good = good and math.isfinite(value) and low <= value <= high
-        if not good or (open_below and value == low) or (open_above and value == high):
-            above = "above" if open_below else "from"
-            below = "" if high == math.inf else f" {'to below' if open_above else 'to'} {high:g}"
-            raise OptionError(name, f"got {value!r}, expected a number {above} {low:g}{below}")
+        if good and (above is None or value > above) and (below is None or value < below):
+            return
+        if kind is int:
+            words = f"a whole number from {low} to {high}"
+        else:
+            words = f"a number from {low:g}" if above is None else f"a number above {above:g}"
+            words += f" to {high:g}" if high < math.inf else ""
+            words += f" to below {below:g}" if below is not None else ""
+        raise OptionError(name, f"got {value!r}, expected {words}")
+
+    def _require_kind(self, name: str, kind: type, words: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind) and value is not getattr(type(self), name):
+            raise OptionError(name, f"got {value!r}, expected {words}")
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Of a model from scratch: n_layer, n_head, n_embd, n_positions.
+
+        >>> Settings(n_embd=384).shape
+        {'n_layer': 6, 'n_head': 6, 'n_embd': 384, 'n_positions': 256}
+        """
+        given = {name: getattr(self, name) for name in SHAPE}
+        return {name: given[name] or default for name, default in SHAPE.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """What was said, without what was not."""

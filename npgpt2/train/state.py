@@ -12,7 +12,7 @@ import shutil
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -75,12 +75,16 @@ class Arrays(NamedTuple):
 
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, newest first."""
-    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=lambda p: -int(p.name.removeprefix(PREFIX)))
+    found = [p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -> Path:
-    """Write a checkpoint into a run's folder and drop the oldest; returns its path.
+    """Write a checkpoint into a run's folder, and drop what it makes useless; returns its path.
 
     Raises:
         FileError: the disk is full, or cannot be written; the earlier ones stay.
@@ -93,11 +97,18 @@ def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -
                 shutil.copyfile(folder / name, work / name)
         save(work, config, arrays.params.tree)
         save_tensors(work / OPTIMIZER, arrays.named())
-        sums = {name: _sha256(work / name) for name in (SINGLE, OPTIMIZER)}
-        (work / STATE).write_text(json.dumps({**asdict(state), "sha256": sums}, indent=2) + "\n")
-    for old in checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+        values = {**asdict(state), "sha256": _sums(work, asdict(state))}
+        (work / STATE).write_text(json.dumps(values, indent=2) + "\n")
+    prune(folder, state.step)
     return path
+
+
+def prune(folder: Path, step: int) -> None:
+    """Keep the two newest up to a step. Later ones were damaged, or the run would be there."""
+    found = checkpoints(folder)
+    later = [path for path in found if _step(path) > step]
+    for path in [*later, *found[len(later) + KEPT :]]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_state(folder: Path, arrays: Arrays) -> State:
@@ -117,15 +128,17 @@ def load_state(folder: Path, arrays: Arrays) -> State:
 def _load(path: Path, arrays: Arrays) -> State:
     values = read_json(path / STATE, CheckpointError)
     try:
-        for name, expected in values.pop("sha256").items():
-            if _sha256(path / name) != expected:
-                raise CheckpointError(f"{path / name}: is damaged, its sha256 is another")
+        sums = values.pop("sha256")
+        if sums != _sums(path, values):
+            raise CheckpointError(f"{path}: is damaged: its files are others than were written")
         stored = {
             name.removeprefix("transformer."): array
             for name, array in (load_file(path / SINGLE) | load_file(path / OPTIMIZER)).items()
         }
         state = State(**values)
         for name, array in [*named_parameters(arrays.params.tree), *arrays.named().items()]:
+            if stored[name].shape != array.shape:
+                raise CheckpointError(f"{path}: {name} is {stored[name].shape}, not {array.shape}")
             array[...] = stored[name]
     except OSError as error:
         raise FileError(f"{error.filename or path}: {error.strerror or error}") from None
@@ -136,9 +149,17 @@ def _load(path: Path, arrays: Arrays) -> State:
     return state
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
+def _sums(path: Path, state: dict[str, Any]) -> dict[str, str]:
+    """sha256 of the files with arrays, and of what stands beside it in state.json.
+
+    Not of the time: it is all in which two runs of the same settings may differ.
+    """
+    told = {name: value for name, value in state.items() if name != "seconds"}
+    sums = {STATE: hashlib.sha256(json.dumps(told).encode()).hexdigest()}
+    for name in (SINGLE, OPTIMIZER):
+        digest = hashlib.sha256()
+        with (path / name).open("rb") as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+        sums[name] = digest.hexdigest()
+    return sums

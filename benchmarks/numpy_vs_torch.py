@@ -64,16 +64,12 @@ def main() -> None:
 
 def make_checkpoint(folder: Path) -> int:
     """A random checkpoint as transformers writes one, with a vocabulary of 50,257; its bytes."""
-    from safetensors.numpy import save_file
-
     from npgpt2 import GPT2, GPT2Config
-    from npgpt2.params import named_parameters
+    from npgpt2.checkpoint import save
     from npgpt2.tokenizer import byte_alphabet
 
     model = GPT2.from_random(GPT2Config())
-    tensors = {f"transformer.{name}": array for name, array in named_parameters(model.params)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    save(folder, model.config, model.params)
     # The shape of GPT-2's vocabulary, not its words: 256 bytes, 50,000 pairs, one special token.
     letters = list(byte_alphabet())
     merges = [(a, b) for a in letters for b in letters][:50_000]

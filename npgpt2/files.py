@@ -153,10 +153,7 @@ def _alone(work: Path) -> Iterator[Path]:
     mine = os.fstat(handle).st_ino if fcntl else work.stat().st_ino
     try:
         for left in work.iterdir():  # by a process that was killed
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            _remove(left)
         (work / "pid").write_text(str(os.getpid()))
         yield work
     finally:
@@ -164,6 +161,14 @@ def _alone(work: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
         if fcntl:
             os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder with all that is in it, or a link without what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _locked(work: Path) -> int:
@@ -248,7 +253,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             (folder / "pid").write_text(str(os.getpid()))
             for left in folder.glob(".*.new"):
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+                _remove(left)
         except OSError as problem:
             raise FileError(f"{problem.filename}: {problem.strerror}") from None
         yield

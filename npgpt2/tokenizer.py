@@ -10,6 +10,7 @@ No tokens are added around a text: what is encoded is what was given.
 
 import codecs
 import re
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, chain
@@ -31,6 +32,8 @@ FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+END = "<|endoftext|>"  # stands before every document GPT-2 was trained on
 
 # How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
@@ -101,6 +104,23 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder}: the tokenizer's files have an unknown form "
             f"({type(error).__name__}: {error})"
         ) from None
+
+
+def end_id(tokenizer: Tokenizer) -> int | None:
+    """The id of <|endoftext|>; None in a vocabulary without it.
+
+    >>> end_id(load_tokenizer("tests/data/tiny"))
+    0
+    """
+    ids = tokenizer.encode(END)
+    return ids[0] if len(ids) == 1 and tokenizer.piece(ids[0]) == END else None
+
+
+def copy_vocabulary(source: Path, target: Path) -> None:
+    """Copy the files of a vocabulary, whichever there are."""
+    for name in FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 def _load(folder: Path) -> Tokenizer:

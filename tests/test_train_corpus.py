@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from npgpt2 import load_tokenizer
 from npgpt2.errors import FileError, InputError, MissingPackage, OptionError
-from npgpt2.tokenizer import BytePairTokenizer, byte_alphabet
+from npgpt2.tokenizer import END, BytePairTokenizer, byte_alphabet
 from npgpt2.train import corpus
-from npgpt2.train.corpus import END, Batch, Texts, Windows, encode, validation_batches
+from npgpt2.train.corpus import Batch, Texts, Windows, encode, validation_batches
 from npgpt2.train.vocabulary import train_vocabulary
 
 # Where pieces could go wrong: white space of all kinds, signs that join, halves of <|endoftext|>.
@@ -85,6 +85,14 @@ def expected_stream(files, start, stop):
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_merges_of_another_run_are_no_text(write, tmp_path):
+    [a] = write("text")
+    for name in ("merges.txt", "vocab.txt"):
+        (tmp_path / "in" / name).write_text("a b")
+    assert Texts.open([tmp_path / "in"], 0).files == (a,)
+    assert Texts.open([tmp_path / "in" / "merges.txt"], 0).characters == 3  # named, it is
 
 
 def test_counts(write):
@@ -672,7 +680,7 @@ def test_a_corpus_shorter_than_a_window():
             Windows(np.arange(count), 64, 0)
         assert str(caught.value) == (
             f"the corpus has {count} tokens, shorter than one window of 64 and the token after it. "
-            "Give more text, or a smaller --n-positions"
+            "Give more text, or a smaller --window"
         )
 
 

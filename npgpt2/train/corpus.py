@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from npgpt2.errors import CheckpointError, FileError, InputError, OptionError
 from npgpt2.files import replaced, require_regular
-from npgpt2.tokenizer import SPACE, BytePairTokenizer, Tokenizer
+from npgpt2.tokenizer import END, FILES, SPACE, BytePairTokenizer, Tokenizer, end_id
 
-END = "<|endoftext|>"  # stands before every document
 PIECE = 2**16  # bytes read at a time; with 2**20 the `tokenizers` library takes 300 MB more
 IGNORED = -100  # as a target: PyTorch's value for "no loss here"
 
@@ -77,7 +76,8 @@ class Texts(NamedTuple):
         """Read everything once: count it, and see that it is text.
 
         Args:
-            paths: files; a folder stands for the *.txt files in it and below, sorted.
+            paths: files; a folder stands for the *.txt files in it and below, sorted, but for
+                those of a vocabulary.
             outside: a folder whose files are no text, wherever it lies: the run's own.
             val_fraction: of the characters, at the end of the last files, for validation. The cut
                 may fall inside a document.
@@ -129,7 +129,7 @@ class Texts(NamedTuple):
             progress: wraps the loop over what is read.
 
         Raises:
-            FileError, InputError: a file has changed since the corpus was opened.
+            FileError, InputError: a file has become shorter, or is no text any more.
         """
         start, stop = (0, self.cut) if part == "train" else (self.cut, self.characters)
         reads = len(self.files) + self.bytes * stop // (self.characters * PIECE)
@@ -167,7 +167,8 @@ def _files_of(path: Path, outside: Path | None) -> list[Path]:
 
     walk = os.walk(path, onerror=fail)
     names = [Path(folder, name) for folder, _, names in walk for name in names]
-    files = sorted(name for name in names if name.suffix == ".txt")
+    # A vocabulary's merges.txt, of another run perhaps, is no text.
+    files = sorted(name for name in names if name.suffix == ".txt" and name.name not in FILES)
     if outside:
         files = [name for name in files if outside.resolve() not in name.resolve().parents]
     if not files:
@@ -326,13 +327,12 @@ def _write_header(file: Any, dtype: np.dtype[Any], count: int) -> None:
 
 def _encoded(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
     """Each piece and its ids."""
-    end = tokenizer.encode(END)
-    has_end = len(end) == 1 and tokenizer.piece(end[0]) == END
+    end = end_id(tokenizer)
     for number, piece in enumerate(pieces):
         if piece != END:
             yield piece, tokenizer.encode(piece)
-        elif has_end:
-            yield piece, end
+        elif end is not None:
+            yield piece, [end]
         elif number:
             raise InputError(
                 f"the corpus has several documents, and the vocabulary has no {END} to stand "
@@ -393,7 +393,7 @@ class Windows:
         if len(ids) < length + 1:
             raise InputError(
                 f"the corpus has {len(ids)} tokens, shorter than one window of {length} and the "
-                "token after it. Give more text, or a smaller --n-positions"
+                "token after it. Give more text, or a smaller --window"
             )
         self._ids, self._length, self._seed = np.asarray(ids), length, seed
         self.per_epoch = -(-len(ids) // length)

@@ -14,26 +14,25 @@ Line = dict[str, Any]
 
 def read(path: Path) -> list[Line]:
     """Its whole lines."""
-    return [json.loads(line) for line in _whole(path)]
+    return [line for _, line in _whole(path)]
 
 
 def cut(path: Path, step: int) -> None:
     """Leave out what comes after a step: a run that goes on from there writes it again."""
-    kept = [line for line in _whole(path) if json.loads(line)["step"] <= step]
+    kept = [raw for raw, line in _whole(path) if line["step"] <= step]
     with replaced(path) as work:
-        work.write_bytes(b"".join(line + b"\n" for line in kept))
+        work.write_bytes(b"".join(raw + b"\n" for raw in kept))
 
 
-def _whole(path: Path) -> Iterator[bytes]:
-    """Up to the first that is none: a run may be killed in the midst of a line."""
+def _whole(path: Path) -> Iterator[tuple[bytes, Line]]:
+    """(as it stands there, what it says), up to the first that a kill cut in its midst."""
     if not path.exists():
         return
-    for line in path.read_bytes().split(b"\n")[:-1]:  # a sample may hold Unicode's other newlines
+    for raw in path.read_bytes().split(b"\n")[:-1]:  # a sample may hold Unicode's other newlines
         try:
-            json.loads(line)
+            yield raw, json.loads(raw)
         except ValueError:
             return
-        yield line
 
 
 @contextmanager
@@ -41,8 +40,10 @@ def writing(path: Path) -> Iterator[Callable[[Line], None]]:
     """A function that adds a line, on the disk at once."""
 
     def write(line: Line) -> None:
+        data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         try:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            while data:  # a disk that becomes full takes a part of it, and only then is an error
+                data = data[file.write(data) :]
         except OSError as error:
             raise FileError(f"{path}: {error.strerror or error}") from None
 

@@ -28,8 +28,9 @@ from npgpt2.errors import FileError, MissingPackage, OptionError, TrainingError
 from npgpt2.files import fsync, held, new_folder
 from npgpt2.gpt2 import GPT2
 from npgpt2.params import build_tree, named_parameters, param_shapes
+from npgpt2.tokenizer import end_id
 from npgpt2.train import log
-from npgpt2.train.corpus import END, Batch, Windows, load_ids, validation_batches
+from npgpt2.train.corpus import Batch, Windows, load_ids, validation_batches
 from npgpt2.train.gradients import Gradients
 from npgpt2.train.listener import Listener
 from npgpt2.train.ops import Drop
@@ -46,7 +47,7 @@ SAMPLED = 60  # tokens of a sample
 
 
 def train(
-    corpus: Sequence[str | Path],
+    corpus: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     resume: bool = False,
@@ -56,8 +57,8 @@ def train(
     """Train a GPT-2 on text, or go on with a run; returns the folder, which `GPT2` loads.
 
     Args:
-        corpus: text files, or folders of them. A run that is resumed needs none: its tokens are
-            in its folder. Where some are given, the text has to be the same.
+        corpus: a text file or a folder of them, or several. A run that is resumed needs none: its
+            tokens are in its folder. Where some are given, the text has to be the same.
         out: the run's folder.
         resume: go on from the newest checkpoint there.
         listener: is told what happens.
@@ -72,6 +73,7 @@ def train(
     if not str(out):
         raise OptionError("out", "no folder was named, expected one to make")
     out, listener = Path(out), listener or Listener()
+    corpus = [corpus] if isinstance(corpus, (str, Path)) else corpus
     begun = (out / SETTINGS).exists()
     if resume and not begun:
         raise FileError(
@@ -121,6 +123,9 @@ class Training:
         """Every step that is left."""
         settings, state, listener = self.settings, self.state, self.listener
         log.cut(self.out / LOG, state.step)
+        if state.step == self.steps:  # perhaps it was killed right after its last checkpoint
+            prune(self.out, state.step)
+            draw(log.read(self.out / LOG), self.out / PICTURE)
         shares = _shares(settings)
         with workers(settings.threads, shares) as pool, log.writing(self.out / LOG) as write:
             gradients = Gradients(self.arrays.params, self.config, shares, pool, settings.recompute)
@@ -150,8 +155,6 @@ class Training:
                     self._save()
                 if stop:
                     break
-        prune(self.out, state.step)
-        draw(log.read(self.out / LOG), self.out / PICTURE)
 
     def _step(self, gradients: Gradients, optimizer: AdamW) -> dict[str, Any]:
         settings, done, rows = self.settings, self.state.step, self.settings.batch_size
@@ -163,8 +166,10 @@ class Training:
         lr = learning_rate(done, self._peak, self._warmup, self.steps, settings.schedule)
         mean, total = nats / (self._rows * self._length), gradients.total()
         norm = optimizer.norm(total)
-        if not (math.isfinite(mean) and math.isfinite(norm)):
-            raise self._diverged(done + 1, "loss", mean, batch, total)
+        if not math.isfinite(mean):
+            raise self._diverged(done + 1, "loss", mean, batch)
+        if not math.isfinite(norm):
+            raise self._diverged(done + 1, "gradient's norm", norm, batch, total)
         optimizer.step(total, lr, norm)
         total.array[...] = 0.0
         self.state.step += 1
@@ -210,9 +215,8 @@ class Training:
 
     def _sample(self) -> str:
         model = GPT2(self.config, self.arrays.model, self.out)
-        start = model.tokenizer.encode(END)
-        if len(start) != 1:
-            start = [int(self._windows.batch(0, 1).ids[0, 0])]
+        end = end_id(model.tokenizer)
+        start = [int(self._windows.batch(0, 1).ids[0, 0]) if end is None else end]
         seed = (self.settings.seed + self.state.step) % 2**64
         most = max(1, min(SAMPLED, self.config.n_positions - 1))
         return model.generate([start], max_new_tokens=most, seed=seed)[0].text
@@ -234,7 +238,7 @@ class Training:
     def _diverged(
         self, step: int, what: str, value: float, batch: Batch, gradient: Flat | None = None
     ) -> TrainingError:
-        """Names the first tensor, in the data's order, that is not finite."""
+        """Names the first tensor that is not finite: in the order of the data's flow, or back."""
         found: list[str] = []
 
         def listen(name: str, array: Any) -> None:
@@ -246,7 +250,7 @@ class Training:
             for name, array in named_parameters(params):
                 listen(name, array)
             GPT2(self.config, params)(batch.ids, use_cache=False, tap=listen)
-            for name, array in named_parameters(gradient and gradient.tree):
+            for name, array in reversed(list(named_parameters(gradient and gradient.tree))):
                 listen(f"the gradient of {name}", array)
         return TrainingError(
             f"step {step}: the {what} is {value}, first in {found[0] if found else 'the loss'}, "

@@ -24,12 +24,14 @@ class Flat(NamedTuple):
         tree: its views, by name.
         decayed: how many belong to matrices; weight decay reaches these.
         trained: how many are trained.
+        order: the names, as they lie in the array.
     """
 
     array: Array
     tree: Params
     decayed: int
     trained: int
+    order: tuple[str, ...]
 
     @classmethod
     def of(cls, params: Params, frozen: Callable[[str], bool] = lambda name: False) -> "Flat":
@@ -42,21 +44,21 @@ class Flat(NamedTuple):
         """
         named = dict(named_parameters(params))
         kind = {name: 2 if frozen(name) else int(x.ndim < 2) for name, x in named.items()}
-        order = sorted(named, key=kind.__getitem__)  # stable: otherwise in the data's order
+        order = tuple(sorted(named, key=kind.__getitem__))  # stable: else in the data's order
         array = np.concatenate([named[name].reshape(-1) for name in order])
-        sizes = [sum(x.size for name, x in named.items() if kind[name] <= k) for k in (0, 1)]
-        return cls(array, _views(array, named, order), *sizes)
+        decayed, trained = (
+            sum(x.size for name, x in named.items() if kind[name] <= k) for k in (0, 1)
+        )
+        return cls(array, _views(array, named, order), decayed, trained, order)
 
     def zeros(self) -> "Flat":
         """Another of the same form, for gradients or moments."""
-        named = dict(named_parameters(self.tree))
-        start = self.array.ctypes.data
-        order = sorted(named, key=lambda name: named[name].ctypes.data - start)
         array = np.zeros_like(self.array)
-        return self._replace(array=array, tree=_views(array, named, order))
+        named = dict(named_parameters(self.tree))
+        return self._replace(array=array, tree=_views(array, named, self.order))
 
 
-def _views(array: Array, named: dict[str, Array], order: list[str]) -> Params:
+def _views(array: Array, named: dict[str, Array], order: tuple[str, ...]) -> Params:
     at, views = 0, {}
     for name in order:
         shape, size = named[name].shape, named[name].size

@@ -7,19 +7,19 @@ from npgpt2.files import replaced
 from npgpt2.train.log import Line
 
 
-def draw(lines: Sequence[Line], picture: Path) -> bool:
-    """Draw a log as a PNG; False where matplotlib (extra `train`) is not installed.
+def draw(lines: Sequence[Line], picture: Path) -> None:
+    """Draw a log as a PNG, if it has a step and matplotlib (extra `train`) is installed.
 
     Training loss is drawn faint, and its mean over a fiftieth of the run on top of it.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ImportError:
-        return False
+        return
     steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     checks = [line for line in lines if "validation" in line]
     if not steps:
-        return False
+        return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     x, y = zip(*steps, strict=True)
@@ -56,4 +56,3 @@ def draw(lines: Sequence[Line], picture: Path) -> bool:
     axes.legend()
     with replaced(picture) as work:
         figure.savefig(work, format="png", dpi=120)
-    return True

@@ -12,8 +12,8 @@ from npgpt2.errors import CheckpointError, OptionError, TrainingError
 from npgpt2.files import read_json
 from npgpt2.gpt2 import GPT2
 from npgpt2.hub import resolve
-from npgpt2.tokenizer import FILES, Tokenizer, load_tokenizer
-from npgpt2.train.corpus import END, Texts, Windows, encode, validation_batches
+from npgpt2.tokenizer import Tokenizer, copy_vocabulary, end_id, load_tokenizer
+from npgpt2.train.corpus import Texts, Windows, encode, validation_batches
 from npgpt2.train.listener import Listener
 from npgpt2.train.settings import Settings
 from npgpt2.train.state import Arrays, State, save_state
@@ -52,12 +52,11 @@ def prepare(
     source = settings.tokenizer if settings.init is None else settings.init
     folder = None if source is None else resolve(source, weights=settings.init is not None)
     if folder is None:
-        train_vocabulary(texts, settings.vocab_size or VOCABULARY, work)
+        size = VOCABULARY if settings.vocab_size is None else settings.vocab_size
+        train_vocabulary(texts, size, work)
     else:
-        for name in FILES:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, work / name)
-    tokenizer = load_tokenizer(work)
+        copy_vocabulary(folder, work)
+    tokenizer = load_tokenizer(folder or work)
     if folder is not None and settings.init is not None:
         model = GPT2.from_pretrained(folder, strict=True, progress=listener.progress)
         model.config = _dropping(model.config, settings)
@@ -115,10 +114,9 @@ def require_same(
 
 def _config(tokenizer: Tokenizer, settings: Settings) -> GPT2Config:
     """The shape of a model from scratch."""
-    end = tokenizer.encode(END)
-    ends = end[0] if len(end) == 1 else None
+    end = end_id(tokenizer)
     config = GPT2Config(
-        vocab_size=tokenizer.size, bos_token_id=ends, eos_token_id=ends, **settings.shape
+        vocab_size=tokenizer.size, bos_token_id=end, eos_token_id=end, **settings.shape
     )
     return _dropping(config, settings)
 

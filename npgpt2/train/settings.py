@@ -125,7 +125,7 @@ class Settings:
         if value is None and getattr(type(self), name) is None:
             return
         good = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        good = good and math.isfinite(value) and low <= value <= high
+        good = good and low <= value <= high and math.isfinite(value)
         if good and (above is None or value > above) and (below is None or value < below):
             return
         if kind is int:

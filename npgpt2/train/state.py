@@ -23,7 +23,7 @@ from npgpt2.errors import CheckpointError, FileError, NpGPT2Error
 from npgpt2.files import new_folder, read_json, require_space
 from npgpt2.ops import Array
 from npgpt2.params import Params, named_parameters
-from npgpt2.tokenizer import FILES
+from npgpt2.tokenizer import copy_vocabulary
 from npgpt2.train.optimizer import Flat
 from npgpt2.train.settings import Settings
 
@@ -92,9 +92,7 @@ def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -
     require_space(folder, sum(flat.array.nbytes for flat in arrays if flat is not None))
     path = folder / f"{PREFIX}{state.step}"
     with new_folder(path, replaces=lambda _: True) as work:
-        for name in FILES:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, work / name)
+        copy_vocabulary(folder, work)
         save(work, config, arrays.params.tree)
         save_tensors(work / OPTIMIZER, arrays.named())
         values = {**asdict(state), "sha256": _sums(work, asdict(state))}

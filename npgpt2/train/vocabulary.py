@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from npgpt2.errors import MissingPackage, OptionError
-from npgpt2.tokenizer import byte_alphabet
-from npgpt2.train.corpus import END, Texts
+from npgpt2.tokenizer import END, byte_alphabet
+from npgpt2.train.corpus import Texts
 
 SMALLEST, LARGEST = 256 + 1, 2**20  # every byte, and <|endoftext|>
 TWICE = 2  # a pair seen once would make a token that is trained once

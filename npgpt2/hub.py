@@ -27,6 +27,10 @@ ALIASES = {
 }
 ALIASES |= {long: short for short, long in ALIASES.items()}
 
+# The model that comes with the package, by the name of its folder: in a wheel inside the package,
+# in a clone beside it.
+EMBEDDED = "shakespeare"
+
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -34,7 +38,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def resolve(
     name: str | Path, revision: str | None = None, token: str | None = None, weights: bool = True
 ) -> Path:
-    """The folder of a checkpoint: `name` itself if it is one, else fetched from the hub.
+    """The folder of a checkpoint: `name` itself if it is one, the embedded one, or the hub's.
 
     Where the hub is out of reach or refuses, what the cache holds will do, as in transformers.
 
@@ -53,6 +57,8 @@ def resolve(
     """
     if os.path.isdir(name):  # Path("") would be the current folder
         return Path(name)
+    if str(name) == EMBEDDED:
+        return embedded()
     if os.path.exists(name):
         raise FileError(f"{name}: is a file, expected a folder with config.json in it")
     name = str(name)
@@ -96,6 +102,23 @@ def resolve(
         if folder := _cached(known, revision, weights):
             return folder
     raise FileError(_explain(name, problem))
+
+
+def embedded() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        FileError: it is not there.
+
+    >>> embedded().name
+    'shakespeare'
+    """
+    package = Path(__file__).parent
+    places = (package / "weights" / EMBEDDED, package.parent / "weights" / EMBEDDED)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileError(f"{places[0]}: the embedded model is missing. Install npgpt2 again")
 
 
 def _fetch(name: str, revision: str | None, token: str | None, weights: bool) -> Path:

@@ -1310,7 +1310,7 @@ COMMAND_LINES = {
     "no such command": (["write"], 2, "COMMAND: invalid choice: 'write' (choose from "),
     "no text": (["tokenize"], 2, "the following arguments are required: TEXT. See 'npgpt2 token"),
     "no such option": (["info", "--a\nb"], 2, "unrecognized arguments: --a\\nb. See"),
-    "no model": (["tokenize", "a"], 2, "--model: none was named, expected a checkpoint folder"),
+    "an empty model": (["tokenize", "a", "--model", ""], 4, "'': no such folder. Expected a"),
     "two things": (["inspect", "wte", "--prompt", "a"], 2, "--prompt: got a tensor as well"),
     "no name": (["inspect", "a b", "--model", TINY], 2, "TENSOR: got 'a b', expected a name"),
     "no slice": (["inspect", "wpe.weight[0:9:0]", "--model", TINY], 2, "TENSOR: got the slice "),

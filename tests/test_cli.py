@@ -122,12 +122,36 @@ def test_text_streams_as_it_is_made():
     assert process.wait() == 0
 
 
-def test_the_default_model_is_the_environments(npgpt2, monkeypatch):
-    code, out, err = npgpt2("tokenize", "KING")
-    assert (code, out) == (2, "")
-    assert "--model: none was named" in err
+def test_the_default_model_is_the_environments_or_the_embedded_one(npgpt2, monkeypatch):
+    code, out, err = npgpt2("tokenize", "KING", "--json")
+    assert code == 0
+    assert err == "npgpt2: no --model: taking shakespeare, which is part of this package\n"
+    embedded = out
+    assert npgpt2("tokenize", "KING", "--json", "--model", "shakespeare") == (0, embedded, "")
     monkeypatch.setenv("NPGPT2_MODEL", "tests/data/tiny")
+    code, out, err = npgpt2("tokenize", "KING", "--json")
+    assert (code, err) == (0, "")
+    assert out != embedded
+
+
+def test_the_embedded_model_is_not_a_folder_of_its_name(npgpt2, monkeypatch, tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    monkeypatch.chdir(tmp_path)
     assert npgpt2("tokenize", "KING")[0] == 0
+    code, _, err = npgpt2("tokenize", "KING", "--revision", "main")
+    assert code == 2
+    assert "--revision: is of a model on the hub. Name it with --model" in err
+
+
+def test_without_arguments_and_without_network_it_writes(npgpt2, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)  # from any folder
+    code, out, err = npgpt2("generate")
+    assert code == 0
+    assert len(out) > 50
+    assert "taking shakespeare" in err
+    seeded = npgpt2("generate", "--seed", "7")
+    assert seeded[:2] == npgpt2("generate", "\n", "--seed", "7", "--model", "shakespeare")[:2]
 
 
 # ── the other commands ───────────────────────────────────────────────────────────────────────────
@@ -236,7 +260,7 @@ def test_a_name_of_no_file_is_not_scored_as_text(npgpt2, name):
 def test_info(npgpt2):
     _, out, _ = npgpt2("info")
     for words in ("npgpt2 0.1.0", f"numpy {np.__version__}", "BLAS: ", " threads", "cores",
-                  "$NPGPT2_MODEL: not set", "in its cache"):  # fmt: skip
+                  "$NPGPT2_MODEL: not set", "weights/shakespeare", "in its cache"):  # fmt: skip
         assert words in out
 
 

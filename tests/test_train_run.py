@@ -439,6 +439,19 @@ def test_a_run_that_goes_on_remembers_its_best_validation(text, tmp_path):
     assert differing(out, whole, but=["checkpoint-7", "checkpoint-0"]) == []
 
 
+def test_the_summary_is_of_all_sittings(npgpt2, text, tmp_path):
+    """The best validation was in the first one."""
+    options = {**SMALL, "steps": 9, "eval_every": 1, "lr": 3.0, "warmup": 9}
+    out = train([text], tmp_path / "out", listener=Recorder(stop=7), **options)
+    checks = [line for line in log(out) if "validation" in line]
+    best = min(checks, key=lambda line: line["validation"])["step"]
+    assert best < 7
+    for _ in range(2):  # the second time there is nothing left to do
+        code, said, _ = npgpt2("train", "-o", out, "--resume")
+        assert code == 0
+        assert f"9 steps; best step {best}: validation loss " in said
+
+
 def test_a_run_that_stops_before_its_first_validation_has_a_model(text, tmp_path):
     out = train([text], tmp_path / "out", listener=Recorder(stop=1), **SMALL, steps=5)
     assert GPT2.from_pretrained(out).config.n_embd == 16
@@ -1076,7 +1089,11 @@ def test_a_gradient_that_is_no_number_is_named(text, tmp_path, monkeypatch):
         return nats
 
     monkeypatch.setattr("npgpt2.train.loop.Gradients.add", broken)
-    with pytest.raises(TrainingError, match=r"first in the gradient of h\.0\.ln_2\.weight, exp"):
+    with pytest.raises(
+        TrainingError,
+        match=r"step 1: the gradient's norm is inf, first in "
+        r"the gradient of h\.0\.ln_2\.weight, expected",
+    ):
         train([text], tmp_path / "out", **SMALL, steps=3)
 
 
@@ -1086,6 +1103,7 @@ def test_a_gradient_that_is_no_number_is_named(text, tmp_path, monkeypatch):
 WHOLE = "expected a whole number from {} to {}"
 COUNT = WHOLE.format(1, 2**31 - 1)
 BAD = {
+    "--vocab-size 0": f"--vocab-size: got 0, {WHOLE.format(257, 2**20)}",
     "--vocab-size 256": f"--vocab-size: got 256, {WHOLE.format(257, 2**20)}",
     "--vocab-size 1048577": f"--vocab-size: got 1048577, {WHOLE.format(257, 2**20)}",
     "--n-layer 0": f"--n-layer: got 0, {COUNT}",

@@ -21,9 +21,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        default=os.environ.get("NPGPT2_MODEL"),
+        default=os.environ.get("NPGPT2_MODEL") or None,
         help="a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the "
-        "hub, such as gpt2; by default $NPGPT2_MODEL",
+        "hub, such as gpt2; by default $NPGPT2_MODEL, else shakespeare, a small model that is "
+        "part of this package",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
 
@@ -108,15 +109,14 @@ def load_engine(args: argparse.Namespace) -> "LanguageModel":
 
 
 def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
-    from npgpt2.hub import resolve
+    from npgpt2.hub import EMBEDDED, embedded, resolve
 
-    if not args.model:
-        raise OptionError(
-            "model",
-            "none was named, expected a checkpoint folder or a hub name. "
-            "Give --model, or set NPGPT2_MODEL",
-        )
-    return resolve(args.model, args.revision, weights=weights)
+    if args.model is not None:
+        return resolve(args.model, args.revision, weights=weights)
+    if args.revision is not None:
+        raise OptionError("revision", "is of a model on the hub. Name it with --model")
+    note(f"no --model: taking {EMBEDDED}, which is part of this package")
+    return embedded()  # whatever lies in this folder under that name
 
 
 def load_model(args: argparse.Namespace) -> "GPT2":
@@ -199,6 +199,13 @@ def _bar(what: str, done: int, total: int | None) -> Any:
     bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
     bar.start_t -= 2  # the time left is reckoned from the beginning
     return bar
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:

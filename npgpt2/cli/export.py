@@ -16,6 +16,7 @@ from npgpt2.cli.common import note, one_line, progress, table, whole
 
 HELP = "turn a checkpoint into an ONNX folder"
 EXAMPLES = """examples:
+  npgpt2 export shakespeare -o shakespeare-onnx
   npgpt2 export gpt2 -o gpt2-onnx
   npgpt2 export DIR -o OUT --precision fp32 --precision int8 --precision int4
   npgpt2 export DIR --share-weights"""

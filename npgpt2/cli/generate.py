@@ -25,8 +25,9 @@ from npgpt2.cli.common import (
 
 HELP = "write text that follows a prompt"
 EXAMPLES = """examples:
+  npgpt2 generate
+  npgpt2 generate 'O Romeo, ' --temperature 0 --max-new-tokens 40
   npgpt2 generate 'The meaning of life is' --model gpt2
-  npgpt2 generate 'O Romeo, ' --model DIR --temperature 0 --max-new-tokens 40
   echo 'Once upon a time' | npgpt2 generate - --model DIR --seed 7 --stop '.'"""
 
 WHY = {
@@ -41,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt",
         metavar="PROMPT",
-        help="text to go on from; - reads it from standard input, less one newline at its end",
+        nargs="?",
+        default="\n",
+        help="text to go on from; - reads it from standard input, less one newline at its end "
+        "(default: a newline)",
     )
     add_model(parser)
     options = parser.add_argument_group("how to write (the filters run in this order)")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from npgpt2 import __version__
+from npgpt2.cli.common import cores
+from npgpt2.errors import FileError
 
 HELP = "versions, BLAS and threads, devices, the machine, where models are looked for"
 EXAMPLES = "example:\n  npgpt2 info"
@@ -30,11 +32,21 @@ def run(args: argparse.Namespace) -> int:
     print(f"machine:  {_machine()}")
     print("models are looked for, in this order:")
     print("  --model MODEL, else $NPGPT2_MODEL: " + (os.environ.get("NPGPT2_MODEL") or "not set"))
+    print(f"  else the one that is part of this package: {_embedded()}")
     print(
         "  as a folder: config.json, model.safetensors, tokenizer.json or vocab.json + merges.txt"
     )
     print(f"  as a name on the hub, in its cache: {_hub()}")
     return 0
+
+
+def _embedded() -> str:
+    from npgpt2.hub import embedded
+
+    try:
+        return str(embedded())
+    except FileError as error:
+        return str(error)
 
 
 def _version(package: str) -> str:
@@ -85,14 +97,13 @@ def _machine() -> str:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config: Any = np.show_config(mode="dicts")
     simd = config.get("SIMD Extensions", {}).get("found", [])
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = f", {total / 2**30:.0f} GiB"
-    return f"{model}, {cores} cores{memory}, {sys.byteorder}-endian; NumPy uses {' '.join(simd)}"
+    return f"{model}, {cores()} cores{memory}, {sys.byteorder}-endian; NumPy uses {' '.join(simd)}"
 
 
 def _hub() -> str:

@@ -21,8 +21,8 @@ from npgpt2.errors import OptionError, TensorNotFound
 
 HELP = "list parameters, show a tensor's numbers, or what a prompt becomes"
 EXAMPLES = """examples:
-  npgpt2 inspect --model gpt2
-  npgpt2 inspect 'transformer.wte.weight[:5]' --model gpt2
+  npgpt2 inspect
+  npgpt2 inspect 'transformer.wte.weight[:5]'
   npgpt2 inspect 'h.0.attn.c_attn.bias[10:20]' --model DIR
   npgpt2 inspect --prompt 'The meaning of life is' --model gpt2"""
 

@@ -28,7 +28,7 @@ from npgpt2.errors import FileError
 
 HELP = "how probable a text is: per token, perplexity, bits per byte"
 EXAMPLES = """examples:
-  npgpt2 score 'The meaning of life is' --model gpt2
+  npgpt2 score 'To be, or not to be'
   npgpt2 score book.txt --stride 512 --model gpt2"""
 LISTED = 200
 

@@ -11,8 +11,8 @@ from npgpt2.cli.common import add_model, given_text, model_folder, table
 
 HELP = "show the tokens of a text"
 EXAMPLES = """examples:
-  npgpt2 tokenize 'The meaning of life is' --model gpt2
-  npgpt2 tokenize - --json --model DIR < poem.txt"""
+  npgpt2 tokenize 'O Romeo, '
+  npgpt2 tokenize - --json --model gpt2 < poem.txt"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,15 +6,16 @@ saves, and --resume goes on as if nothing had happened, to the last bit.
 """
 
 import argparse
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import note, number, one_line, progress, whole
+from npgpt2.cli.common import cores, note, number, one_line, progress, whole
 
 HELP = "train a GPT-2 on text"
 EXAMPLES = """examples:
@@ -153,7 +154,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=whole,
         metavar="N",
-        help="share a batch out among N; another N, other last digits (default: one for each core)",
+        help="share a batch out among N; another N, other last digits. Each holds a "
+        "gradient of its own (default: one for each core)",
     )
     work.add_argument(
         "--eval-every", type=whole, metavar="N", help="steps between validations (default: 250)"
@@ -167,14 +169,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import fields
-
     from npgpt2.train import Settings, train
 
     known = {f.name for f in fields(Settings)}
     given = {k: v for k, v in vars(args).items() if k in known and v is not None}
     if not args.resume:
-        given.setdefault("threads", os.cpu_count() or 1)
+        given.setdefault("threads", cores())
     watch = _watch()
     with _signals(watch):
         try:
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
             f"To go on: npgpt2 train -o {folder} --resume"
         )
         return 130
-    print(one_line(f"{args.out}: {watch.summary()}"))
+    print(one_line(f"{args.out}: {_summary(args.out, watch.done)}"))
     watch.note(f"to read what it writes: npgpt2 generate --model {folder}")
     return 0
 
@@ -224,7 +224,6 @@ def _watch() -> Any:
         def __init__(self) -> None:
             self.done, self.steps, self.asked = 0, 0, False
             self._tokens, self._bar = 0, None
-            self._best: dict[str, Any] | None = None
 
         def note(self, text: str) -> None:
             if self._bar is not None:
@@ -250,24 +249,27 @@ def _watch() -> Any:
                 self._bar.update(self._tokens)
 
         def validated(self, line: dict[str, Any]) -> None:
-            if self._best is None or line["validation"] < self._best["validation"]:
-                self._best = line
             self.note(_in_words(line))
             self.note(f"  {one_line(line['sample'])}")
 
         def stopped(self) -> bool:
             return self.asked
 
-        def summary(self) -> str:
-            """What is there at the end. Validations of earlier sittings are in the log."""
-            best = f"; best {_in_words(self._best)}" if self._best else ""
-            return f"{self.done:,} steps{best}"
-
         def close(self) -> None:
             if self._bar is not None:
                 self._bar.close()
 
     return Watch()
+
+
+def _summary(out: str, steps: int) -> str:
+    """What is there at the end, of all sittings."""
+    from npgpt2.train.log import read
+    from npgpt2.train.loop import LOG
+
+    checks = [line for line in read(Path(out) / LOG) if "validation" in line]
+    best = min(checks, key=lambda line: line["validation"], default=None)
+    return f"{steps:,} steps" + (f"; best {_in_words(best)}" if best else "")
 
 
 def _in_words(line: dict[str, Any]) -> str:

@@ -125,7 +125,7 @@ def typical(repeats: int, work: Callable[[], Any]) -> float:
 
 
 def npgpt2_worker(task: str, folder: str) -> float:
-    from npgpt2.cli.blas import choose_kernel
+    from npgpt2.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     import numpy as np

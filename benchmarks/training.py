@@ -17,6 +17,7 @@ ratio of the medians within one run: the seconds of one machine say nothing abou
 """
 
 import argparse
+import atexit
 import json
 import os
 import platform
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def measure(rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
-    from npgpt2.cli.blas import choose_kernel
+    from npgpt2.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     import numpy as np
@@ -111,7 +113,9 @@ def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, LENGTH + 1))
     batch = Batch(ids[:, :-1], ids[:, 1:])
     shares = min(THREADS, rows)
-    pool = workers(THREADS, shares).__enter__()
+    process = ExitStack()
+    atexit.register(process.close)  # the threads live as long as the process
+    pool = process.enter_context(workers(THREADS, shares))
     gradients = Gradients(arrays.params, config, shares, pool, "--recompute" in engine)
     optimizer = AdamW(*arrays[:3], clip=1.0, each=pool.map)
 

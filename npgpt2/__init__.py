@@ -1,7 +1,7 @@
 """GPT-2 in NumPy: `from npgpt2 import GPT2`.
 
 Names are imported when they are first used, so that the command line can prepare the process (the
-BLAS kernel, see `npgpt2.cli.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
+BLAS kernel, see `npgpt2.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
 """
 
 from importlib import import_module

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from npgpt2 import GPT2, GenerationOptions
+from npgpt2.blas import NEEDED, choose_kernel
 from npgpt2.cli import COMMANDS, build_parser, main
-from npgpt2.cli.blas import NEEDED, choose_kernel
 from npgpt2.cli.common import progress
 from npgpt2.cli.inspect import parse_index
 

@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
+from npgpt2.blas import choose_kernel
 from npgpt2.cli import export, generate, info, inspect, score, tokenize, train, verify
-from npgpt2.cli.blas import choose_kernel
 from npgpt2.cli.common import one_line
 
 COMMANDS = (generate, tokenize, inspect, score, train, export, verify, info)

@@ -1,14 +1,13 @@
 """Versions, BLAS and threads, ONNX Runtime's devices, the machine, where models are looked for."""
 
 import argparse
-import ctypes
 import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 from npgpt2 import __version__
+from npgpt2.blas import describe, simd
 from npgpt2.cli.common import cores
 from npgpt2.errors import FileError
 
@@ -27,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"npgpt2 {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print("packages: " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES))
     print("extras:   " + ", ".join(f"{name} {_version(name)}" for name in EXTRAS))
-    print(f"BLAS:     {_blas()}")
+    print(f"BLAS:     {describe()}")
     print(f"ONNX:     {_providers()}")
     print(f"machine:  {_machine()}")
     print("models are looked for, in this order:")
@@ -58,27 +57,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _blas() -> str:
-    """Which library NumPy was built with, and what it chose in this process."""
-    import numpy as np
-
-    config: Any = np.show_config(mode="dicts")
-    built = config["Build Dependencies"]["blas"]
-    text = f"{built['name']} {built['version']}"
-    for library in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
-        blas = ctypes.CDLL(str(library))  # the one that NumPy has loaded
-        for suffix in ("64_", ""):
-            try:
-                threads = getattr(blas, f"scipy_openblas_get_num_threads{suffix}")()
-                name = getattr(blas, f"scipy_openblas_get_corename{suffix}")
-            except AttributeError:
-                continue
-            name.restype = ctypes.c_char_p
-            text += f", kernel {name().decode()}, {threads} threads"
-    asked = os.environ.get("OPENBLAS_CORETYPE")
-    return text + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
-
-
 def _providers() -> str:
     """What ONNX Runtime can run on here."""
     try:
@@ -90,20 +68,18 @@ def _providers() -> str:
 
 
 def _machine() -> str:
-    import numpy as np
-
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else model
-    config: Any = np.show_config(mode="dicts")
-    simd = config.get("SIMD Extensions", {}).get("found", [])
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = f", {total / 2**30:.0f} GiB"
-    return f"{model}, {cores()} cores{memory}, {sys.byteorder}-endian; NumPy uses {' '.join(simd)}"
+    return (
+        f"{model}, {cores()} cores{memory}, {sys.byteorder}-endian; NumPy uses {' '.join(simd())}"
+    )
 
 
 def _hub() -> str:

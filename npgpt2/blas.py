@@ -1,4 +1,4 @@
-"""Help OpenBLAS to know the processor.
+"""The library that multiplies matrices for NumPy: helped to know the processor, and described.
 
 OpenBLAS picks its kernel by the processor's family number, and takes an AMD processor newer than
 itself for a "Haswell" (AVX2): half the speed of what the chip can do (matrix products of 245
@@ -10,6 +10,7 @@ that is imported cannot. Never named where the processor lacks an instruction th
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # What OpenBLAS' SkylakeX kernels are compiled with.
 NEEDED = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
@@ -29,3 +30,35 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
         return None
     os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
     return "SkylakeX"
+
+
+def describe() -> str:
+    """Which library NumPy was built with, and what it chose in this process."""
+    import ctypes
+
+    import numpy as np
+
+    config: Any = np.show_config(mode="dicts")
+    built = config["Build Dependencies"]["blas"]
+    text = f"{built['name']} {built['version']}"
+    for library in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
+        blas = ctypes.CDLL(str(library))  # the one that NumPy has loaded
+        for suffix in ("64_", ""):
+            try:
+                threads = getattr(blas, f"scipy_openblas_get_num_threads{suffix}")()
+                name = getattr(blas, f"scipy_openblas_get_corename{suffix}")
+            except AttributeError:
+                continue
+            name.restype = ctypes.c_char_p
+            text += f", kernel {name().decode()}, {threads} threads"
+    asked = os.environ.get("OPENBLAS_CORETYPE")
+    return text + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
+
+
+def simd() -> list[str]:
+    """What NumPy found of the processor's vector instructions."""
+    import numpy as np
+
+    config: Any = np.show_config(mode="dicts")
+    found: list[str] = config.get("SIMD Extensions", {}).get("found", [])
+    return found

@@ -57,6 +57,10 @@ class TrainingError(NpGPT2Error, ValueError):
     """A training run that cannot go on: its loss is not a number, or it is told something else."""
 
 
+class GoldenError(NpGPT2Error, ValueError):
+    """Golden references that were changed or cannot be made, or a dump that cannot be read."""
+
+
 class MissingPackage(NpGPT2Error, ImportError):
     """An optional package is needed. The text names the extra that brings it."""
 

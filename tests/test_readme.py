@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 from readme_commands import README, blocks, setup, usage
+from safetensors.numpy import save_file
+
+from npgpt2 import GPT2
+from npgpt2.golden.cases import CASES
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +36,10 @@ def done(tmp_path_factory):
     (folder / "lang.txt").write_text("\n".join(SENTENCES * 7) + "\n")
     (folder / "TEXT").write_text(" ".join(f"{i} {line}" for i in range(60) for line in SENTENCES))
     (folder / "DIR").symlink_to(ROOT / "tests/data/tiny")
+    shown = {}
+    model = GPT2.from_pretrained(ROOT / "tests/data/tiny")
+    CASES["eight"].compute(model, lambda name, a: shown.__setitem__(f"eight/{name}", a.copy()))
+    save_file(shown, folder / "DUMP")
     return {command: run(command, folder) for command in usage()}
 
 
@@ -69,6 +77,6 @@ def test_the_file_tour_is_the_tree():
     toured = re.findall(r"^\| `([\w/.]+)` \|", tour, re.MULTILINE)
     for path in toured:
         assert (ROOT / path).exists(), path
-    for package in ("npgpt2", "npgpt2/train", "export/npgpt2_onnx"):
+    for package in ("npgpt2", "npgpt2/train", "npgpt2/golden", "export/npgpt2_onnx"):
         modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
         assert modules <= set(toured)

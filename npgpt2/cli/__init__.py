@@ -16,10 +16,10 @@ from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
 from npgpt2.blas import choose_kernel
-from npgpt2.cli import export, generate, info, inspect, score, tokenize, train, verify
+from npgpt2.cli import export, generate, golden, info, inspect, score, tokenize, train, verify
 from npgpt2.cli.common import one_line
 
-COMMANDS = (generate, tokenize, inspect, score, train, export, verify, info)
+COMMANDS = (generate, tokenize, inspect, score, train, export, verify, golden, info)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,261 @@
+"""What a golden folder holds: cases, each with its inputs and all that comes of them.
+
+A case shows names and arrays in the order of the data's flow, so that the first that a port has
+wrong is the first to look at. It is computed by a model in float32 and by the same in float64.
+
+Axes: B batch, T tokens, S = past + T, N n_positions, V vocabulary.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from npgpt2.generate import GenerationOptions, left_padded
+from npgpt2.golden.forward import Inputs
+from npgpt2.gpt2 import GPT2
+from npgpt2.ops import Array
+from npgpt2.params import named_parameters
+from npgpt2.sampling import uniforms
+from npgpt2.tokenizer import BytePairTokenizer
+from npgpt2.train.corpus import Batch
+from npgpt2.train.gradients import Gradients
+from npgpt2.train.optimizer import AdamW, Flat
+
+Show: TypeAlias = Callable[[str, Array], None]
+
+TOKENS, SHORT = 8, 5
+ROWS, LENGTH, STEPS = 2, 16, 3
+PROMPT, WRITTEN, SURE = 4, 16, 1e-3
+DRAWN, CHOICES = 16, 1000
+
+# Not eps = 1e-8: the keys' biases have a gradient of exactly zero, since softmax does not see them,
+# and Adam would make whole steps of its rounding errors.
+ADAMW: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-3, "weight_decay": 0.1}
+LEARNING_RATE = 1e-3
+
+SAMPLING = {
+    "plain": GenerationOptions(temperature=1.0, top_p=None),
+    "temperature": GenerationOptions(temperature=0.7, top_p=None),
+    "top_k": GenerationOptions(temperature=1.0, top_k=40, top_p=None),
+    "top_p": GenerationOptions(temperature=1.0, top_p=0.9),
+    "min_p": GenerationOptions(temperature=1.0, top_p=None, min_p=0.05),
+    "all": GenerationOptions(temperature=0.7, top_k=40, top_p=0.9, min_p=0.05),
+}
+
+TEXTS = {
+    "meaning": "The meaning of life is",
+    "spaces": "  two  before,   three\n\n\ttab, and at the end  ",
+    "contractions": "I'm sure they'LL say it's what we've done, isn't it?",
+    "numbers": "3.14159 1,115,394 ½ ² ٣",
+    "scripts": "naïve Ωmega Привет 你好 こんにちは 🙂👨\u200d👩\u200d👧 e\u0301",
+    "special": "<|endoftext|>before<|endoftext|>",
+    "not_special": "<|endoftext|",
+    "controls": "\x00\x01\x7f\ufeff\u200b\u2028",
+    "long": "a" * 2**20,
+}
+# What is no UTF-8: a lone continuation, a cut character, a surrogate, an overlong slash.
+NOT_UTF8 = (b"\x80", b"\xe4\xbd", b"\xed\xa0\x80", b"\xc0\xaf", b"a\xffb")
+
+
+class Case(NamedTuple):
+    """What it is, the names in it, and what shows its arrays."""
+
+    words: str
+    names: str
+    compute: Callable[[GPT2, Show], None]
+
+
+def some_ids(model: GPT2, rows: int, tokens: int) -> Array:
+    """Ids (rows, tokens) by formula, so that no vocabulary is needed: multiples of the golden ratio
+    (Knuth, The Art of Computer Programming 3, section 6.4)."""
+    n = np.arange(1, rows * tokens + 1).reshape(rows, tokens)
+    return (n * 2654435769 % 2**32) * model.config.vocab_size >> 32
+
+
+def tokenizer(model: GPT2, show: Show) -> None:
+    if not model.has_vocabulary:
+        return
+    vocabulary = model.tokenizer
+    for name, text in TEXTS.items():
+        show(f"{name}/bytes", _bytes(text.encode()))
+        show(f"{name}/ids", np.array(vocabulary.encode(text), np.int32))
+    if not isinstance(vocabulary, BytePairTokenizer):
+        return
+    of_byte = {vocabulary.token_bytes(i): i for i in reversed(range(vocabulary.size))}
+    for n, data in enumerate(NOT_UTF8):
+        ids = [of_byte[data[i : i + 1]] for i in range(len(data))]
+        show(f"not_utf8/{n}/ids", np.array(ids, np.int32))
+        show(f"not_utf8/{n}/text", _bytes(vocabulary.decode(ids).encode()))
+
+
+def _bytes(data: bytes) -> Array:
+    return np.frombuffer(data, np.uint8)
+
+
+def _forward(tokens: int) -> Callable[[GPT2, Show], None]:
+    def compute(model: GPT2, show: Show) -> None:
+        ids = some_ids(model, 1, tokens or model.config.n_positions)
+        show("input_ids", ids.astype(np.int32))
+        model(ids, use_cache=False, tap=show)
+
+    return compute
+
+
+def eight_inputs(model: GPT2) -> Inputs:
+    """What the case `eight` reads."""
+    return Inputs(some_ids(model, 1, TOKENS), np.arange(TOKENS)[None])
+
+
+def padded_inputs(model: GPT2) -> Inputs:
+    """What the case `padded` reads: two rows, the second shorter."""
+    ids, mask = left_padded(
+        [some_ids(model, 1, TOKENS)[0].tolist(), some_ids(model, 1, SHORT)[0].tolist()]
+    )
+    assert mask is not None  # the rows differ in length
+    return Inputs(ids, np.maximum(mask.cumsum(1) - 1, 0), mask)
+
+
+def padded(model: GPT2, show: Show) -> None:
+    ids, positions, mask = padded_inputs(model)
+    show("input_ids", ids.astype(np.int32))
+    show("attention_mask", np.array(mask))
+    show("position_ids", positions.astype(np.int32))
+    model(
+        ids, attention_mask=mask, use_cache=False,
+        tap=lambda name, array: show(name, real(name, array, mask)),
+    )  # fmt: skip
+
+
+def real(name: str, array: Array, mask: Array | None) -> Array:
+    """Zeros in the place of what a padding token computes: that may be anything."""
+    assert mask is not None
+    axis = 2 if name.endswith(".probs") else 1
+    shape = [1] * array.ndim
+    shape[0], shape[axis] = mask.shape
+    return np.where(mask.reshape(shape), array, array.dtype.type(0))
+
+
+def step(model: GPT2, show: Show) -> None:
+    ids = some_ids(model, 1, TOKENS)
+    show("past_ids", ids[:, :-1].astype(np.int32))
+    show("input_ids", ids[:, -1:].astype(np.int32))
+    show("position_ids", np.array([[TOKENS - 1]], np.int32))
+    past = model(ids[:, :-1], use_cache=True).past_key_values
+    model(ids[:, -1:], past_key_values=past, tap=show)
+
+
+def greedy(model: GPT2, show: Show) -> None:
+    """Up to where two tokens are so close that rounding might choose."""
+    ids = some_ids(model, 1, PROMPT)
+    show("prompt_ids", ids.astype(np.int32))
+    written, margins, past = [], [], None
+    for _ in range(min(WRITTEN, model.config.n_positions - PROMPT)):
+        out = model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past, logits = out.past_key_values, out.logits[0, -1]
+        second, first = np.partition(logits, -2)[-2:]
+        if first - second < SURE * abs(logits).max():
+            break
+        margins.append(first - second)
+        written.append(int(logits.argmax()))
+        ids = np.array([written[-1:]])
+    if written:
+        show("ids", np.array(written, np.int32))
+        show("margins", np.array(margins, model.dtype))
+
+
+def batch_of(model: GPT2) -> Batch:
+    ids = some_ids(model, ROWS, min(LENGTH, model.config.n_positions) + 1)
+    return Batch(ids[:, :-1], ids[:, 1:])
+
+
+class Gradient(NamedTuple):
+    """A loss (1,), and its gradient by every parameter."""
+
+    loss: Array
+    by: dict[str, Array]
+
+
+def gradient(model: GPT2, batch: Batch) -> Gradient:
+    with ThreadPoolExecutor(1) as pool:
+        sums = Gradients(Flat.of(model.params), model.config, 1, pool)
+        nats = sums.add(batch, batch.ids.size)
+        by = dict(named_parameters(sums.total().tree))
+    return Gradient(np.array([nats / batch.ids.size], model.dtype), by)
+
+
+def gradients(model: GPT2, show: Show) -> None:
+    batch = batch_of(model)
+    show("input_ids", batch.ids.astype(np.int32))
+    show("targets", batch.targets.astype(np.int32))
+    loss, by = gradient(model, batch)
+    show("loss", loss)
+    for name in reversed(by):
+        show(name, by[name])
+
+
+def adamw(model: GPT2, show: Show) -> None:
+    batch, params = batch_of(model), Flat.of(model.params)
+    with ThreadPoolExecutor() as pool:
+        optimizer = AdamW(params, params.zeros(), params.zeros(), **ADAMW, each=pool.map)
+        sums = Gradients(params, model.config, 1, pool)
+        for n in range(1, STEPS + 1):
+            nats = sums.add(batch, batch.ids.size)
+            show(f"{n}/loss", np.array([nats / batch.ids.size], model.dtype))
+            total = sums.total()
+            optimizer.step(total, LEARNING_RATE, norm=0.0)  # nothing is clipped
+            total.array[...] = 0.0
+            for name, array in named_parameters(params.tree):
+                show(f"{n}/{name}", array)
+
+
+def sampling(model: GPT2, show: Show) -> None:
+    logits = np.random.Generator(np.random.Philox(key=0)).standard_normal(CHOICES) * 3
+    logits = logits.astype(np.float32)
+    stream = uniforms(seed=0, sample=0)
+    drawn = np.array([next(stream) for _ in range(DRAWN)], np.float32)
+    show("logits", logits)
+    show("uniforms", drawn)
+    for name, options in SAMPLING.items():
+        ids = [options.next_token(logits, [], iter([float(u)])) for u in drawn]
+        show(f"{name}/ids", np.array(ids, np.int32))
+
+
+FORWARD = "input_ids, and the names above"
+CASES = {
+    "tokenizer": Case("texts ↔ ids; bytes that are no UTF-8", "TEXT/bytes, TEXT/ids, …", tokenizer),
+    "one": Case("one token", FORWARD, _forward(1)),
+    "eight": Case("eight tokens: what mistakes are known by", FORWARD, _forward(TOKENS)),
+    "full": Case("as many tokens as the context has", FORWARD, _forward(0)),
+    "padded": Case(
+        "two rows, the shorter padded on the left",
+        "input_ids, attention_mask, position_ids, and the names above",
+        padded,
+    ),
+    "step": Case(
+        "the eighth token behind a cache of seven",
+        "past_ids, input_ids, position_ids, and the names above",
+        step,
+    ),
+    "greedy": Case(
+        "ids written greedily, and the lead of each over the second",
+        "prompt_ids, ids, margins",
+        greedy,
+    ),
+    "gradients": Case(
+        "a loss, and its gradient by every parameter",
+        "input_ids, targets, loss, and the parameters' names, backwards",
+        gradients,
+    ),
+    "adamw": Case(
+        f"{STEPS} steps of AdamW on that batch: losses, and every parameter after each",
+        "N/loss, N/PARAMETER",
+        adamw,
+    ),
+    "sampling": Case(
+        "ids drawn from logits by the uniform numbers given",
+        f"logits, uniforms, {'/ids, '.join(SAMPLING)}/ids",
+        sampling,
+    ),
+}

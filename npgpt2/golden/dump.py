@@ -1,0 +1,208 @@
+"""A port's numbers, as it wrote them: safetensors, npz, or raw files with an index.tsv.
+
+Axes: B batch, T tokens, S = past + T, C n_embd, H heads, D head_dim, F mlp width, V vocabulary.
+"""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from npgpt2.checkpoint import read_header
+from npgpt2.errors import CheckpointError, FileError, GoldenError
+from npgpt2.files import read_file, require_regular
+from npgpt2.golden.folder import INDEX, parse_shape
+from npgpt2.ops import Array
+
+# The names of dtypes in an index.tsv, and in safetensors. bfloat16 is read as its two bytes.
+DTYPES = {
+    "float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8",
+    "int32": "<i4", "int16": "<i2", "int8": "i1", "uint64": "<u8", "uint32": "<u4",
+    "uint16": "<u2", "uint8": "u1", "bool": "?",
+}  # fmt: skip
+SHORT = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64",
+    "i32": "int32", "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32",
+    "u16": "uint16", "u8": "uint8", "bool": "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """One tensor of a port: its numbers, and the dtype in which it wrote them."""
+
+    array: Array
+    dtype: str
+
+
+def read_dump(path: Path) -> dict[str, Dumped]:
+    """All tensors of a dump, by the names it gives them.
+
+    Raises:
+        FileError: it cannot be read.
+        GoldenError: it is of no known form, or damaged.
+    """
+    try:
+        tensors = (
+            _raw(path)
+            if path.is_dir()
+            else (_npz(path) if path.suffix == ".npz" else _safetensors(path))
+        )
+        found: dict[str, Dumped] = {}
+        for name, tensor in tensors:
+            if name in found:
+                raise GoldenError(f"{path}: has {name!r} twice, expected once")
+            found[name] = tensor
+        return found
+    except CheckpointError as error:
+        raise GoldenError(
+            f"{error}. Expected safetensors, .npz, or a folder with {INDEX}"
+        ) from None
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{path}: {problem.strerror or problem}") from None
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Dumped]]:
+    for name, info in read_header(path).items():
+        kind = SHORT.get(info.dtype.lower())
+        if kind is None:
+            raise GoldenError(
+                f"{path}: {name} is {info.dtype}, expected one of {', '.join(DTYPES)}"
+            )
+        flat = np.fromfile(path, np.uint8, info.nbytes, offset=info.start)
+        yield name, _dumped(flat.view(DTYPES[kind]).reshape(info.shape), kind)
+
+
+def _npz(path: Path) -> Iterator[tuple[str, Dumped]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    array = np.lib.format.read_array(file, allow_pickle=False)
+                yield name.removesuffix(".npy"), _dumped(array, array.dtype.name)
+    # A damaged, encrypted or otherwise packed archive; a member that is no array, or a huge one.
+    except (
+        zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, MemoryError,
+    ) as error:  # fmt: skip
+        raise GoldenError(f"{path}: is no npz file of plain arrays ({error})") from None
+
+
+def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
+    """`index.tsv` has a line of names of columns; name, dtype, shape and file are needed."""
+    path = folder / INDEX
+    if not path.exists():
+        raise GoldenError(
+            f"{folder}: has no {INDEX}, expected one with the columns name, dtype, shape, file"
+        )
+    head, *lines = read_file(path).decode("utf-8", "replace").split("\n")
+    for number, line in enumerate(lines, 2):
+        if not line.strip():
+            continue
+        row = dict(zip(head.rstrip("\r").split("\t"), line.rstrip("\r").split("\t"), strict=False))
+        try:
+            name, kind, shape = row["name"], row["dtype"], parse_shape(row["shape"])
+            file, offset = folder / row["file"], int(row.get("offset", "0"))
+            kind = SHORT.get(kind, kind)
+            dtype = np.dtype(DTYPES[kind])
+            if offset < 0 or "\0" in row["file"]:
+                raise ValueError(f"the offset {offset}" if offset < 0 else "a file's name with \\0")
+        except (KeyError, ValueError) as error:
+            raise GoldenError(
+                f"{path}: line {number}: got {error}, expected a name, a dtype (one of "
+                f"{', '.join(DTYPES)}), a shape such as 1x8x64 and a file"
+            ) from None
+        nbytes, there = math.prod(shape) * dtype.itemsize, require_regular(file) - offset
+        if there < nbytes or ("offset" not in row and there > nbytes):
+            raise GoldenError(
+                f"{file}: has {there:,} bytes for {name}, expected {nbytes:,} "
+                f"({row['shape']} {kind})"
+            )
+        flat = np.fromfile(file, np.uint8, nbytes, offset=offset)
+        yield name, _dumped(flat.view(dtype).reshape(shape), kind)
+
+
+def _dumped(array: Array, kind: str) -> Dumped:
+    if kind == "bfloat16":
+        return Dumped((array.astype("<u4") << 16).view("<f4"), kind)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"an array of {array.dtype}, expected numbers")
+    return Dumped(array, kind)
+
+
+# ── layouts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A port's tensor brought into the golden shape, and what that took, in words."""
+
+    array: Array
+    words: str = ""
+
+
+def layouts(name: str, array: Array, shape: tuple[int, ...], heads: int) -> Iterator[Layout]:
+    """Every way to read a port's tensor as one of the golden shape; the plainest first.
+
+    Args:
+        name: the tensor's, without its case.
+        heads: of a layer.
+    """
+    if array.shape == shape:
+        yield Layout(array)
+    elif array.size == math.prod(shape) and _squeezed(array.shape) == _squeezed(shape):
+        yield Layout(array.reshape(shape), f"shape {_written(array.shape)}")
+    if name == "wpe" and shape[0] > 1 and _squeezed(array.shape) == _squeezed(shape[1:]):
+        yield Layout(np.broadcast_to(array.reshape(shape[1:]), shape), "one row for all")
+    if name == "logits" and array.ndim and array.shape[-1] > shape[-1]:
+        cut = array[..., : shape[-1]]
+        if _squeezed(cut.shape) == _squeezed(shape):
+            more = array.shape[-1]
+            yield Layout(
+                cut.reshape(shape),
+                f"a padded vocabulary of {more:,}, read without its last {more - shape[-1]:,}",
+            )
+    if array.size != math.prod(shape):
+        return
+    if len(shape) == 2 and array.shape == shape[::-1] and name.endswith("weight"):
+        yield Layout(array.T, "(out, in)")
+    yield from _with_heads(name, array, shape, heads)
+
+
+def _with_heads(name: str, array: Array, shape: tuple[int, ...], heads: int) -> Iterator[Layout]:
+    """c_attn's output, merged heads, probabilities: with axes apart or in another order."""
+    axes: dict[str, int]
+    if name.endswith("attn.c_attn") and len(shape) == 3:
+        b, t, width = shape
+        axes = {"B": b, "T": t, "3": 3, "H": heads, "D": width // 3 // heads}
+    elif name.endswith("attn.heads") and len(shape) == 3:
+        b, t, width = shape
+        axes = {"B": b, "T": t, "H": heads, "D": width // heads}
+    elif name.endswith(".probs") and len(shape) == 4:
+        axes = dict(zip("BHTS", shape, strict=True))
+    else:
+        return
+    for order in permutations(axes):
+        sizes = tuple(axes[a] for a in order)
+        if list(order) == list(axes) and array.shape == shape:
+            continue
+        if _squeezed(sizes) != _squeezed(array.shape):
+            continue
+        back = [order.index(a) for a in axes]
+        apart = array.reshape(sizes).transpose(back)
+        shown = ", ".join(a for a in order if axes[a] > 1 or a != "B")
+        yield Layout(apart.reshape(shape), f"({shown})")
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
+def _written(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "one number"

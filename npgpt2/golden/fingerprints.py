@@ -1,0 +1,183 @@
+"""What each of the usual mistakes gives in the place of each tensor, as far as it is kept.
+
+Axes: B batch, T tokens.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TypeAlias
+
+import numpy as np
+
+from npgpt2.golden import cases, mistakes
+from npgpt2.golden.cases import Gradient, eight_inputs, padded_inputs, real
+from npgpt2.golden.forward import Inputs, Port, Switches, rounded
+from npgpt2.golden.mistakes import Mistake
+from npgpt2.golden.reference import Reference, sliced, stride
+from npgpt2.gpt2 import GPT2
+from npgpt2.ops import Array
+from npgpt2.params import Embedding, Params, build_tree, named_parameters
+from npgpt2.train.corpus import Batch
+
+# Takes what the mistake of a number gives for a tensor.
+Give: TypeAlias = Callable[[int, str, Array], None]
+
+HALVES = "halves"  # what half precision costs: sums in float16, and tensors in one of these
+LAYERS = 2  # in which sums in float16 are made
+WAYS = {"float16": 1, "bfloat16": 2}
+NONE = np.float32(np.inf)  # where a mistake gives no such tensor
+
+
+class Wrong:
+    """A model, computed wrongly."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.model = model
+
+    def port(self, inputs: Inputs, how: Switches, listen: Callable[[str, Array], None]) -> None:
+        Port(self.model.params, self.model.config, how)(inputs, listen)
+
+    @cached_property
+    def gradient(self) -> Gradient:
+        """The right one."""
+        return cases.gradient(self.model, cases.batch_of(self.model))
+
+    def eight(self, give: Give) -> None:
+        for n, mistake in enumerate(mistakes.forward_mistakes(self.model.config)):
+            self.port(eight_inputs(self.model), mistake.how, partial(give, n))
+
+    def padded(self, give: Give) -> None:
+        right = padded_inputs(self.model)
+        columns = np.broadcast_to(np.arange(right.ids.shape[1]), right.ids.shape)
+        wrong = (
+            right._replace(positions=columns),
+            right._replace(mask=None),
+            Inputs(right.ids, columns),
+        )
+        for n, inputs in enumerate(wrong):
+
+            def listen(name: str, array: Array, n: int = n) -> None:
+                give(n, name, real(name, array, right.mask))
+
+            self.port(inputs, Switches(), listen)
+
+    def step(self, give: Give) -> None:
+        right, last = eight_inputs(self.model), slice(-1, None)
+        anew = right.positions.copy()
+        anew[:, last] = 0
+
+        def last_row(name: str, array: Array) -> None:
+            give(0, name, array[:, :, last] if name.endswith(".probs") else array[:, last])
+
+        def alone(name: str, array: Array) -> None:
+            if not name.endswith(".probs"):  # one key, not eight: another shape
+                give(1, name, array)
+
+        self.port(right._replace(positions=anew), Switches(), last_row)
+        self.port(Inputs(right.ids[:, last], right.positions[:, last]), Switches(), alone)
+
+    def gradients(self, give: Give) -> None:
+        batch = cases.batch_of(self.model)
+        for n, times in ((0, batch.ids.size), (1, len(batch.ids))):
+            give(n, "loss", self.gradient.loss * times)
+            for name, d in self.gradient.by.items():
+                give(n, name, d * times)
+        unshifted = cases.gradient(self.model, Batch(batch.ids, batch.ids))
+        give(2, "loss", unshifted.loss)
+        for name, d in unshifted.by.items():
+            give(2, name, d)
+        if self.model.config.tie_word_embeddings:
+            apart = self.model.params._replace(lm_head=Embedding(self.model.params.wte.weight))
+            config = replace(self.model.config, tie_word_embeddings=False)
+            parts = cases.gradient(GPT2(config, apart), batch).by
+            give(3, "wte.weight", parts["wte.weight"])
+            give(4, "wte.weight", parts["lm_head.weight"])
+
+    def adamw(self, give: Give) -> None:
+        """After the first step: its moments were zero, so it has a closed form."""
+        beta1, beta2, eps, decay = (
+            cases.ADAMW[name] for name in ("beta1", "beta2", "eps", "weight_decay")
+        )
+        lr = cases.LEARNING_RATE
+        for name, p in named_parameters(self.model.params):
+            g, matrix = self.gradient.by[name], p.ndim == 2
+            size, kept = np.abs(g), p * (1.0 - lr * decay * matrix)
+            step, mixed = lr * g / (size + eps), g + decay * p * matrix
+            biased = lr * (1.0 - beta1) * g / (math.sqrt(1.0 - beta2) * size + eps)
+            give(0, f"1/{name}", kept - biased)
+            give(1, f"1/{name}", kept - lr * g / np.sqrt(g * g + eps))
+            give(2, f"1/{name}", p * (1.0 - lr * decay) - step)
+            give(3, f"1/{name}", p - step)
+            give(4, f"1/{name}", p - lr * mixed / (np.abs(mixed) + eps))
+
+    def halves(self) -> dict[str, Array]:
+        """What half precision costs each tensor of `eight`: the root mean square of its error and
+        the largest, (3, 2), for sums in float16, tensors in float16, and tensors in bfloat16.
+
+        Sums in float16 take long: they are made in the first `LAYERS` only, NaN in the others.
+        """
+        inputs, params = eight_inputs(self.model), self.model.params
+        truth: dict[str, Array] = {}
+        self.port(inputs, Switches(), truth.__setitem__)
+        costs = {name: np.full((3, 2), np.nan, np.float32) for name in truth}
+        few = params._replace(h=params.h[:LAYERS], lm_head=Embedding(params.head[:1]))
+        for n, (how, tree) in enumerate(
+            (
+                (Switches(half=True), few),
+                (Switches(stored="float16"), _rounded(params, "float16")),
+                (Switches(stored="bfloat16"), _rounded(params, "bfloat16")),
+            )
+        ):
+
+            def measure(name: str, array: Array, n: int = n) -> None:
+                if n == 0 and not name.startswith("h."):
+                    return
+                error = array - truth[name]
+                costs[name][n] = np.sqrt(np.mean(error * error)), np.abs(error).max()
+
+            Port(tree, self.model.config, how)(inputs, measure)
+        return {f"{HALVES}/{name}": cost for name, cost in costs.items()}
+
+
+def _rounded(params: Params, to: str) -> Params:
+    return build_tree({name: rounded(p, to) for name, p in named_parameters(params)})
+
+
+def mistakes_of(case: str, model: GPT2) -> tuple[Mistake, ...]:
+    """Those that are known by a case."""
+    if case == "eight":
+        return mistakes.forward_mistakes(model.config)
+    return {
+        "padded": mistakes.PADDED,
+        "step": mistakes.STEP,
+        "gradients": mistakes.GRADIENTS,
+        "adamw": mistakes.ADAMW,
+    }.get(case, ())
+
+
+def fingerprints(model: GPT2, references: Mapping[str, Reference]) -> dict[str, Array]:
+    """For each tensor of a case with mistakes, (mistakes, slice) in float32; and `Wrong.halves`.
+
+    Infinite where a mistake gives no such tensor.
+    """
+    found: dict[str, Array] = {}
+    wrong = Wrong(model)
+
+    def give(case: str, n: int, name: str, array: Array) -> None:
+        whole = f"{case}/{name}"
+        if whole not in references:
+            return
+        numbers = sliced(array.reshape(-1), stride(array.size))
+        if whole not in found:
+            found[whole] = np.full((len(mistakes_of(case, model)), len(numbers)), NONE)
+        found[whole][n] = numbers
+
+    with np.errstate(all="ignore"):
+        for case in dict.fromkeys(r.case for r in references.values()):
+            if mistakes_of(case, model):
+                getattr(wrong, case)(partial(give, case))
+        if any(r.case == "eight" for r in references.values()):
+            found |= wrong.halves()
+    return dict(sorted(found.items()))

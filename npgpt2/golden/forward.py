@@ -1,0 +1,296 @@
+"""GPT-2 once more, plainly, with a switch for each way to get it wrong.
+
+With every switch as it is, this is `npgpt2.model` written a second time: a test holds the two
+against each other. Turned, a switch computes what a port with that mistake computes, under the same
+tap names, so that a port's numbers can be recognised.
+
+Axes: B batch, T tokens, C n_embd, H heads, D head_dim, F mlp width, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from npgpt2.config import GPT2Config
+from npgpt2.model import Tap
+from npgpt2.ops import ACTIVATIONS, Array, softmax
+from npgpt2.params import Block, LayerNorm, Linear, Params
+
+# What some ports have in gelu_new's place, beside the activations that there are.
+WRONG_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "none": lambda x: x,
+    "0.44715": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.44715 * x**3))),
+    "no root": lambda x: 0.5 * x * (1.0 + np.tanh(2 / math.pi * (x + 0.044715 * x**3))),
+    "no half": lambda x: x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+# What some multiply q · k by, given the layer, D and C.
+SCALES: dict[str, Callable[[int, int, int], float]] = {
+    "1/sqrt(d)": lambda layer, d, c: d**-0.5,
+    "1/sqrt(d)/(layer + 1)": lambda layer, d, c: d**-0.5 / (layer + 1),
+    "1": lambda layer, d, c: 1.0,
+    "1/d": lambda layer, d, c: 1.0 / d,
+    "1/sqrt(c)": lambda layer, d, c: c**-0.5,
+}
+
+Listen: TypeAlias = Callable[[str, Array], None]
+
+
+class Inputs(NamedTuple):
+    """What goes in: ids and positions (B, T), and where padding is not: (B, T) bool, or None."""
+
+    ids: Array
+    positions: Array
+    mask: Array | None = None
+
+
+@dataclass(frozen=True)
+class Switches:
+    """How a port computes. As it is: GPT-2.
+
+    Attributes:
+        activation: of the MLP; None: the config's.
+        eps: of LayerNorm; None: the config's.
+        unbiased: LayerNorm divides its sum of squares by C − 1.
+        centred: LayerNorm subtracts the mean.
+        affine: LayerNorm has its weight and bias.
+        scale: what q · k is multiplied by, a key of `SCALES`; None: as the config has it.
+        future: how many tokens after itself a token sees; None: all.
+        empty: what a token that sees none gives each: "zeros", "uniform" or "nan".
+        over: the axis of the softmax: "keys", or "queries".
+        shift: added to every position; None: no positions at all.
+        widened: embeddings are multiplied by √C.
+        parts: what c_attn's three thirds are taken for.
+        turned: they are taken so from its weight and bias: its output shows it already.
+        split: how C numbers are read as heads: "(H, D)", "(D, H)", "(H, 3, D)" with q, k and v
+            beside each other in each head, or "no transpose": (T, C) read as (H, T, D).
+        merged: how heads are written as C numbers: "(H, D)", "(D, H)" or "no transpose".
+        flipped: endings of the linear layers whose weight is read as if it lay (out, in).
+        unbias: endings of the parts that are without their bias.
+        post: LayerNorm stands behind each sum, not before each part.
+        onto: what a part's output is added to: "stream", "normalised" or "nothing".
+        final: ln_f is there.
+        head: "the model's"; "wte" where it has its own; or "zeros".
+        half: sums are kept in float16.
+        stored: what every tensor is rounded to: "float16", "bfloat16", or None.
+    """
+
+    activation: str | None = None
+    eps: float | None = None
+    unbiased: bool = False
+    centred: bool = True
+    affine: bool = True
+    scale: str | None = None
+    future: int | None = 0
+    empty: str = "zeros"
+    over: str = "keys"
+    shift: int | None = 0
+    widened: bool = False
+    parts: str = "qkv"
+    turned: bool = False
+    split: str = "(H, D)"
+    merged: str = "(H, D)"
+    flipped: tuple[str, ...] = ()
+    unbias: tuple[str, ...] = ()
+    post: bool = False
+    onto: str = "stream"
+    final: bool = True
+    head: str = "the model's"
+    half: bool = False
+    stored: str | None = None
+
+
+class Rounding(Tap):
+    """A tap that rounds what flows through it to half precision."""
+
+    def __init__(self, listen: Listen | None = None, path: str = "", how: str | None = None):
+        super().__init__(listen, path)
+        self.how = how
+
+    def at(self, part: str) -> "Rounding":
+        return Rounding(self.listen, f"{self.path}{part}.", self.how)
+
+    def __call__(self, name: str, array: Array) -> Array:
+        return super().__call__(name, rounded(array, self.how))
+
+
+def rounded(array: Array, to: str | None) -> Array:
+    """To the nearest float16 or bfloat16 (ties to even), in the dtype it came in.
+
+    >>> rounded(np.array([1.001, 1.01]), "bfloat16"), rounded(np.array([1.001]), "float16")
+    (array([1.     , 1.0078125]), array([1.00097656]))
+    """
+    if to is None:
+        return array
+    with np.errstate(over="ignore"):
+        if to == "float16":
+            return array.astype(np.float16).astype(array.dtype)
+        bits: Array = array.astype(np.float32).view(np.uint32)
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    nearest: Array = bits.view(np.float32).astype(array.dtype)
+    return nearest
+
+
+class Port:
+    """A GPT-2 as its switches stand.
+
+    >>> from npgpt2 import GPT2
+    >>> model = GPT2.from_pretrained("tests/data/tiny", dtype="float64")
+    >>> port = Port(model.params, model.config, Switches())
+    >>> ids = np.array([[84, 258, 346]])
+    >>> logits = port(Inputs(ids, np.arange(3)[None]), lambda name, array: None)
+    >>> bool(abs(logits - model(ids).logits).max() < 1e-12)
+    True
+    """
+
+    def __init__(self, params: Params, config: GPT2Config, how: Switches) -> None:
+        self.params, self.config, self.how = params, config, how
+        self.eps = config.layer_norm_epsilon if how.eps is None else how.eps
+        name = how.activation or config.activation_function
+        self.act = WRONG_ACTIVATIONS.get(name) or ACTIVATIONS[name]
+
+    def __call__(self, inputs: Inputs, listen: Listen) -> Array:
+        tap, params, how = Rounding(listen, how=self.how.stored), self.params, self.how
+        x = params.wte.weight[inputs.ids]
+        x = tap("wte", x * math.sqrt(x.shape[-1]) if how.widened else x)
+        if how.shift is not None:
+            last = self.config.n_positions - 1
+            x = x + tap("wpe", params.wpe.weight[(inputs.positions + how.shift).clip(0, last)])
+        x = tap("embed", x)
+        allowed = self.allowed(inputs)
+        for i, p in enumerate(params.h):
+            x = self.block(x, p, i, allowed, tap.at(f"h.{i}"))
+        if how.final:
+            x = self.norm(x, params.ln_f, "ln_f")
+        return tap("logits", self.dot(tap("ln_f", x), self.head().T))
+
+    def head(self) -> Array:
+        model, wte = self.params.head, self.params.wte.weight
+        if self.how.head == "wte":
+            return wte
+        if self.how.head == "zeros":
+            return np.zeros_like(wte)
+        return model
+
+    def block(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Array:
+        how = self.how
+        if how.post:
+            x = tap("resid_attn", x + self.attn(x, p, layer, allowed, tap.at("attn")))
+            x = tap("ln_1", self.norm(x, p.ln_1, "ln_1"))
+            x = tap("resid_mlp", x + self.mlp(x, p, tap.at("mlp")))
+            return tap("ln_2", self.norm(x, p.ln_2, "ln_2"))
+        y = tap("ln_1", self.norm(x, p.ln_1, "ln_1"))
+        x = self.added(x, y, self.attn(y, p, layer, allowed, tap.at("attn")))
+        x = tap("resid_attn", x)
+        y = tap("ln_2", self.norm(x, p.ln_2, "ln_2"))
+        return tap("resid_mlp", self.added(x, y, self.mlp(y, p, tap.at("mlp"))))
+
+    def added(self, stream: Array, normalised: Array, part: Array) -> Array:
+        if self.how.onto == "nothing":
+            return part
+        return (normalised if self.how.onto == "normalised" else stream) + part
+
+    def attn(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Array:
+        how, config = self.how, self.config
+        qkv = self.linear(x, p.attn.c_attn, "attn.c_attn")
+        if how.turned:
+            thirds = np.split(qkv, 3, axis=-1)
+            qkv = np.concatenate([thirds[how.parts.index(part)] for part in "qkv"], axis=-1)
+        qkv = tap("c_attn", qkv)
+        if how.split == "(H, 3, D)":
+            b, t, d = *x.shape[:2], config.head_dim
+            taken = list(qkv.reshape(b, t, -1, 3, d).transpose(3, 0, 2, 1, 4))
+        else:
+            taken = [self.heads(part) for part in np.split(qkv, 3, axis=-1)]
+        parts = "qkv" if how.turned else how.parts
+        q, k, v = (taken[parts.index(part)] for part in "qkv")
+        scale = config.attention_scale(layer)
+        if how.scale is not None:
+            scale = SCALES[how.scale](layer, config.head_dim, config.n_embd)
+        scores = np.where(allowed, self.dot(q * scale, k.swapaxes(2, 3)), -np.inf)
+        if how.over == "queries":
+            probs = softmax(scores.swapaxes(2, 3)).swapaxes(2, 3)
+        else:
+            probs = softmax(scores)
+        if how.empty != "zeros":
+            instead = np.nan if how.empty == "nan" else 1.0 / probs.shape[-1]
+            probs = np.where(allowed.any(-1, keepdims=True), probs, x.dtype.type(instead))
+        y = tap("heads", self.merge(self.dot(tap("probs", probs), v)))
+        return tap("c_proj", self.linear(y, p.attn.c_proj, "attn.c_proj"))
+
+    def allowed(self, inputs: Inputs) -> Array:
+        """(B, 1, T, T): which query sees which key."""
+        t = inputs.ids.shape[1]
+        at = np.arange(t)
+        future = t if self.how.future is None else self.how.future
+        seen = (at[None, :] <= at[:, None] + future)[None, None]
+        return seen if inputs.mask is None else seen & inputs.mask[:, None, None, :]
+
+    def heads(self, x: Array) -> Array:
+        """(B, T, H·D) → (B, H, T, D)."""
+        (b, t, _), d = x.shape, self.config.head_dim
+        if self.how.split == "(D, H)":
+            return x.reshape(b, t, d, -1).transpose(0, 3, 1, 2)
+        if self.how.split == "no transpose":
+            return x.reshape(b, -1, t, d)
+        return x.reshape(b, t, -1, d).transpose(0, 2, 1, 3)
+
+    def merge(self, x: Array) -> Array:
+        """(B, H, T, D) → (B, T, H·D)."""
+        b, _, t, _ = x.shape
+        axes = {"(H, D)": (0, 2, 1, 3), "(D, H)": (0, 2, 3, 1), "no transpose": (0, 1, 2, 3)}
+        return x.transpose(axes[self.how.merged]).reshape(b, t, -1)
+
+    def mlp(self, x: Array, p: Block, tap: Tap) -> Array:
+        x = tap("c_fc", self.linear(x, p.mlp.c_fc, "mlp.c_fc"))
+        return tap("c_proj", self.linear(tap("act", self.act(x)), p.mlp.c_proj, "mlp.c_proj"))
+
+    # ── the arithmetic ───────────────────────────────────────────────────────────────────────────
+
+    def norm(self, x: Array, p: LayerNorm, name: str) -> Array:
+        how, n = self.how, x.shape[-1]
+        y = x - x.mean(-1, keepdims=True) if how.centred else x
+        variance = (y * y).sum(-1, keepdims=True) / (n - 1 if how.unbiased else n)
+        y = y / np.sqrt(variance + self.eps)
+        if how.affine:
+            y = y * p.weight
+            y = y if name in how.unbias else y + p.bias
+        normalised: Array = y
+        return normalised
+
+    def linear(self, x: Array, p: Linear, name: str) -> Array:
+        weight = p.weight
+        if name in self.how.flipped:
+            weight = weight.reshape(weight.shape[::-1]).T
+        y = self.dot(x, weight)
+        if name not in self.how.unbias:
+            y += p.bias
+        return y
+
+    def dot(self, x: Array, y: Array) -> Array:
+        """x @ y, or the same with each sum in float16: one product after the other, rounded."""
+        if not self.how.half:
+            whole: Array = x @ y
+            return whole
+        shape = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        total = np.zeros((*shape, x.shape[-2], y.shape[-1]), np.float32)
+        x, y = rounded(x, "float16").astype(np.float32), rounded(y, "float16").astype(np.float32)
+        for k in range(x.shape[-1]):
+            total = to_eleven_bits(total + to_eleven_bits(x[..., :, k, None] * y[..., k, None, :]))
+        return total.astype(self.params.wte.weight.dtype)
+
+
+def to_eleven_bits(x: Array) -> Array:
+    """float32 rounded to float16's precision, without its range: ten times as fast as a cast.
+
+    Veltkamp's splitting: Dekker 1971, Numerische Mathematik 18, pp. 224–242.
+
+    >>> to_eleven_bits(np.array([1.001, 2049.0], np.float32))
+    array([1.0009766e+00, 2.0480000e+03], dtype=float32)
+    """
+    shifted = x * np.float32(2**13 + 1)
+    high: Array = shifted - (shifted - x)
+    return high

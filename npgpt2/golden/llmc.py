@@ -1,0 +1,161 @@
+"""The files that llm.c's own C test reads (https://github.com/karpathy/llm.c, `test_gpt2.c`).
+
+    gpt2_124M.bin                 a header of 256 int32, then every parameter in float32
+    gpt2_124M_debug_state.bin     a header, ids and targets, logits, loss, every gradient
+
+Little-endian. Linear weights lie (out, in) there, each tensor stacked over the layers, and wte is
+padded with rows of zeros to a multiple of 128. The names are llm.c's, whatever the model's size.
+
+Axes: B batch, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import ConfigError, FileError, OptionError
+from npgpt2.files import new_folder
+from npgpt2.golden.cases import some_ids
+from npgpt2.golden.write import require_single
+from npgpt2.gpt2 import GPT2
+from npgpt2.ops import Array
+from npgpt2.params import Params, named_parameters
+from npgpt2.train.corpus import Batch
+from npgpt2.train.gradients import Gradients
+from npgpt2.train.optimizer import AdamW, Flat
+
+MODEL, STATE = "gpt2_124M.bin", "gpt2_124M_debug_state.bin"
+MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
+MODEL_VERSION, STATE_VERSION = 3, 2  # float32, with a padded vocabulary
+HEADER, PADDED_TO = 256, 128
+STEPS = 10
+# As test_gpt2.c calls gpt2_update; llm.c's weight decay reaches every tensor.
+ADAMW: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+LEARNING_RATE = 1e-4
+ORDER = (
+    "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
+    "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+    "mlp.c_proj.weight", "mlp.c_proj.bias",
+)  # fmt: skip
+
+
+def write_llmc(
+    out: str | Path, model: GPT2, batch: int = 4, length: int = 64
+) -> tuple[Path, list[float]]:
+    """Write both files.
+
+    Args:
+        out: the folder to make.
+        model: in float32.
+        batch, length: B rows of T tokens.
+
+    Returns:
+        The folder; and the losses of ten steps of llm.c's AdamW on this batch, which its test
+        expects: they stand in test_gpt2.c as `expected_losses`.
+
+    Raises:
+        InputError: the model is not in float32.
+        FileError: the folder is there, or cannot be written.
+        ConfigError: llm.c has no such GPT-2.
+        OptionError: a batch of no rows, or longer than the context.
+    """
+    require_single(model)
+    require_plain(model.config)
+    if batch < 1:
+        raise OptionError("batch", f"got {batch}, expected 1 or more")
+    if not 1 <= length <= model.config.n_positions:
+        raise OptionError("length", f"got {length}, expected 1 to {model.config.n_positions}")
+    ids = some_ids(model, batch, length + 1)
+    data = Batch(ids[:, :-1], ids[:, 1:])
+    logits = model(data.ids, use_cache=False).logits
+    with new_folder(Path(out), replaces=_refuse) as folder:
+        with (folder / MODEL).open("wb") as file:
+            file.write(model_header(model.config))
+            for array in stacked(model.params, model.config):
+                file.write(array.tobytes())
+        losses = []
+        params = Flat.of(model.params)
+        # Its weight decay is on all: a tree of which all is decayed.
+        params = params._replace(decayed=params.trained)
+        optimizer = AdamW(params, params.zeros(), params.zeros(), **ADAMW)
+        with ThreadPoolExecutor(1) as pool:
+            sums = Gradients(params, model.config, 1, pool)
+            for step in range(STEPS):
+                losses.append(sums.add(data, data.ids.size) / data.ids.size)
+                total = sums.total()
+                if step == 0:
+                    with (folder / STATE).open("wb") as file:
+                        file.write(header(STATE_MAGIC, STATE_VERSION, batch, length))
+                        for part in (data.ids, data.targets):
+                            file.write(part.astype("<i4").tobytes())
+                        file.write(logits.astype("<f4").tobytes())
+                        file.write(np.array(losses, "<f4").tobytes())
+                        for array in stacked(total.tree, model.config):
+                            file.write(array.tobytes())
+                optimizer.step(total, LEARNING_RATE, optimizer.norm(total))
+                total.array[...] = 0.0
+    return Path(out), losses
+
+
+def _refuse(folder: Path) -> bool:
+    raise FileError(f"{folder}: is there already, expected a new folder. Name another one")
+
+
+def require_plain(config: GPT2Config) -> None:
+    """Raises ConfigError for what llm.c's GPT-2 does not have."""
+    odd = [
+        name
+        for name, is_odd in {
+            "activation_function": config.activation_function
+            not in ("gelu_new", "gelu_pytorch_tanh"),
+            "n_inner": config.mlp_width != 4 * config.n_embd,
+            "layer_norm_epsilon": config.layer_norm_epsilon != 1e-5,
+            "scale_attn_weights": not config.scale_attn_weights,
+            "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
+            "add_cross_attention": config.add_cross_attention,
+            "tie_word_embeddings": not config.tie_word_embeddings,
+            "pruned_heads": bool(config.pruned_heads),
+        }.items()
+        if is_odd
+    ]
+    if odd:
+        raise ConfigError(f"{', '.join(odd)}: llm.c knows GPT-2 as OpenAI made it only")
+
+
+def header(*numbers: int) -> bytes:
+    return np.array([*numbers, *[0] * (HEADER - len(numbers))], "<i4").tobytes()
+
+
+def model_header(config: GPT2Config) -> bytes:
+    return header(
+        MODEL_MAGIC, MODEL_VERSION, config.n_positions, config.vocab_size, config.n_layer,
+        config.n_head, config.n_embd, padded(config.vocab_size),
+    )  # fmt: skip
+
+
+def padded(vocabulary: int) -> int:
+    """
+    >>> padded(50257), padded(512)
+    (50304, 512)
+    """
+    return math.ceil(vocabulary / PADDED_TO) * PADDED_TO
+
+
+def stacked(params: Params, config: GPT2Config) -> Iterator[Array]:
+    """Parameters, or gradients, as llm.c has them: one array after the other, in its order."""
+    arrays = dict(named_parameters(params))
+    wte = np.zeros((padded(config.vocab_size), config.n_embd), "<f4")
+    wte[: config.vocab_size] = arrays["wte.weight"]
+    yield wte
+    yield np.ascontiguousarray(arrays["wpe.weight"], "<f4")
+    for name in ORDER:
+        for i in range(config.n_layer):
+            array = arrays[f"h.{i}.{name}"]
+            yield np.ascontiguousarray(array.T if array.ndim == 2 else array, "<f4")
+    for name in ("ln_f.weight", "ln_f.bias"):
+        yield np.ascontiguousarray(arrays[name], "<f4")

@@ -1,0 +1,283 @@
+"""`npgpt2 golden` as people type it; ports in other languages; llm.c's files."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from npgpt2 import GPT2
+from npgpt2.golden.cases import CASES
+from npgpt2.golden.folder import load_golden
+from npgpt2.golden.llmc import LEARNING_RATE, MODEL, STATE, padded, write_llmc
+from npgpt2.params import named_parameters
+from npgpt2.train import gradients
+
+TINY, KEPT = Path("tests/data/tiny"), Path("tests/data/golden")
+PORTS = Path("tests/ports").absolute()
+
+
+@pytest.fixture(scope="module")
+def npgpt2():
+    """A function: arguments → (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, "-m", "npgpt2", *map(str, arguments)],
+                              capture_output=True, text=True)  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory):
+    """A dump that agrees."""
+    shown = {}
+    model = GPT2.from_pretrained(TINY)
+    CASES["eight"].compute(model, lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
+    path = tmp_path_factory.mktemp("dump") / "port.safetensors"
+    save_file({name: np.ascontiguousarray(a) for name, a in shown.items()}, path)
+    return path
+
+
+def test_what_is_kept_is_what_is_written(tmp_path):
+    """Byte by byte, where NumPy and its BLAS are those that wrote it; else within the bounds."""
+    command = [sys.executable, "-m", "npgpt2", "golden", "write", tmp_path / "g", "--slices"]
+    kernel = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}  # as they were written
+    subprocess.run([*command, "--model", TINY], check=True, env=os.environ | kernel)
+    kept, new = load_golden(KEPT), load_golden(tmp_path / "g")
+    made_alike = kept.manifest["made_by"] == new.manifest["made_by"]
+    if made_alike:
+        for path in KEPT.rglob("*"):
+            if path.is_file():
+                name = path.relative_to(KEPT)
+                assert (tmp_path / "g" / name).read_bytes() == path.read_bytes(), name
+    assert list(kept.references) == list(new.references)
+    for name, r in kept.references.items():
+        other = new.references[name]
+        assert (other.shape, other.dtype, other.stride) == (r.shape, r.dtype, r.stride)
+        np.testing.assert_allclose(other.double, r.double, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(other.single, r.double, rtol=r.rtol, atol=r.atol)
+    if not made_alike:
+        pytest.skip("held within bounds, not byte by byte: another NumPy or BLAS wrote them")
+
+
+def test_what_is_kept_is_small():
+    assert sum(p.stat().st_size for p in KEPT.rglob("*") if p.is_file()) <= 1_000_000
+
+
+def test_a_port_that_agrees(npgpt2, dump):
+    code, out, err = npgpt2("golden", "check", dump, "--against", KEPT)
+    assert (code, err) == (0, "")
+    assert out.startswith("39 of 39 tensors agree; ")
+
+
+def test_a_port_that_does_not(npgpt2, dump, tmp_path):
+    from safetensors.numpy import load_file
+
+    tensors = load_file(dump)
+    shown = {}
+    model = GPT2.from_pretrained(TINY)
+    object.__setattr__(model.config, "activation_function", "gelu")
+    CASES["eight"].compute(model, lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
+    save_file({n: np.ascontiguousarray(a) for n, a in (tensors | shown).items()}, tmp_path / "p.st")
+    page = tmp_path / "page.html"
+    code, out, err = npgpt2(
+        "golden", "check", tmp_path / "p.st", "--against", KEPT, "--html", page, "--all"
+    )
+    assert code == 1
+    assert "12 of 39 tensors agree" in out
+    assert "the first that differs, in the order of the data's flow: eight/h.0.mlp.act" in out
+    assert "why, by the case eight: your GELU is the erf form: GPT-2 uses the tanh form" in out
+    assert "this gives all 27 of the tensors from there on" in out
+    assert len(re.findall("^DIFFERS  eight/", out, re.MULTILINE)) == 27
+    assert err == f"npgpt2: the same as a page: {page}\n"
+    text = page.read_text(encoding="utf-8")
+    assert "erf form" in text
+    assert text.count("class='first'") == 1
+    assert "http" not in text  # nothing from elsewhere
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["check", "none.npz", "--against", KEPT], 4, "none.npz: No such file"),
+    (["check", TINY, "--against", KEPT], 3, "tiny: has no index.tsv, expected one with the col"),
+    (["check", TINY / "model.safetensors", "--against", KEPT], 3, "expected names such as one/h.0"),
+    (["check", TINY / "model.safetensors", "--against", TINY], 4, "SHA256SUMS: No such file"),
+    (["check", "a.npz"], 2, "the following arguments are required: --against"),
+    (["write", "g", "--cases", "nine", "--model", TINY], 2, "--cases: got 'nine', expected some"),
+    (["write", "g", "--full", "--slices"], 2, "--slices: not allowed with argument --full"),
+    (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: is there already"),
+    (["llmc", "g", "--model", TINY, "--batch", "0"], 2, "--batch: got 0, expected 1 or"),
+    (["llmc", "g", "--model", TINY, "--length", "129"], 2, "--length: got 129, expected 1 to 12"),
+    ([], 2, "the following arguments are required: ACTION"),
+    (["wrote"], 2, "ACTION: invalid choice: 'wrote'"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_a_line(npgpt2, arguments, code, words):
+    got, out, err = npgpt2("golden", *arguments)
+    assert (got, out) == (code, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert err.startswith("npgpt2: error: ")
+
+
+def test_list(npgpt2):
+    code, out, _ = npgpt2("golden", "list", "--model", TINY)
+    assert code == 0
+    assert re.search(r"^eight/h\.2\.attn\.probs +B × H × T × S +1x4x8x8 ", out, re.MULTILINE)
+    assert all(re.search(rf"^  {case} ", out, re.MULTILINE) for case in CASES)
+
+
+# ── ports ────────────────────────────────────────────────────────────────────────────────────────
+
+READERS = {
+    "c": ("cc", ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "read.c", "-o", "{out}"], ["{out}"]),
+    "rust": ("rustc", ["rustc", "-O", "--edition", "2021", "-D", "warnings", "read.rs", "-o",
+                       "{out}"], ["{out}"]),
+    "go": ("go", ["go", "build", "-o", "{out}", "read.go"], ["{out}"]),
+    "javascript": ("node", None, ["node", "read.mjs"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", READERS)
+def test_a_reader(language, tmp_path):
+    tool, build, call = READERS[language]
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+
+    def filled(command):
+        return [part.format(out=tmp_path / "read") for part in command]
+
+    def read():
+        command = [*filled(call), tmp_path / "g"]
+        return subprocess.run(command, cwd=PORTS, capture_output=True, text=True)
+
+    if build:
+        subprocess.run(filled(build), cwd=PORTS, check=True)
+    shutil.copytree(KEPT, tmp_path / "g")
+    done = read()
+    first, last = done.stdout.splitlines()
+    r = load_golden(KEPT).references["eight/logits"]
+    assert first.startswith("eight/logits 1x8x512 ")
+    assert float(first.split()[-1]) == pytest.approx(float(r.single[0]), rel=1e-5)
+    assert last == f"{len(load_golden(KEPT).references)} tensors, every sha256 is right"
+    path = tmp_path / "g" / "raw" / "eight.bin"
+    raw = bytearray(path.read_bytes())
+    raw[70] ^= 1  # behind the ids, which are 32 bytes and padding
+    path.write_bytes(raw)
+    done = read()
+    assert done.returncode != 0
+    assert "sha256 differs" in done.stderr
+
+
+def test_readers_are_short():
+    for path in PORTS.glob("read.*"):
+        assert len(path.read_text().splitlines()) < 100
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="cc is not installed")
+@pytest.mark.parametrize("mistake", ["", "ERF_GELU"])
+def test_a_gpt2_in_c(npgpt2, mistake, tmp_path):
+    define = [f"-D{mistake}"] if mistake else []
+    subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", *define, "gpt2.c", "-lm", "-o",
+                    tmp_path / "gpt2"], cwd=PORTS, check=True)  # fmt: skip
+    write_llmc(tmp_path / "llmc", GPT2.from_pretrained(TINY), 1, 8)
+    (tmp_path / "dump").mkdir()
+    subprocess.run([tmp_path / "gpt2", tmp_path / "llmc" / MODEL, KEPT, tmp_path / "dump"],
+                   check=True)  # fmt: skip
+    code, out, _ = npgpt2("golden", "check", tmp_path / "dump", "--against", KEPT)
+    if mistake:
+        assert code == 1
+        assert "your GELU is the erf form" in out
+    else:
+        assert code == 0
+        assert out.startswith("38 of 38 tensors agree")
+
+
+# ── llm.c ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def llmc(tmp_path_factory):
+    """llm.c's files of a model whose vocabulary needs padding, and its losses."""
+    model = GPT2.from_pretrained(TINY).resize_token_embeddings(500)
+    folder, losses = write_llmc(tmp_path_factory.mktemp("llmc") / "f", model, 2, 8)
+    return model, folder, losses
+
+
+def test_the_models_file(llmc):
+    model, folder, _ = llmc
+    raw = (folder / MODEL).read_bytes()
+    header, numbers = np.frombuffer(raw, "<i4", 256), np.frombuffer(raw, "<f4", offset=1024)
+    assert header[:8].tolist() == [20240326, 3, 128, 500, 3, 4, 64, 512]
+    assert not header[8:].any()
+    wte = numbers[: 512 * 64].reshape(512, 64)
+    np.testing.assert_array_equal(wte[:500], model.params.wte.weight)
+    assert not wte[500:].any()
+    assert numbers.size == sum(a.size for _, a in named_parameters(model.params)) + 12 * 64
+    # c_attn's weights are the third of what is stacked over layers, (out, in).
+    at = (512 + 128) * 64 + 3 * 64 * 2
+    second = numbers[at + 192 * 64 : at + 2 * 192 * 64].reshape(192, 64)
+    np.testing.assert_array_equal(second, model.params.h[1].attn.c_attn.weight.T)
+    np.testing.assert_array_equal(numbers[-64:], model.params.ln_f.bias)
+
+
+def test_the_states_file(llmc):
+    model, folder, losses = llmc
+    raw = (folder / STATE).read_bytes()
+    assert np.frombuffer(raw, "<i4", 256)[:4].tolist() == [20240327, 2, 2, 8]
+    x, y = np.frombuffer(raw, "<i4", 32, 1024).reshape(2, 2, 8)
+    np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    at = 1024 + 32 * 4
+    logits = np.frombuffer(raw, "<f4", 2 * 8 * 500, at).reshape(2, 8, 500)
+    np.testing.assert_allclose(logits, model(x).logits, rtol=1e-5, atol=1e-4)
+    at += logits.nbytes
+    assert np.frombuffer(raw, "<f4", 1, at)[0] == pytest.approx(losses[0])
+    d = np.frombuffer(raw, "<f4", offset=at + 4)
+    assert d.size * 4 == (folder / MODEL).stat().st_size - 1024
+    both = np.concatenate([x, y[:, -1:]], 1)
+    loss, tree = gradients(model, both)
+    assert loss == pytest.approx(losses[0], rel=1e-6)
+    np.testing.assert_allclose(d[: 500 * 64].reshape(500, 64), tree.wte.weight, atol=1e-5)
+    np.testing.assert_allclose(d[-128:-64], tree.ln_f.weight, atol=1e-6)
+
+
+def test_ten_losses_of_its_adamw(llmc):
+    """By formula, in float64: weight decay on every tensor."""
+    model, folder, losses = llmc
+    raw = (folder / STATE).read_bytes()
+    x, y = np.frombuffer(raw, "<i4", 32, 1024).reshape(2, 2, 8)
+    ids = np.concatenate([x, y[:, -1:]], 1)
+    from npgpt2.params import build_tree
+
+    p = {name: a.astype(np.float64) for name, a in named_parameters(model.params)}
+    m, v = ({name: np.zeros_like(a) for name, a in p.items()} for _ in "mv")
+    for t in range(1, 11):
+        loss, tree = gradients(GPT2(model.config, build_tree(p)), ids)
+        assert loss == pytest.approx(losses[t - 1], abs=2e-5)
+        for name, g in named_parameters(tree):
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.999 * v[name] + 0.001 * g * g
+            step = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.999**t)) + 1e-8)
+            p[name] = p[name] - LEARNING_RATE * (step + 0.01 * p[name])
+    assert losses[9] < losses[0]
+
+
+def test_padding():
+    assert [padded(n) for n in (1, 128, 129, 50257)] == [128, 128, 256, 50304]
+
+
+def test_what_llmc_does_not_have(npgpt2, tmp_path):
+    shutil.copytree(TINY, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {
+        "activation_function": "gelu"}))  # fmt: skip
+    code, _, err = npgpt2("golden", "llmc", tmp_path / "l", "--model", tmp_path / "m")
+    assert code == 3
+    assert "activation_function: llm.c knows GPT-2 as OpenAI made it only" in err
+    assert not (tmp_path / "l").exists()

@@ -29,7 +29,7 @@ from npgpt2.params import Params, build_tree, named_parameters, param_shapes
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# NumPy has no bfloat16: its bits are the upper half of a float32.
+# NumPy has no bfloat16: its bits are the upper half of a float32, see `from_bfloat16`.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
@@ -409,9 +409,18 @@ class _File:
         )
 
 
+def from_bfloat16(bits: Array) -> Array:
+    """bfloat16 as two bytes each, in uint16 → the same numbers in float32.
+
+    >>> from_bfloat16(np.array([0x3F80, 0xC000], "<u2"))
+    array([ 1., -2.], dtype=float32)
+    """
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
 def _to_dtype(stored: Array, name: str, dtype: np.dtype[Any]) -> Array:
     if name == "BF16":
-        stored = (stored.astype("<u4") << 16).view("<f4")
+        stored = from_bfloat16(stored)
     if stored.dtype == dtype:
         return stored
     with np.errstate(over="ignore"):  # a float64 beyond float32's range is reported as infinity

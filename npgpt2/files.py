@@ -1,5 +1,6 @@
 """Files: small ones from strangers are read with care, folders are written whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,21 @@ def require_regular(path: Path) -> int:
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
         raise FileError(f"{path}: is {kind}, expected a file")
     return info.st_size
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file of any size. Raises FileError: it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as problem:
+        if isinstance(problem, FileError):
+            raise
+        raise FileError(f"{path}: {problem.strerror or problem}") from None
+    return digest.hexdigest()
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ collect_ignore = [
     "clients",
     "data",
     "cases.py",
+    "command_line.py",
     "onnx_cases.py",
     "readme_commands.py",
     "torch_reference.py",

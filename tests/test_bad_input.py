@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import runner
 from safetensors.numpy import load_file
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, errors, load_tokenizer
@@ -78,17 +78,7 @@ def vocabulary(folder):
 @pytest.fixture
 def run(capsys):
     """A function: a command line, run in this process → exit code, standard output, error."""
-
-    def call(*argv):
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                code = cli.main([str(arg) for arg in argv])
-            except SystemExit as end:
-                code = end.code
-        return code, *capsys.readouterr()
-
-    return call
+    return runner(capsys)
 
 
 @pytest.fixture

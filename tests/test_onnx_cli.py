@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command_line import runner
 
-from npgpt2 import GPT2, cli, load_tokenizer
+from npgpt2 import GPT2, load_tokenizer
 from npgpt2_onnx import Session, export, save
 
 TINY = Path(__file__).parent / "data" / "tiny"
@@ -44,17 +44,7 @@ def _signals():
 @pytest.fixture
 def npgpt2(capfd):
     """A function: arguments → exit code, standard output, standard error (ONNX Runtime's too)."""
-
-    def call(*args):
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                code = cli.main([str(arg) for arg in args])
-            except SystemExit as stop:
-                code = stop.code
-        return code, *capfd.readouterr()
-
-    return call
+    return runner(capfd)
 
 
 @pytest.fixture

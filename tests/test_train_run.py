@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import runner
 from safetensors.numpy import load_file, save_file
 
-from npgpt2 import GPT2, GPT2Config, cli
+from npgpt2 import GPT2, GPT2Config
 from npgpt2.checkpoint import save
 from npgpt2.errors import FileBusy, FileError, MissingPackage, OptionError, TrainingError
 from npgpt2.files import held, replaced
@@ -61,17 +62,7 @@ def _bounded():
 @pytest.fixture
 def npgpt2(capsys):
     """A function: arguments → exit code, standard output, standard error."""
-
-    def call(*args):
-        with warnings.catch_warnings():
-            warnings.simplefilter("default")
-            try:
-                code = cli.main([str(arg) for arg in args])
-            except SystemExit as stop:
-                code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+    return runner(capsys)
 
 
 @pytest.fixture

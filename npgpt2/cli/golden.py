@@ -8,10 +8,10 @@ the files that llm.c's own test reads. list says which names there are.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npgpt2.cli.common import (
     add_model,
-    load_model,
     model_folder,
     note,
     one_line,
@@ -19,6 +19,9 @@ from npgpt2.cli.common import (
     table,
     whole,
 )
+
+if TYPE_CHECKING:
+    from npgpt2.gpt2 import GPT2
 
 HELP = "references for ports: write them, hold a port against them"
 EXAMPLES = """examples:
@@ -77,12 +80,17 @@ def run(args: argparse.Namespace) -> int:
     return actions[args.action](args)
 
 
+def _model(args: argparse.Namespace) -> "GPT2":
+    from npgpt2.gpt2 import GPT2
+
+    return GPT2.from_pretrained(model_folder(args), strict=True, progress=progress)
+
+
 def _write(args: argparse.Namespace) -> int:
     from npgpt2.golden import write
 
-    args.dtype, args.strict = "float32", True
     folder = write(
-        args.out, load_model(args), only=args.cases, full=args.full, force=args.force,
+        args.out, _model(args), only=args.cases, full=args.full, force=args.force,
         progress=progress,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -108,8 +116,7 @@ def _check(args: argparse.Namespace) -> int:
 def _llmc(args: argparse.Namespace) -> int:
     from npgpt2.golden.llmc import write_llmc
 
-    args.dtype, args.strict = "float32", True
-    folder, losses = write_llmc(args.out, load_model(args), args.batch, args.length)
+    folder, losses = write_llmc(args.out, _model(args), args.batch, args.length)
     print("\n".join(f"{loss:.6f}" for loss in losses))
     note(f"{folder}: llm.c's files, and above the losses that its test expects")
     return 0

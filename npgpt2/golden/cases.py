@@ -6,24 +6,23 @@ wrong is the first to look at. It is computed by a model in float32 and by the s
 Axes: B batch, T tokens, S = past + T, N n_positions, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from npgpt2.config import GPT2Config
 from npgpt2.generate import GenerationOptions, left_padded
-from npgpt2.golden.forward import Inputs
+from npgpt2.golden.forward import Inputs, Listen
 from npgpt2.gpt2 import GPT2
 from npgpt2.ops import Array
-from npgpt2.params import named_parameters
+from npgpt2.params import Params, named_parameters
 from npgpt2.sampling import uniforms
 from npgpt2.tokenizer import BytePairTokenizer
 from npgpt2.train.corpus import Batch
-from npgpt2.train.gradients import Gradients
+from npgpt2.train.gradients import Gradients, mean_gradient, rows_of
 from npgpt2.train.optimizer import AdamW, Flat
-
-Show: TypeAlias = Callable[[str, Array], None]
 
 TOKENS, SHORT = 8, 5
 ROWS, LENGTH, STEPS = 2, 16, 3
@@ -64,7 +63,7 @@ class Case(NamedTuple):
 
     words: str
     names: str
-    compute: Callable[[GPT2, Show], None]
+    compute: Callable[[GPT2, Listen], None]
 
 
 def some_ids(model: GPT2, rows: int, tokens: int) -> Array:
@@ -74,7 +73,7 @@ def some_ids(model: GPT2, rows: int, tokens: int) -> Array:
     return (n * 2654435769 % 2**32) * model.config.vocab_size >> 32
 
 
-def tokenizer(model: GPT2, show: Show) -> None:
+def tokenizer(model: GPT2, show: Listen) -> None:
     if not model.has_vocabulary:
         return
     vocabulary = model.tokenizer
@@ -94,8 +93,8 @@ def _bytes(data: bytes) -> Array:
     return np.frombuffer(data, np.uint8)
 
 
-def _forward(tokens: int) -> Callable[[GPT2, Show], None]:
-    def compute(model: GPT2, show: Show) -> None:
+def _forward(tokens: int) -> Callable[[GPT2, Listen], None]:
+    def compute(model: GPT2, show: Listen) -> None:
         ids = some_ids(model, 1, tokens or model.config.n_positions)
         show("input_ids", ids.astype(np.int32))
         model(ids, use_cache=False, tap=show)
@@ -117,7 +116,7 @@ def padded_inputs(model: GPT2) -> Inputs:
     return Inputs(ids, np.maximum(mask.cumsum(1) - 1, 0), mask)
 
 
-def padded(model: GPT2, show: Show) -> None:
+def padded(model: GPT2, show: Listen) -> None:
     ids, positions, mask = padded_inputs(model)
     show("input_ids", ids.astype(np.int32))
     show("attention_mask", np.array(mask))
@@ -137,7 +136,7 @@ def real(name: str, array: Array, mask: Array | None) -> Array:
     return np.where(mask.reshape(shape), array, array.dtype.type(0))
 
 
-def step(model: GPT2, show: Show) -> None:
+def step(model: GPT2, show: Listen) -> None:
     ids = some_ids(model, 1, TOKENS)
     show("past_ids", ids[:, :-1].astype(np.int32))
     show("input_ids", ids[:, -1:].astype(np.int32))
@@ -146,7 +145,7 @@ def step(model: GPT2, show: Show) -> None:
     model(ids[:, -1:], past_key_values=past, tap=show)
 
 
-def greedy(model: GPT2, show: Show) -> None:
+def greedy(model: GPT2, show: Listen) -> None:
     """Up to where two tokens are so close that rounding might choose."""
     ids = some_ids(model, 1, PROMPT)
     show("prompt_ids", ids.astype(np.int32))
@@ -178,14 +177,11 @@ class Gradient(NamedTuple):
 
 
 def gradient(model: GPT2, batch: Batch) -> Gradient:
-    with ThreadPoolExecutor(1) as pool:
-        sums = Gradients(Flat.of(model.params), model.config, 1, pool)
-        nats = sums.add(batch, batch.ids.size)
-        by = dict(named_parameters(sums.total().tree))
-    return Gradient(np.array([nats / batch.ids.size], model.dtype), by)
+    mean, tree = mean_gradient(model.params, model.config, rows_of(*batch), batch.ids.size)
+    return Gradient(np.array([mean], model.dtype), dict(named_parameters(tree)))
 
 
-def gradients(model: GPT2, show: Show) -> None:
+def gradients(model: GPT2, show: Listen) -> None:
     batch = batch_of(model)
     show("input_ids", batch.ids.astype(np.int32))
     show("targets", batch.targets.astype(np.int32))
@@ -195,22 +191,31 @@ def gradients(model: GPT2, show: Show) -> None:
         show(name, by[name])
 
 
-def adamw(model: GPT2, show: Show) -> None:
-    batch, params = batch_of(model), Flat.of(model.params)
+def adamw(model: GPT2, show: Listen) -> None:
+    params = Flat.of(model.params)
+    steps = descend(params, model.config, batch_of(model), STEPS, LEARNING_RATE, ADAMW)
+    for n, (loss, _) in enumerate(steps, 1):
+        show(f"{n}/loss", np.array([loss], model.dtype))
+        for name, array in named_parameters(params.tree):
+            show(f"{n}/{name}", array)
+
+
+def descend(
+    params: Flat, config: GPT2Config, batch: Batch, steps: int, lr: float, settings: dict[str, Any]
+) -> Iterator[tuple[float, Params]]:
+    """Steps of AdamW on one batch: after each its loss and its gradient, as they were before."""
     with ThreadPoolExecutor() as pool:
-        optimizer = AdamW(params, params.zeros(), params.zeros(), **ADAMW, each=pool.map)
-        sums = Gradients(params, model.config, 1, pool)
-        for n in range(1, STEPS + 1):
-            nats = sums.add(batch, batch.ids.size)
-            show(f"{n}/loss", np.array([nats / batch.ids.size], model.dtype))
+        optimizer = AdamW(params, params.zeros(), params.zeros(), **settings, each=pool.map)
+        sums = Gradients(params, config, 1, pool)
+        for _ in range(steps):
+            loss = sums.add(batch, batch.ids.size) / batch.ids.size
             total = sums.total()
-            optimizer.step(total, LEARNING_RATE, norm=0.0)  # nothing is clipped
+            optimizer.step(total, lr, norm=0.0)  # nothing is clipped
+            yield loss, total.tree
             total.array[...] = 0.0
-            for name, array in named_parameters(params.tree):
-                show(f"{n}/{name}", array)
 
 
-def sampling(model: GPT2, show: Show) -> None:
+def sampling(model: GPT2, show: Listen) -> None:
     logits = np.random.Generator(np.random.Philox(key=0)).standard_normal(CHOICES) * 3
     logits = logits.astype(np.float32)
     stream = uniforms(seed=0, sample=0)

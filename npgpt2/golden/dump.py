@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt2.checkpoint import read_header
+from npgpt2.checkpoint import from_bfloat16, read_header
 from npgpt2.errors import CheckpointError, FileError, GoldenError
 from npgpt2.files import read_file, require_regular
 from npgpt2.golden.folder import INDEX, parse_shape
@@ -130,7 +130,7 @@ def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
 
 def _dumped(array: Array, kind: str) -> Dumped:
     if kind == "bfloat16":
-        return Dumped((array.astype("<u4") << 16).view("<f4"), kind)
+        return Dumped(from_bfloat16(array), kind)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"an array of {array.dtype}, expected numbers")
     return Dumped(array, kind)

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from npgpt2.checkpoint import save_tensors
-from npgpt2.errors import FileError, GoldenError
-from npgpt2.files import read_file, read_json, require_regular
+from npgpt2.errors import GoldenError
+from npgpt2.files import read_file, read_json, sha256_of
 from npgpt2.golden.reference import Reference
 from npgpt2.ops import Array
 
@@ -163,18 +163,3 @@ def check_sums(folder: Path) -> None:
                 f"{folder / name}: has the sha256 {digest[:12]}…, expected {expected[:12]}…. "
                 "It was changed or cut: write the folder again"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file of any size. Raises FileError: it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        require_regular(path)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as problem:
-        if isinstance(problem, FileError):
-            raise
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
-    return digest.hexdigest()

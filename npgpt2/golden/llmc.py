@@ -11,7 +11,6 @@ Axes: B batch, T tokens, V vocabulary.
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ import numpy as np
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, OptionError
 from npgpt2.files import new_folder
-from npgpt2.golden.cases import some_ids
+from npgpt2.golden.cases import descend, some_ids
 from npgpt2.golden.write import require_single
 from npgpt2.gpt2 import GPT2
 from npgpt2.ops import Array
 from npgpt2.params import Params, named_parameters
 from npgpt2.train.corpus import Batch
-from npgpt2.train.gradients import Gradients
-from npgpt2.train.optimizer import AdamW, Flat
+from npgpt2.train.optimizer import Flat
 
 MODEL, STATE = "gpt2_124M.bin", "gpt2_124M_debug_state.bin"
 MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
@@ -72,33 +70,26 @@ def write_llmc(
         raise OptionError("length", f"got {length}, expected 1 to {model.config.n_positions}")
     ids = some_ids(model, batch, length + 1)
     data = Batch(ids[:, :-1], ids[:, 1:])
-    logits = model(data.ids, use_cache=False).logits
     with new_folder(Path(out), replaces=_refuse) as folder:
         with (folder / MODEL).open("wb") as file:
             file.write(model_header(model.config))
             for array in stacked(model.params, model.config):
                 file.write(array.tobytes())
-        losses = []
+        logits = model(data.ids, use_cache=False).logits
+        losses: list[float] = []
         params = Flat.of(model.params)
-        # Its weight decay is on all: a tree of which all is decayed.
-        params = params._replace(decayed=params.trained)
-        optimizer = AdamW(params, params.zeros(), params.zeros(), **ADAMW)
-        with ThreadPoolExecutor(1) as pool:
-            sums = Gradients(params, model.config, 1, pool)
-            for step in range(STEPS):
-                losses.append(sums.add(data, data.ids.size) / data.ids.size)
-                total = sums.total()
-                if step == 0:
-                    with (folder / STATE).open("wb") as file:
-                        file.write(header(STATE_MAGIC, STATE_VERSION, batch, length))
-                        for part in (data.ids, data.targets):
-                            file.write(part.astype("<i4").tobytes())
-                        file.write(logits.astype("<f4").tobytes())
-                        file.write(np.array(losses, "<f4").tobytes())
-                        for array in stacked(total.tree, model.config):
-                            file.write(array.tobytes())
-                optimizer.step(total, LEARNING_RATE, optimizer.norm(total))
-                total.array[...] = 0.0
+        params = params._replace(decayed=params.trained)  # weight decay is on all
+        for loss, d in descend(params, model.config, data, STEPS, LEARNING_RATE, ADAMW):
+            if not losses:
+                with (folder / STATE).open("wb") as file:
+                    file.write(header(STATE_MAGIC, STATE_VERSION, batch, length))
+                    for part in (data.ids, data.targets):
+                        file.write(part.astype("<i4").tobytes())
+                    file.write(logits.astype("<f4").tobytes())
+                    file.write(np.array([loss], "<f4").tobytes())
+                    for array in stacked(d, model.config):
+                        file.write(array.tobytes())
+            losses.append(loss)
     return Path(out), losses
 
 

@@ -43,13 +43,13 @@ def _maps(report: Report) -> Iterator[str]:
     first = report.first.reference.name if report.first else ""
     layers = range(report.golden.manifest["model"]["config"]["n_layer"])
     grid = [[f"h.{i}.{tap.name}" for tap in BLOCK] for i in layers]
+    blocks = {name for row in grid for name in row}
     for case in report.golden.manifest["cases"]:
         mine = {v.reference.tensor: v for v in report.verdicts if v.reference.case == case}
         if not mine:
             continue
         yield f"<h2>{html.escape(case)}</h2>\n"
-        blocks = [name for row in grid for name in row]
-        if mine.keys() & set(blocks):
+        if mine.keys() & blocks:
             head = "".join(f"<th>{tap.name}</th>" for tap in BLOCK)
             rows = "".join(_row(f"h.{i}", grid[i], mine, first) for i in layers)
             yield f"<table><thead><tr><th></th>{head}</tr></thead>{rows}</table>\n"

@@ -73,8 +73,15 @@ def gradients(
     )
     positions = arguments.positions(position_ids, mask, 0, (b, t), config)
     rows = Rows(ids, targets, positions, mask, types, encoder, encoder_mask)
-    d = build_tree({name: np.zeros_like(x) for name, x in named_parameters(model.params)})
-    nats, back = loss(model.params, Run(config, rows, recompute=recompute))
+    return mean_gradient(model.params, config, rows, count, recompute)
+
+
+def mean_gradient(
+    params: Params, config: GPT2Config, rows: Rows, count: int, recompute: bool = False
+) -> tuple[float, Params]:
+    """Σ −log p over the targets of rows / count, and its gradient, a tree like the parameters'."""
+    d = build_tree({name: np.zeros_like(x) for name, x in named_parameters(params)})
+    nats, back = loss(params, Run(config, rows, recompute=recompute))
     back(1.0 / count, d)
     return nats / count, d
 
@@ -111,7 +118,7 @@ class Gradients:
             if not len(part):
                 return 0.0
             first = drop and drop._replace(row=drop.row + int(part[0]))
-            rows = _rows(batch.ids[part], batch.targets[part])
+            rows = rows_of(batch.ids[part], batch.targets[part])
             nats, back = loss(self._params.tree, Run(self._config, rows, first, self._recompute))
             back(1.0 / count, d.tree)
             return nats
@@ -130,12 +137,13 @@ class Gradients:
         """Σ −log p over the targets of batches, nothing dropped; and how many they are."""
 
         def share(batch: Batch) -> tuple[float, int]:
-            run = Run(self._config, _rows(*batch), recompute=True)  # so that no block is kept
+            run = Run(self._config, rows_of(*batch), recompute=True)  # so that no block is kept
             return loss(params, run)[0], int((batch.targets != IGNORED).sum())
 
         nats, counts = zip(*self._pool.map(share, batches), strict=True)
         return sum(nats), sum(counts)
 
 
-def _rows(ids: Array, targets: Array) -> Rows:
+def rows_of(ids: Array, targets: Array) -> Rows:
+    """Plain text: ids and targets (B, T), positions from 0."""
     return Rows(ids, targets, np.arange(ids.shape[1])[None])

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from npgpt2.checkpoint import SINGLE, save, save_tensors
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, FileError, NpGPT2Error
-from npgpt2.files import new_folder, read_json, require_space
+from npgpt2.files import new_folder, read_json, require_space, sha256_of
 from npgpt2.ops import Array
 from npgpt2.params import Params, named_parameters
 from npgpt2.tokenizer import copy_vocabulary
@@ -138,11 +138,11 @@ def _load(path: Path, arrays: Arrays) -> State:
             if stored[name].shape != array.shape:
                 raise CheckpointError(f"{path}: {name} is {stored[name].shape}, not {array.shape}")
             array[...] = stored[name]
+    except NpGPT2Error:
+        raise
     except OSError as error:
         raise FileError(f"{error.filename or path}: {error.strerror or error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        if isinstance(error, NpGPT2Error):
-            raise
         raise CheckpointError(f"{path}: is damaged ({error})") from None
     return state
 
@@ -154,10 +154,4 @@ def _sums(path: Path, state: dict[str, Any]) -> dict[str, str]:
     """
     told = {name: value for name, value in state.items() if name != "seconds"}
     sums = {STATE: hashlib.sha256(json.dumps(told).encode()).hexdigest()}
-    for name in (SINGLE, OPTIMIZER):
-        digest = hashlib.sha256()
-        with (path / name).open("rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
-        sums[name] = digest.hexdigest()
-    return sums
+    return sums | {name: sha256_of(path / name) for name in (SINGLE, OPTIMIZER)}

@@ -117,7 +117,7 @@ def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
     atexit.register(process.close)  # the threads live as long as the process
     pool = process.enter_context(workers(THREADS, shares))
     gradients = Gradients(arrays.params, config, shares, pool, "--recompute" in engine)
-    optimizer = AdamW(*arrays[:3], clip=1.0, each=pool.map)
+    optimizer = AdamW(*arrays[:3], clip=1.0, each=pool.map, shares=THREADS)
 
     def step() -> None:
         gradients.add(batch, rows * LENGTH, Drop(0.0, step=optimizer.steps))

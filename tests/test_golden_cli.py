@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from npgpt2 import GPT2
-from npgpt2.golden.cases import CASES
+from npgpt2.golden.cases import CASES, Subject
 from npgpt2.golden.folder import load_golden
 from npgpt2.golden.llmc import LEARNING_RATE, MODEL, STATE, padded, write_llmc
 from npgpt2.params import named_parameters
@@ -40,10 +40,31 @@ def dump(tmp_path_factory):
     """A dump that agrees."""
     shown = {}
     model = GPT2.from_pretrained(TINY)
-    CASES["eight"].compute(model, lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
+    CASES["eight"].compute(Subject(model), lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
     path = tmp_path_factory.mktemp("dump") / "port.safetensors"
     save_file({name: np.ascontiguousarray(a) for name, a in shown.items()}, path)
     return path
+
+
+def test_the_exit_code_is_the_verdict_whoever_reads(dump, tmp_path):
+    """`golden check … | head -1` of a port that is wrong is no success, and the page is written."""
+    from safetensors.numpy import load_file
+
+    wrong = {name: a + 1 if name == "eight/ln_f" else a for name, a in load_file(dump).items()}
+    save_file(wrong, tmp_path / "wrong.safetensors")
+    for path, code in ((dump, 0), (tmp_path / "wrong.safetensors", 1)):
+        page = tmp_path / "page.html"
+        read, write = os.pipe()
+        os.close(read)  # nobody reads
+        with os.fdopen(write, "w") as out:
+            command = [sys.executable, "-m", "npgpt2", "golden", "check", str(path)]
+            done = subprocess.run(
+                [*command, "--against", str(KEPT), "--all", "--html", str(page)],
+                stdout=out, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert "<h1>" in page.read_text()
+        page.unlink()
 
 
 def test_what_is_kept_is_what_is_written(tmp_path):
@@ -85,7 +106,7 @@ def test_a_port_that_does_not(npgpt2, dump, tmp_path):
     shown = {}
     model = GPT2.from_pretrained(TINY)
     object.__setattr__(model.config, "activation_function", "gelu")
-    CASES["eight"].compute(model, lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
+    CASES["eight"].compute(Subject(model), lambda n, a: shown.__setitem__(f"eight/{n}", a.copy()))
     save_file({n: np.ascontiguousarray(a) for n, a in (tensors | shown).items()}, tmp_path / "p.st")
     page = tmp_path / "page.html"
     code, out, err = npgpt2(
@@ -107,12 +128,12 @@ def test_a_port_that_does_not(npgpt2, dump, tmp_path):
 @pytest.mark.parametrize(("arguments", "code", "words"), [
     (["check", "none.npz", "--against", KEPT], 4, "none.npz: No such file"),
     (["check", TINY, "--against", KEPT], 3, "tiny: has no index.tsv, expected one with the col"),
-    (["check", TINY / "model.safetensors", "--against", KEPT], 3, "expected names such as one/h.0"),
-    (["check", TINY / "model.safetensors", "--against", TINY], 4, "SHA256SUMS: No such file"),
+    (["check", TINY / "model.safetensors", "--against", KEPT], 3, "such as eight/h.0.attn.c_attn"),
+    (["check", TINY / "model.safetensors", "--against", TINY], 4, "tiny: is no golden folder"),
     (["check", "a.npz"], 2, "the following arguments are required: --against"),
     (["write", "g", "--cases", "nine", "--model", TINY], 2, "--cases: got 'nine', expected some"),
     (["write", "g", "--full", "--slices"], 2, "--slices: not allowed with argument --full"),
-    (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: is there already"),
+    (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: is there and no golden folder"),
     (["llmc", "g", "--model", TINY, "--batch", "0"], 2, "--batch: got 0, expected 1 or"),
     (["llmc", "g", "--model", TINY, "--length", "129"], 2, "--length: got 129, expected 1 to 12"),
     ([], 2, "the following arguments are required: ACTION"),

@@ -11,7 +11,7 @@ from readme_commands import README, blocks, setup, usage
 from safetensors.numpy import save_file
 
 from npgpt2 import GPT2
-from npgpt2.golden.cases import CASES
+from npgpt2.golden.cases import CASES, Subject
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,9 @@ def done(tmp_path_factory):
     (folder / "DIR").symlink_to(ROOT / "tests/data/tiny")
     shown = {}
     model = GPT2.from_pretrained(ROOT / "tests/data/tiny")
-    CASES["eight"].compute(model, lambda name, a: shown.__setitem__(f"eight/{name}", a.copy()))
+    CASES["eight"].compute(
+        Subject(model), lambda name, a: shown.__setitem__(f"eight/{name}", a.copy())
+    )
     save_file(shown, folder / "DUMP")
     return {command: run(command, folder) for command in usage()}
 

@@ -944,7 +944,7 @@ def test_pieces_and_threads_change_no_bit(monkeypatch):
     monkeypatch.setattr(optimizer, "BLOCK", 100)
     np.testing.assert_array_equal(parameters_after_a_step(), whole)
     with ThreadPoolExecutor(2) as pool:
-        np.testing.assert_array_equal(parameters_after_a_step(each=pool.map), whole)
+        np.testing.assert_array_equal(parameters_after_a_step(each=pool.map, shares=3), whole)
 
 
 def test_a_learning_rate_warms_up_in_a_line_and_goes_down_half_a_cosine():

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from npgpt2 import __version__, errors
 from npgpt2.blas import choose_kernel
 from npgpt2.cli import export, generate, golden, info, inspect, score, tokenize, train, verify
-from npgpt2.cli.common import one_line
+from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (generate, tokenize, inspect, score, train, export, verify, golden, info)
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head -1`: the reader has what it wanted
-        _discard_output()
+        discard_output()
         return 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -89,18 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except OSError:  # the disk is full: likely the very error
-            _discard_output()
+            discard_output()
         text, code = _explain(error)
         with suppress(BrokenPipeError):
             if args.debug:
                 traceback.print_exc()
             print(f"npgpt2: error: {one_line(text)}", file=sys.stderr)
         return code
-
-
-def _discard_output() -> None:
-    """Nobody takes the rest; without this Python would try to write it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -170,6 +170,22 @@ def read_file(path: Path) -> str:
         raise FileError(f"{path}: {error.strerror or error}") from None
 
 
+def say(lines: Iterable[str]) -> None:
+    """Print lines. A reader that goes away has what it wanted; what follows is done all the same,
+    and the exit code tells what was found."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Nobody takes the rest; without this Python would try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def note(text: str) -> None:
     """A line for the person, not for the pipe."""
     print(f"npgpt2: {text}", file=sys.stderr, flush=True)

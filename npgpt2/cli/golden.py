@@ -16,6 +16,7 @@ from npgpt2.cli.common import (
     note,
     one_line,
     progress,
+    say,
     table,
     whole,
 )
@@ -39,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     write.add_argument("out", metavar="DIR", help="the folder to make")
     add_model(write)
     write.add_argument(
-        "--cases", metavar="NAME", nargs="+", default=[], help="some of the cases (default: all)"
+        "--cases",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="some of the cases; 'npgpt2 golden list' has their names (default: all)",
     )
     size = write.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", default=None, help="keep tensors whole")
@@ -104,11 +109,12 @@ def _check(args: argparse.Namespace) -> int:
     from npgpt2.golden.report import in_words
 
     report = check(args.dump, args.against)
-    print("\n".join(map(one_line, in_words(report, every=args.all))))
-    if args.html:
+    if args.html is not None:
         from npgpt2.golden.page import page
 
         Path(args.html).write_text(page(report), encoding="utf-8")
+    say(map(one_line, in_words(report, every=args.all)))
+    if args.html is not None:
         note(f"the same as a page: {args.html}")
     return 0 if report.agrees else 1
 
@@ -116,9 +122,9 @@ def _check(args: argparse.Namespace) -> int:
 def _llmc(args: argparse.Namespace) -> int:
     from npgpt2.golden.llmc import write_llmc
 
-    folder, losses = write_llmc(args.out, _model(args), args.batch, args.length)
+    folder, losses = write_llmc(args.out, _model(args), args.batch, args.length, progress)
     print("\n".join(f"{loss:.6f}" for loss in losses))
-    note(f"{folder}: llm.c's files, and above the losses that its test expects")
+    note(f"{folder}: llm.c's files; the losses above stand in test_gpt2.c as expected_losses")
     return 0
 
 

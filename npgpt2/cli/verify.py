@@ -8,11 +8,10 @@ Exit code 1 where one is over its bound.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import note, progress, read_file, table, whole
+from npgpt2.cli.common import note, progress, read_file, say, table, whole
 from npgpt2.errors import FileError, InputError, OptionError
 
 HELP = "hold an exported ONNX folder against NumPy"
@@ -63,18 +62,18 @@ def run(args: argparse.Namespace) -> int:
             wrong = [row for row in found if not row.good]
             worst = max(wrong or found, key=lambda row: row.error)
             good &= not wrong
-            print(
+            say([
                 f"{graph.path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
                 f"checkpoint's but for rounding; the farthest is {worst.parameter}, "
                 f"by {worst.error:.2g}{_mark(worst.good)}"
-            )
+            ])  # fmt: skip
     rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
     good &= all(row.good for row in rows)
     head = ("graph", "case", "logits", "keys, values", "bound", "")
-    print(_table(head, [
+    say(table([head, *(
         (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.2g}", _mark(r.good))
         for r in rows
-    ], "llrrrl"))  # fmt: skip
+    )], "llrrrl"))  # fmt: skip
     if ids is not None:
         good &= _quality(folder, ids, args.window, graphs, model)
     note("all within bounds" if good else "NOT all within bounds")
@@ -115,15 +114,11 @@ def _quality(
     sessions = [Session(graph.path) for graph in graphs.values()]
     found = quality(ids, sessions, model, window, progress)
     head = ("graph", "perplexity", "change", "KL, nats", "same first", "")
-    print(_table(head, [
+    say(table([head, *(
         (q.graph, f"{q.perplexity:.4f}", f"{q.change:+.4%}", f"{q.kl:.1e}", f"{q.top1:.2%}",
          _mark(q.good)) for q in found
-    ], "lrrrrl"))  # fmt: skip
+    )], "lrrrrl"))  # fmt: skip
     return all(q.good for q in found)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
-    return "\n".join(table([head, *rows], sides))
 
 
 def _mark(good: bool) -> str:

@@ -1,7 +1,7 @@
 """A port's numbers against a golden folder: what agrees, the first that does not, and why."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -13,7 +13,7 @@ from npgpt2.golden.compare import Verdict, compare
 from npgpt2.golden.diagnose import Diagnosis, diagnose
 from npgpt2.golden.dump import Dumped, read_dump
 from npgpt2.golden.fingerprints import HALVES, WAYS
-from npgpt2.golden.folder import Golden, load_golden
+from npgpt2.golden.folder import DOUBLE, Golden, load_golden
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.ops import Array
 
@@ -62,23 +62,32 @@ def check(dump: str | Path, against: str | Path) -> Report:
             golden folder has.
     """
     golden = load_golden(Path(against))
-    dumped = read_dump(Path(dump))
-    known = golden.references
+    dumped, known = read_dump(Path(dump)), golden.references
+    for name in known:  # a golden folder's own tensors agree with themselves
+        dumped.pop(name + DOUBLE, None)
     if not dumped.keys() & known.keys():
         name = next(iter(dumped), "nothing")
-        example = next((n for n in known if n.endswith("ln_1")), next(iter(known)))
+        example = _nearest(name, known) or next(iter(known))
         raise GoldenError(
-            f"{dump}: has {name}{' …' if len(dumped) > 1 else ''}, expected names such as "
-            f"{example}. 'npgpt2 golden list' has all"
+            f"{dump}: has {name}{' …' if len(dumped) > 1 else ''}, expected a case and a tensor, "
+            f"such as {example}. 'npgpt2 golden list' has all names"
         )
     verdicts = list(_verdicts(golden, dumped))
     others = [name for name in dumped if name not in known]
     unknown = dict.fromkeys(others, "")
     for name in islice(others, HINTED):
-        unknown[name] = (get_close_matches(name, known, 1) or [""])[0]
+        unknown[name] = _nearest(name, known)
     first = next((v for v in verdicts if not v.agrees), None)
     diagnoses = list(diagnose(golden, verdicts))
     return Report(golden, verdicts, unknown, len(known) - len(verdicts), first, diagnoses)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The name that was meant, perhaps: in `eight`, if no case is named."""
+    plain = name.replace("transformer.", "")
+    spelled = [f"eight/{plain}", plain, name]
+    found = (m for s in spelled for m in get_close_matches(s, known, 1, 0.8))
+    return next(found, "")
 
 
 def _verdicts(golden: Golden, dumped: Mapping[str, Dumped]) -> Iterator[Verdict]:

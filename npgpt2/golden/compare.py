@@ -31,6 +31,7 @@ class Verdict:
             fit.
         bounds: how far each of these may be from what is expected.
         dtype: of the dump.
+        lost: how many of all its numbers are NaN or infinite.
     """
 
     reference: Reference
@@ -44,6 +45,7 @@ class Verdict:
     kept: Array | None = None
     bounds: Array | None = None
     dtype: str = ""
+    lost: int = 0
 
 
 def compare(
@@ -103,7 +105,7 @@ def _held(
     return Verdict(
         reference, agrees, ", ".join(filter(None, remarks)), tuple(int(i) for i in index),
         float(kept[at]), float(expected[at]), float(error[at] / unit), float(bounds[at] / unit),
-        kept, bounds, dtype,
+        kept, bounds, dtype, int(flat.size - np.isfinite(flat).sum()),
     )  # fmt: skip
 
 

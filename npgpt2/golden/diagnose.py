@@ -18,7 +18,8 @@ LIKE, SEVERAL = 3.0, 5  # as large an error: within a factor of 2³, in so many 
 
 HALF_SUMS = Mistake(
     "float16 accumulation",
-    "your sums are kept in float16: keep them in float32, whatever weights and inputs are",
+    "your errors are as large, tensor by tensor, as sums in float16 make them: keep sums in "
+    "float32, and look whether weights or results are rounded to bfloat16 on their way",
 )
 HALF_TENSORS = {
     dtype: Mistake(
@@ -68,7 +69,7 @@ def diagnose(golden: Golden, verdicts: list[Verdict]) -> Iterator[Diagnosis]:
         rest = [v for v in mine[start:] if v.reference.name in golden.fingerprints]
         known = _known(golden, rest, [Mistake(*m) for m in mistakes])
         if known is None and case == "eight":
-            known = _in_half(golden, rest) or _untied(golden, mine, rest)
+            known = _in_half(golden, mine, rest) or _untied(golden, mine, rest)
         if known is not None:
             yield known
 
@@ -111,6 +112,8 @@ def _miss(golden: Golden, v: Verdict, n: int) -> float:
     if v.kept is None or v.bounds is None:
         return np.inf
     given = golden.fingerprints[v.reference.name][n].astype(np.float64)
+    if v.lost and np.isfinite(given).all():
+        return np.inf  # perhaps where no number is kept
     kept, bounds = (_thinned(v, numbers) for numbers in (v.kept, v.bounds))
     with np.errstate(invalid="ignore"):
         wide = bounds + v.reference.rtol * np.abs(given)
@@ -125,26 +128,29 @@ def _thinned(v: Verdict, numbers: Array) -> Array:
     return sliced(numbers, stride(int(np.prod(v.reference.shape))))
 
 
-def _in_half(golden: Golden, rest: list[Verdict]) -> Diagnosis | None:
-    """Whether a dump in float32 has the numbers of half precision: rounded to it, or with errors as
-    large everywhere as sums in float16 make."""
-    errors, costs, kept = [], [], []
-    for v in rest:
-        cost = golden.fingerprints.get(f"{HALVES}/{v.reference.tensor}")
-        if cost is None or v.kept is None or v.dtype != "float32":
-            return None
-        errors.append(np.sqrt(np.mean((v.kept - v.reference.double) ** 2)))
-        costs.append(cost[:, 0])
-        kept.append(v.kept)
+def _in_half(golden: Golden, mine: list[Verdict], rest: list[Verdict]) -> Diagnosis | None:
+    """Whether a dump in float32 has the numbers of half precision: rounded to it; or with errors as
+    large as sums in float16 make, wherever there are sums and nowhere else."""
+    there = [v for v in mine if f"{HALVES}/{v.reference.tensor}" in golden.fingerprints]
+    if any(v.kept is None or v.dtype != "float32" for v in there):
+        return None
+    costs = np.array([golden.fingerprints[f"{HALVES}/{v.reference.tensor}"][:, 0] for v in there])
+    kept = [v.kept for v in there if v.kept is not None]
+    errors = np.array(
+        [np.sqrt(np.mean((k - v.reference.double) ** 2)) for k, v in zip(kept, there, strict=True)]
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = np.log2(np.array(errors)[:, None] / np.array(costs))  # (tensors, ways)
+        apart = np.log2(errors[:, None] / costs)  # (tensors, ways)
     for dtype, mistake in HALF_TENSORS.items():
         alike = np.all(apart[:, WAYS[dtype]] <= LIKE)
         if alike and all(np.array_equal(rounded(numbers, dtype), numbers) for numbers in kept):
             return Diagnosis(mistake, rest[0], len(rest), len(rest))
-    measured = apart[np.isfinite(apart[:, 0]), 0]
-    if len(measured) >= SEVERAL and np.all(np.abs(measured) <= LIKE):
-        return Diagnosis(HALF_SUMS, rest[0], len(rest), len(rest))
+    sums = costs[:, 0]  # NaN where they were not measured
+    noise = np.array([v.reference.noise for v in there])
+    costly = sums > noise
+    beside = any(not v.agrees for v, cost in zip(there, sums, strict=True) if cost == 0)
+    if costly.sum() >= SEVERAL and not beside and np.all(np.abs(apart[costly, 0]) <= LIKE):
+        return Diagnosis(HALF_SUMS, rest[0], 0, 0)
     return None
 
 

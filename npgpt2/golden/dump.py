@@ -31,6 +31,8 @@ SHORT = {
     "u16": "uint16", "u8": "uint8", "bool": "bool",
 }  # fmt: skip
 
+NEEDED = ("name", "dtype", "shape", "file")  # columns; offset, where a file has several tensors
+
 
 @dataclass(frozen=True)
 class Dumped:
@@ -61,12 +63,13 @@ def read_dump(path: Path) -> dict[str, Dumped]:
         return found
     except CheckpointError as error:
         raise GoldenError(
-            f"{error}. Expected safetensors, .npz, or a folder with {INDEX}"
+            f"{str(error).removesuffix('. Download again')}. Expected safetensors, .npz, or a "
+            f"folder with {INDEX}"
         ) from None
     except OSError as problem:
         if isinstance(problem, FileError):
             raise
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
+        raise FileError(f"{problem.filename or path}: {problem.strerror or problem}") from None
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Dumped]]:
@@ -102,6 +105,11 @@ def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
             f"{folder}: has no {INDEX}, expected one with the columns name, dtype, shape, file"
         )
     head, *lines = read_file(path).decode("utf-8", "replace").split("\n")
+    if absent := [name for name in NEEDED if name not in head.rstrip("\r").split("\t")]:
+        raise GoldenError(
+            f"{path}: line 1: has no {', '.join(absent)}, expected the columns' names with tabs "
+            f"between: {', '.join(NEEDED)}"
+        )
     for number, line in enumerate(lines, 2):
         if not line.strip():
             continue

@@ -6,14 +6,15 @@ Axes: B batch, T tokens.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
+from npgpt2.checkpoint import Progress
 from npgpt2.golden import cases, mistakes
-from npgpt2.golden.cases import Gradient, eight_inputs, padded_inputs, real
-from npgpt2.golden.forward import Inputs, Port, Switches, rounded
+from npgpt2.golden.cases import Gradient, Subject, eight_inputs, padded_inputs, real
+from npgpt2.golden.forward import Inputs, Port, Switches, rounded, together
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.golden.reference import Reference, sliced, stride
 from npgpt2.gpt2 import GPT2
@@ -33,20 +34,18 @@ NONE = np.float32(np.inf)  # where a mistake gives no such tensor
 class Wrong:
     """A model, computed wrongly."""
 
-    def __init__(self, model: GPT2) -> None:
-        self.model = model
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.model = subject, subject.model
 
     def port(self, inputs: Inputs, how: Switches, listen: Callable[[str, Array], None]) -> None:
         Port(self.model.params, self.model.config, how)(inputs, listen)
 
-    @cached_property
-    def gradient(self) -> Gradient:
-        """The right one."""
-        return cases.gradient(self.model, cases.batch_of(self.model))
-
     def eight(self, give: Give) -> None:
-        for n, mistake in enumerate(mistakes.forward_mistakes(self.model.config)):
-            self.port(eight_inputs(self.model), mistake.how, partial(give, n))
+        params, config, inputs = self.model.params, self.model.config, eight_inputs(self.model)
+        together([
+            Port(params, config, mistake.how).through(inputs, partial(give, n))
+            for n, mistake in enumerate(mistakes.forward_mistakes(config))
+        ])  # fmt: skip
 
     def padded(self, give: Give) -> None:
         right = padded_inputs(self.model)
@@ -79,19 +78,19 @@ class Wrong:
         self.port(Inputs(right.ids[:, last], right.positions[:, last]), Switches(), alone)
 
     def gradients(self, give: Give) -> None:
-        batch = cases.batch_of(self.model)
-        for n, times in ((0, batch.ids.size), (1, len(batch.ids))):
-            give(n, "loss", self.gradient.loss * times)
-            for name, d in self.gradient.by.items():
-                give(n, name, d * times)
-        unshifted = cases.gradient(self.model, Batch(batch.ids, batch.ids))
-        give(2, "loss", unshifted.loss)
-        for name, d in unshifted.by.items():
-            give(2, name, d)
-        if self.model.config.tie_word_embeddings:
-            apart = self.model.params._replace(lm_head=Embedding(self.model.params.wte.weight))
-            config = replace(self.model.config, tie_word_embeddings=False)
-            parts = cases.gradient(GPT2(config, apart), batch).by
+        params, config, batch = self.model.params, self.model.config, cases.batch_of(self.model)
+
+        def all_of(n: int, gradient: Gradient, times: float = 1.0) -> None:
+            give(n, "loss", np.array([gradient.loss * times]))
+            for name, d in gradient.by.items():
+                give(n, name, some(d) * times)
+
+        all_of(0, self.subject.gradient, batch.ids.size)
+        all_of(1, self.subject.gradient, len(batch.ids))
+        all_of(2, cases.gradient(params, config, Batch(batch.ids, batch.ids)))
+        if config.tie_word_embeddings:
+            apart = params._replace(lm_head=Embedding(params.wte.weight))
+            parts = cases.gradient(apart, replace(config, tie_word_embeddings=False), batch).by
             give(3, "wte.weight", parts["wte.weight"])
             give(4, "wte.weight", parts["lm_head.weight"])
 
@@ -100,9 +99,9 @@ class Wrong:
         beta1, beta2, eps, decay = (
             cases.ADAMW[name] for name in ("beta1", "beta2", "eps", "weight_decay")
         )
-        lr = cases.LEARNING_RATE
-        for name, p in named_parameters(self.model.params):
-            g, matrix = self.gradient.by[name], p.ndim == 2
+        lr, by = cases.LEARNING_RATE, self.subject.gradient.by
+        for name, whole in named_parameters(self.model.params):
+            p, g, matrix = some(whole), some(by[name]), whole.ndim == 2
             size, kept = np.abs(g), p * (1.0 - lr * decay * matrix)
             step, mixed = lr * g / (size + eps), g + decay * p * matrix
             biased = lr * (1.0 - beta1) * g / (math.sqrt(1.0 - beta2) * size + eps)
@@ -141,6 +140,11 @@ class Wrong:
         return {f"{HALVES}/{name}": cost for name, cost in costs.items()}
 
 
+def some(array: Array) -> Array:
+    """The numbers that are kept of a tensor; of these, all."""
+    return sliced(array.reshape(-1), stride(array.size))
+
+
 def _rounded(params: Params, to: str) -> Params:
     return build_tree({name: rounded(p, to) for name, p in named_parameters(params)})
 
@@ -157,27 +161,29 @@ def mistakes_of(case: str, model: GPT2) -> tuple[Mistake, ...]:
     }.get(case, ())
 
 
-def fingerprints(model: GPT2, references: Mapping[str, Reference]) -> dict[str, Array]:
+def fingerprints(
+    subject: Subject, references: Mapping[str, Reference], progress: Progress
+) -> dict[str, Array]:
     """For each tensor of a case with mistakes, (mistakes, slice) in float32; and `Wrong.halves`.
 
     Infinite where a mistake gives no such tensor.
     """
     found: dict[str, Array] = {}
-    wrong = Wrong(model)
+    wrong, model = Wrong(subject), subject.model
 
     def give(case: str, n: int, name: str, array: Array) -> None:
         whole = f"{case}/{name}"
         if whole not in references:
             return
-        numbers = sliced(array.reshape(-1), stride(array.size))
+        numbers = some(array)
         if whole not in found:
             found[whole] = np.full((len(mistakes_of(case, model)), len(numbers)), NONE)
         found[whole][n] = numbers
 
     with np.errstate(all="ignore"):
-        for case in dict.fromkeys(r.case for r in references.values()):
-            if mistakes_of(case, model):
-                getattr(wrong, case)(partial(give, case))
-        if any(r.case == "eight" for r in references.values()):
-            found |= wrong.halves()
+        there = dict.fromkeys(r.case for r in references.values())
+        for case in progress([case for case in there if mistakes_of(case, model)], "mistakes"):
+            getattr(wrong, case)(partial(give, case))
+            if case == "eight":
+                found |= wrong.halves()
     return dict(sorted(found.items()))

@@ -1,7 +1,7 @@
 """A golden folder: the same references in three views, each for another reader.
 
     golden.safetensors        every tensor in float32, and in float64 as NAME:float64
-    raw/CASE.bin, index.tsv   the float32 ones as little-endian bytes, for who has no library: one
+    raw/CASE.bin, index.tsv   those in float32 as little-endian bytes, for who has no library: one
                               file a case, in which a tensor begins at a multiple of 64 bytes
     manifest.json             what they are: conventions in words, cases, where they come from
     fingerprints.safetensors  what each of the usual mistakes gives in their place
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from npgpt2.checkpoint import save_tensors
-from npgpt2.errors import GoldenError
+from npgpt2.errors import FileError, GoldenError
 from npgpt2.files import read_file, read_json, sha256_of
 from npgpt2.golden.reference import Reference
 from npgpt2.ops import Array
@@ -148,18 +148,25 @@ def check_sums(folder: Path) -> None:
         FileError: a file is missing or cannot be read.
         GoldenError: one differs, or is not listed.
     """
+    if not (folder / SUMS).is_file():
+        raise FileError(
+            f"{folder}: is no golden folder, it has no {SUMS}, expected one that "
+            "'npgpt2 golden write' made"
+        )
     text = read_file(folder / SUMS).decode("utf-8", "replace")
     lines = [LINE.fullmatch(line) for line in text.split("\n")[:-1]]
     sums = {line["name"]: line["sha256"] for line in lines if line}
-    odd = sorted({*_files(folder)} ^ {*sums})
+    there = {*_files(folder)}
+    odd = [f"{name} is missing" for name in sorted({*sums} - there)]
+    odd += [f"{name} is not listed" for name in sorted(there - {*sums})]
     if odd or not all(lines) or not text.endswith("\n"):
         raise GoldenError(
-            f"{folder}: {SUMS} does not list the files that are there "
-            f"({', '.join(odd) or 'its lines are damaged'}). Write the folder again"
+            f"{folder}: {', '.join(odd) or 'its lines are damaged'}, expected the files that "
+            f"{SUMS} lists. Write the folder again"
         )
     for name, expected in sums.items():
-        if (digest := sha256_of(folder / name)) != expected:
+        if sha256_of(folder / name) != expected:
             raise GoldenError(
-                f"{folder / name}: has the sha256 {digest[:12]}…, expected {expected[:12]}…. "
-                "It was changed or cut: write the folder again"
+                f"{folder / name}: has another sha256 than {SUMS} says: one of the two was "
+                "changed or cut. Write the folder again"
             )

@@ -8,15 +8,16 @@ Axes: B batch, T tokens, C n_embd, H heads, D head_dim, F mlp width, V vocabular
 """
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from npgpt2.config import GPT2Config
 from npgpt2.model import Tap
-from npgpt2.ops import ACTIVATIONS, Array, softmax
+from npgpt2.ops import ACTIVATIONS, Array, blockwise, softmax
 from npgpt2.params import Block, LayerNorm, Linear, Params
 
 # What some ports have in gelu_new's place, beside the activations that there are.
@@ -37,6 +38,8 @@ SCALES: dict[str, Callable[[int, int, int], float]] = {
 }
 
 Listen: TypeAlias = Callable[[str, Array], None]
+# Yields (x, weight) and is sent x @ weight; returns what it comes to.
+Pass: TypeAlias = Generator[tuple[Array, Array], Array, Array]
 
 
 class Inputs(NamedTuple):
@@ -117,6 +120,20 @@ class Rounding(Tap):
         return super().__call__(name, rounded(array, self.how))
 
 
+@blockwise
+def _float16(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16)
+
+
+@blockwise
+def _bfloat16(x: Array) -> Array:
+    bits: Array = x.astype(np.float32).view(np.uint32)
+    bits += 0x7FFF + (bits >> 16 & 1)
+    bits &= 0xFFFF0000
+    return bits.view(np.float32)
+
+
 def rounded(array: Array, to: str | None) -> Array:
     """To the nearest float16 or bfloat16 (ties to even), in the dtype it came in.
 
@@ -125,13 +142,7 @@ def rounded(array: Array, to: str | None) -> Array:
     """
     if to is None:
         return array
-    with np.errstate(over="ignore"):
-        if to == "float16":
-            return array.astype(np.float16).astype(array.dtype)
-        bits: Array = array.astype(np.float32).view(np.uint32)
-        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    nearest: Array = bits.view(np.float32).astype(array.dtype)
-    return nearest
+    return _float16(array) if to == "float16" else _bfloat16(array)
 
 
 class Port:
@@ -153,6 +164,9 @@ class Port:
         self.act = WRONG_ACTIVATIONS.get(name) or ACTIVATIONS[name]
 
     def __call__(self, inputs: Inputs, listen: Listen) -> Array:
+        return together([self.through(inputs, listen)])[0]
+
+    def through(self, inputs: Inputs, listen: Listen) -> Pass:
         tap, params, how = Rounding(listen, how=self.how.stored), self.params, self.how
         x = params.wte.weight[inputs.ids]
         x = tap("wte", x * math.sqrt(x.shape[-1]) if how.widened else x)
@@ -162,10 +176,10 @@ class Port:
         x = tap("embed", x)
         allowed = self.allowed(inputs)
         for i, p in enumerate(params.h):
-            x = self.block(x, p, i, allowed, tap.at(f"h.{i}"))
+            x = yield from self.block(x, p, i, allowed, tap.at(f"h.{i}"))
         if how.final:
             x = self.norm(x, params.ln_f, "ln_f")
-        return tap("logits", self.dot(tap("ln_f", x), self.head().T))
+        return tap("logits", (yield from self.times(tap("ln_f", x), self.head().T)))
 
     def head(self) -> Array:
         model, wte = self.params.head, self.params.wte.weight
@@ -175,27 +189,30 @@ class Port:
             return np.zeros_like(wte)
         return model
 
-    def block(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Array:
+    def block(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Pass:
         how = self.how
         if how.post:
-            x = tap("resid_attn", x + self.attn(x, p, layer, allowed, tap.at("attn")))
+            y = yield from self.attn(x, p, layer, allowed, tap.at("attn"))
+            x = tap("resid_attn", x + y)
             x = tap("ln_1", self.norm(x, p.ln_1, "ln_1"))
-            x = tap("resid_mlp", x + self.mlp(x, p, tap.at("mlp")))
+            y = yield from self.mlp(x, p, tap.at("mlp"))
+            x = tap("resid_mlp", x + y)
             return tap("ln_2", self.norm(x, p.ln_2, "ln_2"))
         y = tap("ln_1", self.norm(x, p.ln_1, "ln_1"))
-        x = self.added(x, y, self.attn(y, p, layer, allowed, tap.at("attn")))
-        x = tap("resid_attn", x)
+        part = yield from self.attn(y, p, layer, allowed, tap.at("attn"))
+        x = tap("resid_attn", self.added(x, y, part))
         y = tap("ln_2", self.norm(x, p.ln_2, "ln_2"))
-        return tap("resid_mlp", self.added(x, y, self.mlp(y, p, tap.at("mlp"))))
+        part = yield from self.mlp(y, p, tap.at("mlp"))
+        return tap("resid_mlp", self.added(x, y, part))
 
     def added(self, stream: Array, normalised: Array, part: Array) -> Array:
         if self.how.onto == "nothing":
             return part
         return (normalised if self.how.onto == "normalised" else stream) + part
 
-    def attn(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Array:
+    def attn(self, x: Array, p: Block, layer: int, allowed: Array, tap: Tap) -> Pass:
         how, config = self.how, self.config
-        qkv = self.linear(x, p.attn.c_attn, "attn.c_attn")
+        qkv = yield from self.linear(x, p.attn.c_attn, "attn.c_attn")
         if how.turned:
             thirds = np.split(qkv, 3, axis=-1)
             qkv = np.concatenate([thirds[how.parts.index(part)] for part in "qkv"], axis=-1)
@@ -219,7 +236,7 @@ class Port:
             instead = np.nan if how.empty == "nan" else 1.0 / probs.shape[-1]
             probs = np.where(allowed.any(-1, keepdims=True), probs, x.dtype.type(instead))
         y = tap("heads", self.merge(self.dot(tap("probs", probs), v)))
-        return tap("c_proj", self.linear(y, p.attn.c_proj, "attn.c_proj"))
+        return tap("c_proj", (yield from self.linear(y, p.attn.c_proj, "attn.c_proj")))
 
     def allowed(self, inputs: Inputs) -> Array:
         """(B, 1, T, T): which query sees which key."""
@@ -244,9 +261,10 @@ class Port:
         axes = {"(H, D)": (0, 2, 1, 3), "(D, H)": (0, 2, 3, 1), "no transpose": (0, 1, 2, 3)}
         return x.transpose(axes[self.how.merged]).reshape(b, t, -1)
 
-    def mlp(self, x: Array, p: Block, tap: Tap) -> Array:
-        x = tap("c_fc", self.linear(x, p.mlp.c_fc, "mlp.c_fc"))
-        return tap("c_proj", self.linear(tap("act", self.act(x)), p.mlp.c_proj, "mlp.c_proj"))
+    def mlp(self, x: Array, p: Block, tap: Tap) -> Pass:
+        x = tap("c_fc", (yield from self.linear(x, p.mlp.c_fc, "mlp.c_fc")))
+        x = tap("act", self.act(x))
+        return tap("c_proj", (yield from self.linear(x, p.mlp.c_proj, "mlp.c_proj")))
 
     # ── the arithmetic ───────────────────────────────────────────────────────────────────────────
 
@@ -261,14 +279,16 @@ class Port:
         normalised: Array = y
         return normalised
 
-    def linear(self, x: Array, p: Linear, name: str) -> Array:
+    def linear(self, x: Array, p: Linear, name: str) -> Pass:
         weight = p.weight
         if name in self.how.flipped:
             weight = weight.reshape(weight.shape[::-1]).T
-        y = self.dot(x, weight)
-        if name not in self.how.unbias:
-            y += p.bias
-        return y
+        y = yield from self.times(x, weight)
+        return y if name in self.how.unbias else y + p.bias
+
+    def times(self, x: Array, weight: Array) -> Pass:
+        """x @ weight, together with others where others go through that weight."""
+        return self.dot(x, weight) if self.how.half else (yield x, weight)
 
     def dot(self, x: Array, y: Array) -> Array:
         """x @ y, or the same with each sum in float16: one product after the other, rounded."""
@@ -281,6 +301,42 @@ class Port:
         for k in range(x.shape[-1]):
             total = to_eleven_bits(total + to_eleven_bits(x[..., :, k, None] * y[..., k, None, :]))
         return total.astype(self.params.wte.weight.dtype)
+
+
+def together(passes: Sequence[Pass]) -> list[Array]:
+    """What each pass comes to, all of them side by side: rows that meet the same weight are
+    multiplied with it at once. Reading the weights is what a pass over a few tokens costs.
+
+    >>> def double(x):
+    ...     y = yield x, 2 * np.eye(2)
+    ...     return y.sum()
+    >>> together([double(np.ones((1, 2))), double(np.ones((3, 2)))])
+    [np.float64(4.0), np.float64(12.0)]
+    """
+    came_to: dict[int, Array] = {}
+    asked: dict[int, tuple[Array, Array]] = {}
+
+    def go_on(n: int, y: Array | None) -> None:
+        try:
+            asked[n] = passes[n].send(y) if y is not None else next(passes[n])
+        except StopIteration as end:
+            came_to[n] = end.value
+
+    for n in range(len(passes)):
+        go_on(n, None)
+    while asked:
+        meet: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for n, (_, weight) in asked.items():
+            meet[weight.ctypes.data, weight.strides, weight.shape].append(n)
+        now, asked = asked, {}
+        for these in meet.values():
+            xs = [now[n][0] for n in these]
+            rows = [x.reshape(-1, x.shape[-1]) for x in xs]
+            y = np.concatenate(rows) @ now[these[0]][1]
+            ys = np.split(y, np.cumsum([len(r) for r in rows])[:-1])
+            for n, x, part in zip(these, xs, ys, strict=True):
+                go_on(n, part.reshape(*x.shape[:-1], -1))
+    return [came_to[n] for n in range(len(passes))]
 
 
 def to_eleven_bits(x: Array) -> Array:

@@ -10,7 +10,7 @@ Axes: B batch, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, OptionError
 from npgpt2.files import new_folder
-from npgpt2.golden.cases import descend, some_ids
+from npgpt2.golden.cases import descend, gradient, some_ids
 from npgpt2.golden.write import require_single
 from npgpt2.gpt2 import GPT2
 from npgpt2.ops import Array
@@ -43,7 +43,11 @@ ORDER = (
 
 
 def write_llmc(
-    out: str | Path, model: GPT2, batch: int = 4, length: int = 64
+    out: str | Path,
+    model: GPT2,
+    batch: int = 4,
+    length: int = 64,
+    progress: Callable[[Iterable[float], str, int], Iterable[float]] = lambda steps, what, n: steps,
 ) -> tuple[Path, list[float]]:
     """Write both files.
 
@@ -51,6 +55,7 @@ def write_llmc(
         out: the folder to make.
         model: in float32.
         batch, length: B rows of T tokens.
+        progress: wraps the loop over steps.
 
     Returns:
         The folder; and the losses of ten steps of llm.c's AdamW on this batch, which its test
@@ -76,20 +81,19 @@ def write_llmc(
             for array in stacked(model.params, model.config):
                 file.write(array.tobytes())
         logits = model(data.ids, use_cache=False).logits
-        losses: list[float] = []
+        first = gradient(model.params, model.config, data)
+        with (folder / STATE).open("wb") as file:
+            file.write(header(STATE_MAGIC, STATE_VERSION, batch, length))
+            for part in (data.ids, data.targets):
+                file.write(part.astype("<i4").tobytes())
+            file.write(logits.astype("<f4").tobytes())
+            file.write(np.array([first.loss], "<f4").tobytes())
+            for array in stacked(first.flat.tree, model.config):
+                file.write(array.tobytes())
         params = Flat.of(model.params)
         params = params._replace(decayed=params.trained)  # weight decay is on all
-        for loss, d in descend(params, model.config, data, STEPS, LEARNING_RATE, ADAMW):
-            if not losses:
-                with (folder / STATE).open("wb") as file:
-                    file.write(header(STATE_MAGIC, STATE_VERSION, batch, length))
-                    for part in (data.ids, data.targets):
-                        file.write(part.astype("<i4").tobytes())
-                    file.write(logits.astype("<f4").tobytes())
-                    file.write(np.array([loss], "<f4").tobytes())
-                    for array in stacked(d, model.config):
-                        file.write(array.tobytes())
-            losses.append(loss)
+        steps = descend(params, model.config, data, STEPS, first, LEARNING_RATE, **ADAMW)
+        losses = list(progress(steps, "steps", STEPS))
     return Path(out), losses
 
 

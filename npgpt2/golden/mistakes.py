@@ -48,7 +48,7 @@ ALIKE = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "sil
 FORMULA = "x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))"
 
 SCALES = {
-    "1": ("no 1/sqrt(d)", "nothing"),
+    "1": ("no 1/sqrt(d)", "1, not at all"),
     "1/sqrt(d)": ("1/sqrt(d)", "1/√D"),
     "1/sqrt(d)/(layer + 1)": ("1/sqrt(d)/(layer + 1)", "1/√D / (layer + 1)"),
     "1/d": ("1/d for 1/sqrt(d)", "1/D"),
@@ -101,7 +101,10 @@ def _layer_norm(config: GPT2Config) -> Iterator[Mistake]:
     right = config.layer_norm_epsilon
     for eps in (1e-5, 1e-6, 1e-12, 1e-3):
         if eps != right:
-            sentence = f"your LayerNorm has eps = {eps:g}: this model's is {right:g}, in the root"
+            sentence = (
+                f"your LayerNorm has an eps of about {eps:g}, or has it outside the root: this "
+                f"model's is {right:g}, in the root"
+            )
             yield Mistake(f"eps {eps:g}", sentence, Switches(eps=eps))
     yield Mistake(
         "unbiased variance",
@@ -155,7 +158,7 @@ def _attention(config: GPT2Config) -> Iterator[Mistake]:
         right += "/(layer + 1)"
     for key, (name, factor) in SCALES.items():
         if key != right:
-            sentence = f"you multiply q · k by {factor}: this model by {right}, d = n_embd / n_head"
+            sentence = f"you scale q · k by {factor}: this model by {right}, d = n_embd / n_head"
             yield Mistake(name, sentence, Switches(scale=key))
     rule = "Key j is seen by query i where j <= i"
     yield Mistake(

@@ -31,10 +31,11 @@ def page(report: Report) -> str:
         "<meta name='viewport' content='width=device-width'>"
         f"<title>golden check: {title}</title><style>{STYLE}</style>\n"
         f"<h1>A port against its references: {title}</h1>\n<pre>{words}</pre>\n"
-        + "".join(_maps(report))
-        + "<p>A cell is the worst error of a tensor, in units of its noise: what float32 itself "
+        "<p>A cell is the worst error of a tensor, in units of its noise: what float32 itself "
         "costs there. Green is within the bound, red beyond, grey was not in the dump. "
-        "Black borders mark the first that differs.</p></html>\n"
+        "A black border marks the first that differs; ! has no such number.</p>\n"
+        + "".join(_maps(report))
+        + "</html>\n"
     )
 
 
@@ -66,7 +67,8 @@ def _cell(v: Verdict | None, first: str) -> str:
     if v is None:
         return "<td class='none'></td>"
     marked = " class='first'" if v.reference.name == first else ""
-    text = "" if v.agrees else _short(v.units) if v.kept is not None else "!"
+    measured = v.kept is not None and v.reference.dtype.kind == "f"
+    text = "" if v.agrees else _short(v.units) if measured else "!"
     return (
         f"<td{marked} style='background:{_colour(v)}' title='{html.escape(of_one(v), True)}'>"
         f"{text}</td>"

@@ -8,19 +8,22 @@ square.
 
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from npgpt2.errors import GoldenError
-from npgpt2.ops import Array
+from npgpt2.ops import BLOCK, Array
 
 SLICE = 32
 FACTOR = 16.0  # what a port's rounding may be of ours: sums one after the other, another exp, …
 LAST_PLACE = 2.0**-23  # of float32, beside 1
 RELATIVE = 16 * LAST_PLACE  # and beside it, of each number
 LEAST = LAST_PLACE / 8  # of the root mean square: where we happen to be exact a port need not be
+
+BESIDE = ThreadPoolExecutor(1)  # a checksum takes as long as the sums
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ class Piece:
         self.shape, self.dtype = array.shape, array.dtype
         self.stride = 1 if whole else stride(flat.size)
         self.numbers = sliced(flat, self.stride).copy()
-        self.mean, self.rms = sums(flat)
         single = flat.dtype.itemsize < 8  # nobody asks for the double's
-        self.sha256 = hashlib.sha256(flat.view(np.uint8).data).hexdigest() if single else ""
+        digest = BESIDE.submit(hashlib.sha256, flat.view(np.uint8).data) if single else None
+        self.mean, self.rms = sums(flat)
+        self.sha256 = digest.result().hexdigest() if digest else ""
 
 
 def reference(name: str, single: Piece, double: Piece) -> Reference:
@@ -111,9 +115,13 @@ def reference(name: str, single: Piece, double: Piece) -> Reference:
 
 def sums(flat: Array) -> tuple[float, float]:
     """Mean and root mean square, in float64; 0 of nothing."""
-    wide = flat.astype(np.float64, copy=False)
-    size = max(1, wide.size)
-    return float(wide.sum()) / size, math.sqrt(float(np.dot(wide, wide)) / size)
+    total = squares = 0.0
+    for at in range(0, flat.size, BLOCK):
+        wide = flat[at : at + BLOCK].astype(np.float64, copy=False)
+        total += float(wide.sum())
+        squares += float(np.dot(wide, wide))
+    size = max(1, flat.size)
+    return total / size, math.sqrt(squares / size)
 
 
 def stride(size: int) -> int:

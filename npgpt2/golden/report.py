@@ -1,11 +1,15 @@
 """What a check found, in words."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from npgpt2.golden.check import Report
 from npgpt2.golden.compare import HALF_ROUNDING, Verdict
 from npgpt2.golden.reference import SLICE
+
+SHOWN = 10  # unknown names
 
 
 def in_words(report: Report, every: bool = False) -> Iterator[str]:
@@ -19,8 +23,13 @@ def in_words(report: Report, every: bool = False) -> Iterator[str]:
         yield f"read as: {remark} ({count:,})"
     if any(v.dtype in HALF_ROUNDING for v in verdicts):
         yield "half precision cannot show what is finer, such as another eps or GELU's erf form"
-    for name, near in report.unknown.items():
+    for name, near in islice(report.unknown.items(), SHOWN):
         yield f"unknown: {name}" + (f", did you mean {near}?" if near else "")
+    if report.unknown:
+        more = len(report.unknown) - SHOWN
+        yield (f"unknown: {more:,} more; " if more > 0 else "") + (
+            "with a name that the golden folder does not have, no dump agrees"
+        )
     if every:
         yield ""
         yield from map(of_one, verdicts)
@@ -29,6 +38,10 @@ def in_words(report: Report, every: bool = False) -> Iterator[str]:
         name = report.first.reference.name
         yield f"the first that differs, in the order of the data's flow: {name}"
         yield "  " + _numbers(report.first)
+        differ = Counter(v.reference.case for v in verdicts if not v.agrees)
+        if differ.total() > 1:
+            cases = ", ".join(f"{count:,} in {case}" for case, count in differ.items())
+            yield f"all that differ: {cases}" + ("" if every else " (--all lists them)")
         yield from _why(report)
 
 
@@ -46,7 +59,9 @@ def _numbers(v: Verdict) -> str:
     if v.reference.dtype.kind != "f":
         return text
     noise = v.reference.noise
-    return f"{text}, {v.units:,.1f} × the noise of {noise:.2g} (allowed: {v.allowed:,.1f})"
+    if v.lost:
+        return f"{text}; NaN or infinite are {v.lost:,} of {math.prod(v.reference.shape):,}"
+    return f"{text}: {_short(v.units)} × the noise of {noise:.2g} (allowed: {v.allowed:.3g})"
 
 
 def _why(report: Report) -> Iterator[str]:
@@ -57,13 +72,34 @@ def _why(report: Report) -> Iterator[str]:
                 f"  this gives {d.explained:,} of the {d.of:,} tensors from there on; "
                 f"at {d.then} something else differs too"
             )
-        elif d.of:
+        elif d.of > 1:
             yield f"  this gives all {d.of:,} of the tensors from there on"
-    if not report.diagnoses:
-        yield f"no mistake that is known gives these numbers; {_hint(report)}"
+    if not report.diagnoses and report.first is not None:
+        yield _hint(report, report.first)
 
 
-def _hint(report: Report) -> str:
+def _hint(report: Report, first: Verdict) -> str:
+    r, dumped = first.reference, {v.reference.name for v in report.verdicts}
+    if first.kept is None:
+        return f"nothing was compared there: write it as {r.dtype.name} of shape {r.shape}"
+    if first.lost:
+        return (
+            "what divides by zero, overflows or was never written stands between the tensor "
+            "before and this one"
+        )
+    before = list(islice(report.golden.references, list(report.golden.references).index(r.name)))
+    absent = [n for n in before if n.startswith(f"{r.case}/") and n not in dumped]
+    known = "no mistake that is known gives these numbers; "
+    if absent:
+        return f"{known}what stands before it was not dumped: {absent[-1]}, …"
     if all(v.reference.case != "eight" for v in report.verdicts):
-        return "mistakes are known best by the case eight: dump that too"
-    return "the first that differs is the one to look at: dump all before it, if any is missing"
+        return f"{known}mistakes are known best by the case eight: dump that too"
+    return f"{known}what was dumped before it agrees, so it goes wrong there"
+
+
+def _short(x: float) -> str:
+    """
+    >>> _short(12.345), _short(123456789.0)
+    ('12.3', '1.2e+08')
+    """
+    return f"{x:.3g}" if x < 1000 else f"{x:.2g}"

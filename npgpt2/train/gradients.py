@@ -73,17 +73,16 @@ def gradients(
     )
     positions = arguments.positions(position_ids, mask, 0, (b, t), config)
     rows = Rows(ids, targets, positions, mask, types, encoder, encoder_mask)
-    return mean_gradient(model.params, config, rows, count, recompute)
+    d = build_tree({name: np.zeros_like(x) for name, x in named_parameters(model.params)})
+    run = Run(config, rows, recompute=recompute)
+    return add_gradient(model.params, run, count, d) / count, d
 
 
-def mean_gradient(
-    params: Params, config: GPT2Config, rows: Rows, count: int, recompute: bool = False
-) -> tuple[float, Params]:
-    """Σ −log p over the targets of rows / count, and its gradient, a tree like the parameters'."""
-    d = build_tree({name: np.zeros_like(x) for name, x in named_parameters(params)})
-    nats, back = loss(params, Run(config, rows, recompute=recompute))
+def add_gradient(params: Params, run: Run, count: int, d: Params) -> float:
+    """Σ −log p over a run's targets, in nats; its gradient / count is added to d."""
+    nats, back = loss(params, run)
     back(1.0 / count, d)
-    return nats / count, d
+    return nats
 
 
 class Gradients:
@@ -119,9 +118,8 @@ class Gradients:
                 return 0.0
             first = drop and drop._replace(row=drop.row + int(part[0]))
             rows = rows_of(batch.ids[part], batch.targets[part])
-            nats, back = loss(self._params.tree, Run(self._config, rows, first, self._recompute))
-            back(1.0 / count, d.tree)
-            return nats
+            run = Run(self._config, rows, first, self._recompute)
+            return add_gradient(self._params.tree, run, count, d.tree)
 
         return sum(self._pool.map(share, parts, self._sums))
 

@@ -137,6 +137,7 @@ class Training:
                 weight_decay=settings.weight_decay,
                 clip=settings.clip,
                 each=pool.map,
+                shares=settings.threads,
             )
             listener.begins(state.step, self.steps, self._rows * self._length)
             started, spent = time.monotonic(), state.seconds

@@ -26,6 +26,8 @@ from npgpt2.params import Embedding, LayerNorm, Linear
 
 Back: TypeAlias = Callable[[Array], Array]
 
+VOCABULARY = 4096  # rows of the head whose gradient is added at a time: all would be another head
+
 
 def linear(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable[[Array, Linear], Array]]:
     """x @ weight + bias: (..., in) → (..., out).
@@ -260,7 +262,9 @@ def head(x: Array, weight: Array) -> tuple[Array, Callable[[Array, Embedding], A
 
     def back(dy: Array, d: Embedding) -> Array:
         drows = dy.reshape(-1, len(weight))
-        d.weight[...] += np.dot(drows.T, rows)
+        for i in range(0, len(weight), VOCABULARY):
+            some = slice(i, i + VOCABULARY)
+            d.weight[some] += np.dot(drows[:, some].T, rows)
         dx: Array = np.dot(drows, weight)
         return dx.reshape(x.shape)
 

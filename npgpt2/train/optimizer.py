@@ -6,14 +6,16 @@ views of it. A step is then one loop over pieces that stay in cache, whatever th
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from itertools import chain, pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from npgpt2.ops import BLOCK, Array
 from npgpt2.params import Params, build_tree, named_parameters
 
-Map = Callable[[Callable[[slice], Any], Iterable[slice]], Iterable[Any]]
+Pieces: TypeAlias = list[slice]
+Map: TypeAlias = Callable[[Callable[[Pieces], list[Any]], Iterable[Pieces]], Iterable[list[Any]]]
 
 
 class Flat(NamedTuple):
@@ -53,7 +55,7 @@ class Flat(NamedTuple):
 
     def zeros(self) -> "Flat":
         """Another of the same form, for gradients or moments."""
-        array = np.zeros_like(self.array)
+        array = np.zeros(self.array.shape, self.array.dtype)
         named = dict(named_parameters(self.tree))
         return self._replace(array=array, tree=_views(array, named, self.order))
 
@@ -79,7 +81,9 @@ class AdamW:
         first, second: the moments m and v, zero at the beginning.
         steps: t, how many were taken.
         clip: the longest gradient; None: any.
-        each: how a function is mapped over pieces: `map`, or a thread pool's.
+        each: how a function is mapped over stretches of the array: `map`, or a thread pool's.
+        shares: how many stretches, one for each thread. A task for each piece would cost more than
+            the piece.
     """
 
     def __init__(
@@ -94,18 +98,21 @@ class AdamW:
         weight_decay: float = 0.01,
         clip: float | None = None,
         each: Map = map,
+        shares: int = 1,
     ) -> None:
         self.params, self.first, self.second, self.steps = params, first, second, steps
         self._betas, self._eps, self._decay = (beta1, beta2), eps, weight_decay
         self._clip, self._each = clip, each
         parts = (0, params.decayed), (params.decayed, params.trained)
-        self._pieces = [
+        pieces = [
             slice(i, min(i + BLOCK, end)) for start, end in parts for i in range(start, end, BLOCK)
         ]
+        ends = [len(pieces) * n // shares for n in range(shares + 1)]
+        self._stretches = [pieces[i:end] for i, end in pairwise(ends)]
 
     def norm(self, gradient: Flat) -> float:
         """The length of a gradient, frozen parameters apart."""
-        return math.sqrt(sum(self._each(lambda at: _square(gradient.array[at]), self._pieces)))
+        return math.sqrt(sum(self._of_each(lambda at: _square(gradient.array[at]))))
 
     def step(self, gradient: Flat, lr: float, norm: float) -> None:
         """Take one step along a gradient whose norm is known.
@@ -117,10 +124,12 @@ class AdamW:
         if self._clip is not None and norm > self._clip:
             factor = self._clip / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
         self.steps += 1
-        for _ in self._each(
-            lambda at: self._update(gradient.array[at], at, factor, lr), self._pieces
-        ):
-            pass
+        self._of_each(lambda at: self._update(gradient.array[at], at, factor, lr))
+
+    def _of_each(self, f: Callable[[slice], Any]) -> list[Any]:
+        """f of every piece, in their order."""
+        stretches = self._each(lambda pieces: [f(at) for at in pieces], self._stretches)
+        return list(chain.from_iterable(stretches))
 
     def _update(self, g: Array, at: slice, factor: float, lr: float) -> None:
         (beta1, beta2), t = self._betas, self.steps

@@ -31,6 +31,16 @@ class Stepper(Protocol):
         """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
 
 
+class Rewindable(Stepper, Protocol):
+    """A `Stepper` that tells what it thinks of every token, and can forget the last."""
+
+    def __call__(self, ids: Array, every: bool = False) -> Array:
+        """As a `Stepper`; with `every` the logits (B, T, V) of the token after every one."""
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last so many tokens."""
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to write. One place for every default.
@@ -47,6 +57,8 @@ class GenerationOptions:
         stop: texts that end the writing; they are not part of it.
         seed: the same seed, the same text. None: another one every time.
         use_cache: False computes the whole text again for every token.
+        speculate: guess up to so many tokens and try them in one step; see `npgpt2.speculate`. The
+            same text, sooner where it repeats itself. 0: none.
 
     Raises:
         OptionError: a value outside its range.
@@ -67,6 +79,7 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     use_cache: bool = True
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         _require_whole("max_new_tokens", self.max_new_tokens, 1)
@@ -93,6 +106,9 @@ class GenerationOptions:
         if not all(isinstance(text, str) and text for text in stops):
             raise OptionError("stop", f"got {self.stop!r}, expected texts that are not empty")
         object.__setattr__(self, "stop", stops)
+        _require_whole("speculate", self.speculate, 0, below=1025)
+        if self.speculate and (self.num_beams > 1 or self.num_samples > 1):
+            raise OptionError("speculate", "is for one text at a time. Leave it out")
         if self.num_beams > 1:
             default = {
                 f: GenerationOptions.__dataclass_fields__[f].default

@@ -373,14 +373,15 @@ class GPT2(LanguageModel):
 
 
 class NumpyStepper:
-    """`npgpt2.generate.Stepper` over a GPT2."""
+    """`npgpt2.generate.Rewindable` over a GPT2."""
 
     def __init__(self, model: GPT2, mask: Array | None, use_cache: bool) -> None:
         self._model, self._mask, self._use_cache = model, mask, use_cache
         self._cache: KVCache | None = None
         self._ids: Array | None = None  # everything so far, where there is no cache
 
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: Array, every: bool = False) -> Array:
+        new = ids.shape[1]
         started = self._cache is not None or self._ids is not None
         if self._mask is not None and started:
             self._mask = np.concatenate([self._mask, np.ones(ids.shape, bool)], 1)
@@ -392,10 +393,17 @@ class NumpyStepper:
             past_key_values=self._cache,
             attention_mask=self._mask,
             use_cache=self._use_cache,
-            logits_to_keep=1,
+            logits_to_keep=new if every else 1,
         )
         self._cache = out.past_key_values
-        return out.logits[:, -1]
+        return out.logits if every else out.logits[:, -1]
+
+    def rewind(self, tokens: int) -> None:
+        if self._cache is not None:
+            self._cache.rewind(self._cache.length - tokens)
+        end = -tokens or None
+        self._ids = None if self._ids is None else self._ids[:, :end]
+        self._mask = None if self._mask is None else self._mask[:, :end]
 
     def reorder(self, rows: Array) -> None:
         if self._cache is not None:

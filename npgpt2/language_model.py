@@ -19,9 +19,17 @@ import numpy as np
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import FileError, InputError, OptionError, TokenizerError
-from npgpt2.generate import GenerationOptions, Stepper, beam_search, left_padded, sound, write
+from npgpt2.generate import (
+    GenerationOptions,
+    Rewindable,
+    beam_search,
+    left_padded,
+    sound,
+    write,
+)
 from npgpt2.ops import Array
 from npgpt2.scoring import Score, Window, token_logprobs
+from npgpt2.speculate import Speculating
 from npgpt2.tokenizer import TextDecoder, Tokenizer, load_tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
@@ -67,8 +75,8 @@ class LanguageModel(ABC):
     folder: Path | None = None
 
     @abstractmethod
-    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Stepper:
-        """A fresh `Stepper`. `mask` is the prompts' (B, P) padding mask, False where padding."""
+    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Rewindable:
+        """A fresh `Rewindable`. `mask` is the prompts' (B, P) padding mask, False where padding."""
 
     @abstractmethod
     def logits(self, ids: Array) -> Array:
@@ -107,12 +115,16 @@ class LanguageModel(ABC):
         return [int(token) for token in ids]
 
     def pieces(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        told: Callable[[int], None] = lambda tokens: None,
     ) -> Iterator[Piece]:
         """Write on behind several encoded prompts at once; text comes as it is made.
 
         Text is held back while it may be half a character or the beginning of a stop text. A row
-        is the same alone and in a batch: same seed, same text.
+        is the same alone and in a batch: same seed, same text. `told` hears how many tokens each
+        step gave, where `options.speculate` makes them several.
         """
         if options.seed is None and not options.greedy and options.num_beams == 1:
             options = replace(options, seed=fresh_seed())
@@ -124,10 +136,15 @@ class LanguageModel(ABC):
             return
         rows = [prompt for prompt in prompts for _ in range(options.num_samples)]
         samples = [row % options.num_samples for row in range(len(rows))]
+        if options.speculate and len(rows) > 1:
+            raise OptionError("speculate", f"is for one text at a time, got {len(rows)} prompts")
         texts = [_GrowingText(self.decoder(), options.stop) for _ in rows]
         _, mask = left_padded(rows)
+        one = self.stepper(mask, options.use_cache)
+        most, context = options.speculate, self.config.n_positions
+        step = Speculating(one, most, context, told) if most else one
         for row, token, finish in write(
-            self.stepper(mask, options.use_cache), rows, samples, options,
+            step, rows, samples, options,
             self.config.n_positions, self.config.eos_token_ids,
             ended=lambda row, ids: texts[row].push(ids[-1]),
         ):  # fmt: skip

@@ -251,6 +251,23 @@ def test_stepper_of_every_precision(folders, kind, precision):
             logits = step(more)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_stepper_tells_every_token_and_forgets_the_last(runner, wide, use_cache, rows):
+    """Forward and back, as guesses are tried; also where the prompts were padded."""
+    r = np.random.default_rng(7)
+    mask = np.arange(6) >= np.array([[0], [2], [4]]) if rows == 3 else None
+    steppers = [m.stepper(mask, use_cache) for m in (runner, wide)]
+    for turn, (t, back) in enumerate([(6, 1), (1, 0), (4, 3), (1, 1), (70, 70), (2, 0), (1, 0)]):
+        ids = r.integers(0, 512, (rows, t))
+        got, want = (stepper(ids, every=True) for stepper in steppers)
+        assert got.shape == want.shape == (rows, t, 512)
+        real = mask if turn == 0 and mask is not None else np.ones((rows, t), bool)
+        assert error(got[real], want[real]) <= FP32
+        for stepper in steppers:
+            stepper.rewind(back)
+
+
 def test_stepper_reorder_of_rows_that_differ(runner, wide):
     r = np.random.default_rng(2)
     step, reorder = both(runner, wide)

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from npgpt2.cache import KVCache
 from npgpt2.errors import InputError
-from npgpt2.generate import Stepper
+from npgpt2.generate import Rewindable
 from npgpt2.language_model import LanguageModel
 from npgpt2.ops import Array
 from npgpt2_onnx import names
@@ -68,7 +68,7 @@ class OnnxModel(LanguageModel):
         self._require_no_encoder()
         return self.session.run([names.LOGITS], self.session.feeds(ids))[0]
 
-    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Stepper:
+    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Rewindable:
         self._require_no_encoder()
         kind = fresh_stepper if use_cache else WholeStepper
         return kind(self.session, mask)
@@ -81,7 +81,7 @@ class OnnxModel(LanguageModel):
             )
 
 
-def fresh_stepper(session: Session, mask: Array | None) -> Stepper:
+def fresh_stepper(session: Session, mask: Array | None) -> Rewindable:
     """The one for a graph's kind of cache."""
     return (InPlaceStepper if session.kind == "gqa" else ConcatStepper)(session, mask)
 
@@ -100,16 +100,17 @@ class InPlaceStepper:
         self._device: list[ort.OrtValue] = []  # the cache's keys and values, as they are bound
         self._binding: Any = None
 
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: Array, every: bool = False) -> Array:
         if self._cache is None:
-            return self._prompt(ids)
-        if len(ids) > 1:  # the operator takes several tokens behind a past for one row only
-            for t in range(ids.shape[1]):
-                logits = self._step(ids[:, t : t + 1])
-            return logits
-        return self._step(ids)
+            logits = self._prompt(ids, every)
+        elif len(ids) == 1:
+            logits = self._step(ids, every)
+        else:  # the operator takes several tokens behind a past for one row only
+            steps = [self._step(ids[:, t : t + 1]) for t in range(ids.shape[1])]
+            logits = np.concatenate(steps, 1)
+        return logits if every else logits[:, -1]
 
-    def _prompt(self, ids: Array) -> Array:
+    def _prompt(self, ids: Array, every: bool) -> Array:
         b, t = ids.shape
         mask = np.ones((b, t), np.int64)
         self._lengths = np.full(b, t)
@@ -121,9 +122,12 @@ class InPlaceStepper:
         self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
         self._bind()
         positions = np.broadcast_to(np.arange(t), (b, t))
-        return self._run(ids, mask, positions, t)
+        logits = self._run(ids, mask, positions, t, every)
+        if every and self._mask is not None:  # as they came
+            logits = np.take_along_axis(logits, real_first.argsort(1)[..., None], 1)
+        return logits
 
-    def _step(self, ids: Array) -> Array:
+    def _step(self, ids: Array, every: bool = False) -> Array:
         t = ids.shape[1]
         past = int(self._lengths.max())
         positions = self._lengths[:, None] + np.arange(t)
@@ -131,18 +135,18 @@ class InPlaceStepper:
         # As many ones as the row has tokens, the new ones last.
         mask = (np.arange(past + t) < self._lengths[:, None] - t).astype(np.int64)
         mask[:, past:] = 1
-        return self._run(ids, mask, positions, past + t)
+        return self._run(ids, mask, positions, past + t, every)
 
-    def _run(self, ids: Array, mask: Array, positions: Array, total: int) -> Array:
+    def _run(self, ids: Array, mask: Array, positions: Array, total: int, every: bool) -> Array:
         assert self._cache is not None
         if total > self._cache.capacity:
             self._pull()
             self._cache.reserve(total)
             self._bind()
-        *_, logits = self._session.run_bound(self._binding, ids, mask, positions)
+        *_, logits = self._session.run_bound(self._binding, ids, mask, positions, every)
         self._cache.length = total
-        last: Array = logits.numpy()[:, 0]
-        return last
+        found: Array = logits.numpy()
+        return found
 
     def _bind(self) -> None:
         """Bind every layer's whole buffers as past and as present: one place in memory."""
@@ -166,6 +170,11 @@ class InPlaceStepper:
         for array, value in zip(arrays, self._device, strict=True):
             array[...] = value.numpy()
 
+    def rewind(self, tokens: int) -> None:
+        assert self._cache is not None
+        self._lengths = self._lengths - tokens
+        self._cache.rewind(self._cache.length - tokens)
+
     def reorder(self, rows: Array) -> None:
         assert self._cache is not None
         self._pull()
@@ -181,7 +190,7 @@ class ConcatStepper:
         self._session, self._mask = session, mask
         self._past: list[ort.OrtValue] = []  # key and value by layer
 
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: Array, every: bool = False) -> Array:
         session, b = self._session, len(ids)
         started = bool(self._past)
         if not started:
@@ -199,12 +208,19 @@ class ConcatStepper:
         ):
             binding.bind_ortvalue_input(past, self._past[i])
             binding.bind_output(present, session.device)
-        *self._past, logits = session.run_bound(binding, ids, self._mask, positions)
-        last: Array = logits.numpy()[:, -1]
-        return last
+        *self._past, logits = session.run_bound(binding, ids, self._mask, positions, every)
+        found: Array = logits.numpy()
+        return found if every else found[:, -1]
 
     def _value(self, array: Array) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(array, self._session.device, 0)
+
+    def rewind(self, tokens: int) -> None:
+        assert self._mask is not None
+        if tokens:
+            self._past = [self._value(np.ascontiguousarray(value.numpy()[:, :, :-tokens]))
+                          for value in self._past]  # fmt: skip
+            self._mask = self._mask[:, :-tokens]
 
     def reorder(self, rows: Array) -> None:
         self._past = [self._value(value.numpy()[rows]) for value in self._past]
@@ -218,14 +234,21 @@ class WholeStepper:
         self._session, self._mask = session, mask
         self._ids: Array | None = None
 
-    def __call__(self, ids: Array) -> Array:
+    def __call__(self, ids: Array, every: bool = False) -> Array:
+        new = ids.shape[1]
         if self._ids is not None:
             ids = np.concatenate([self._ids, ids], 1)
             if self._mask is not None:
                 more = np.ones((len(ids), ids.shape[1] - self._mask.shape[1]), bool)
                 self._mask = np.concatenate([self._mask, more], 1)
         self._ids = ids
-        return fresh_stepper(self._session, self._mask)(ids)
+        logits = fresh_stepper(self._session, self._mask)(ids, every)
+        return logits[:, -new:] if every else logits
+
+    def rewind(self, tokens: int) -> None:
+        assert self._ids is not None
+        self._ids = self._ids[:, : self._ids.shape[1] - tokens]
+        self._mask = None if self._mask is None else self._mask[:, : self._ids.shape[1]]
 
     def reorder(self, rows: Array) -> None:
         self._ids = None if self._ids is None else self._ids[rows]

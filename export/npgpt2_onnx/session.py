@@ -201,12 +201,15 @@ class Session:
         return logits, list(zip(rest[0:count:2], rest[1:count:2], strict=True))
 
     def run_bound(
-        self, binding: Any, ids: Array, mask: Array, position_ids: Array
+        self, binding: Any, ids: Array, mask: Array, position_ids: Array, all_logits: bool = False
     ) -> list[ort.OrtValue]:
         """Run with pasts and presents bound already; the outputs, in the order of their binding.
 
         The logits are bound here, behind them, to the CPU.
         """
+        if self.kind != "portable":  # `bind_cpu_input` does not know of inputs with a default
+            every = ort.OrtValue.ortvalue_from_numpy(np.array([all_logits], np.int64))
+            binding.bind_ortvalue_input(names.ALL_LOGITS, every)
         for name, array in (
             (names.INPUT_IDS, ids),
             (names.ATTENTION_MASK, mask),

@@ -16,10 +16,21 @@ from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
 from npgpt2.blas import choose_kernel
-from npgpt2.cli import export, generate, golden, info, inspect, score, tokenize, train, verify
+from npgpt2.cli import (
+    bench,
+    export,
+    generate,
+    golden,
+    info,
+    inspect,
+    score,
+    tokenize,
+    train,
+    verify,
+)
 from npgpt2.cli.common import discard_output, one_line
 
-COMMANDS = (generate, tokenize, inspect, score, train, export, verify, golden, info)
+COMMANDS = (generate, tokenize, inspect, score, train, export, verify, golden, bench, info)
 
 
 class Parser(argparse.ArgumentParser):

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     print("extras:   " + ", ".join(f"{name} {_version(name)}" for name in EXTRAS))
     print(f"BLAS:     {describe()}")
     print(f"ONNX:     {_providers()}")
-    print(f"machine:  {_machine()}")
+    print(f"machine:  {machine()}")
     print("models are looked for, in this order:")
     print("  --model MODEL, else $NPGPT2_MODEL: " + (os.environ.get("NPGPT2_MODEL") or "not set"))
     print(f"  else the one that is part of this package: {_embedded()}")
@@ -67,7 +67,7 @@ def _providers() -> str:
     return "runs on " + ", ".join(name.removesuffix("ExecutionProvider") for name in names)
 
 
-def _machine() -> str:
+def machine() -> str:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

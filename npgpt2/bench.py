@@ -1,0 +1,318 @@
+"""What a machine gives for a model: tokens per second, beside what its memory and arithmetic allow.
+
+Every engine runs in a process of its own, the engines in turn, several rounds of it; figures are
+medians over the rounds. What the machine allows is measured in the same rounds. Seconds of one run
+say nothing about another: other machines, other pages of memory, other neighbours.
+
+Axes: B batch, T tokens, S = past + T, L layers, C n_embd.
+"""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npgpt2.errors import FileError, OptionError
+
+if TYPE_CHECKING:
+    from npgpt2.config import GPT2Config
+    from npgpt2.language_model import LanguageModel
+
+NEW = 16  # tokens that are decoded behind each context
+FIRST = 32  # tokens before the first that is written
+SQUARE = 2048  # side of the matrices that are multiplied to measure arithmetic
+READ = 1 << 27  # float32 numbers, 0.5 GB, that are read to measure memory
+LIMITS = "limits"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is measured: an engine on a folder. `precision` is the graph's; NumPy has fp32."""
+
+    engine: str
+    folder: str
+    precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+
+def bench(
+    variants: Sequence[Variant],
+    *,
+    batches: Sequence[int] = (1,),
+    contexts: Sequence[int] | None = None,
+    threads: int | None = None,
+    rounds: int = 3,
+    progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda loop, what: loop,
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        variants: the engines.
+        batches: rows of a batch, B.
+        contexts: tokens of a prompt; None: 32, a quarter of the context, and as many as it takes.
+        threads: of BLAS and of ONNX Runtime; None: one for each core.
+        rounds: processes of each engine.
+        progress: wraps the loop over processes.
+
+    Returns:
+        limits: "bandwidth" in bytes/s, "arithmetic" in float32 operations/s.
+        engines: one for each variant: "load" and "first_token" in seconds, the latter of a whole
+            process; "memory", its highest resident size, in bytes; "prefill" and "decode", for each
+            batch and context, with "tokens_per_second" and "of_limit", the share of what the
+            machine allows: for decode reading all weights and the cache once a step, for prefill
+            the multiplications in float32.
+
+    Raises:
+        OptionError: a batch, context, number of threads or of rounds out of range.
+        FileError: a process failed; its last line says why.
+    """
+    folder = Path(variants[0].folder)
+    contexts = contexts_of(folder, batches, contexts, threads, rounds)
+    work = {"batches": list(batches), "contexts": contexts, "threads": threads}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (LIMITS, *_names(variants))}
+    for _, name in progress([(n, name) for n in range(rounds) for name in found], "measuring"):
+        variant = next((v for v in variants if v.name == name), None)
+        found[name].append(_process(work | {"variant": variant and asdict(variant)}))
+    limits = {key: _median(found[LIMITS], key) for key in found[LIMITS][0]}
+    return {
+        "limits": limits,
+        "engines": [_engine(variant, found[variant.name], limits) for variant in variants],
+    }
+
+
+def contexts_of(
+    folder: Path,
+    batches: Sequence[int],
+    contexts: Sequence[int] | None,
+    threads: int | None,
+    rounds: int,
+) -> list[int]:
+    """The tokens of prompts that are measured. Raises OptionError where `bench` does."""
+    from npgpt2.checkpoint import read_config
+
+    n_positions = read_config(folder).n_positions
+    most = n_positions - NEW
+    _require("batch", batches, 1, 4096)
+    _require("rounds", [rounds], 1, 1000)
+    if threads is not None:
+        _require("threads", [threads], 1, 1024)
+    if contexts is None:
+        contexts = sorted({max(1, min(x, most)) for x in (FIRST, n_positions // 4, most)})
+    _require("context", contexts, 1, most)
+    return list(contexts)
+
+
+def _names(variants: Sequence[Variant]) -> list[str]:
+    return [variant.name for variant in variants]
+
+
+def _require(option: str, values: Sequence[int], least: int, most: int) -> None:
+    for value in values:
+        if not least <= value <= most:
+            raise OptionError(option, f"got {value}, expected {least} to {most}")
+
+
+def _process(work: dict[str, Any]) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "npgpt2.bench", json.dumps(work | {"started": time.time()})],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        name = work["variant"] and work["variant"]["engine"]
+        last = (done.stderr.strip().splitlines() or ["it was killed: perhaps for its memory"])[-1]
+        raise FileError(f"{name or 'the machine'}: was not measured ({last})")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _median(rounds: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.median(float(r[key]) for r in rounds)
+
+
+def _engine(
+    variant: Variant, rounds: Sequence[dict[str, Any]], limits: dict[str, float]
+) -> dict[str, Any]:
+    """The medians of one engine's rounds, beside the limits."""
+    engine: dict[str, Any] = {"engine": variant.engine, "precision": variant.precision}
+    engine |= {key: _median(rounds, key) for key in ("load", "first_token", "memory")}
+    for kind in ("prefill", "decode"):
+        engine[kind] = []
+        for cells in zip(*(r[kind] for r in rounds), strict=True):
+            seconds = statistics.median(cell["seconds"] for cell in cells)
+            cell = {key: cells[0][key] for key in ("batch", "context")}
+            tokens = cell["batch"] * (cell["context"] if kind == "prefill" else 1)
+            least = max(
+                cells[0]["operations"] / limits["arithmetic"],
+                cells[0]["bytes"] / limits["bandwidth"],
+            )
+            cell |= {"tokens_per_second": tokens / seconds, "of_limit": least / seconds}
+            engine[kind].append(cell)
+    return engine
+
+
+# ── what a process does ──────────────────────────────────────────────────────────────────────────
+
+
+def measure(work: dict[str, Any]) -> dict[str, Any]:
+    """One engine; or the machine, where there is no variant."""
+    if work["variant"] is None:
+        return _limits()
+    variant = Variant(**work["variant"])
+    import numpy as np
+
+    begun = time.perf_counter()
+    model = _open(variant, work["threads"])
+    load = time.perf_counter() - begun
+    ids = np.arange(4096 * FIRST).reshape(4096, FIRST) % model.config.vocab_size
+    model.stepper()(ids[:1, : min(FIRST, model.config.n_positions)])
+    found = {"load": load, "first_token": time.time() - work["started"]}
+    weights = _bytes_read(model)
+    itemsize = 2 if variant.precision == "fp16" else 4
+    found |= {"prefill": [], "decode": []}
+    for b in work["batches"]:
+        for context in work["contexts"]:
+            prompt = np.arange(b * context).reshape(b, context) % model.config.vocab_size
+            times = []
+            for _ in range(3):
+                step, begun = model.stepper(), time.perf_counter()
+                step(prompt)
+                times.append(time.perf_counter() - begun)
+            where = {"batch": b, "context": context}
+            found["prefill"].append(where | {
+                "seconds": statistics.median(times[1:]),
+                "operations": operations(model.config, b, context, 0),
+                "bytes": weights,
+            })  # fmt: skip
+            times = []
+            for n in range(NEW):
+                begun = time.perf_counter()
+                step(prompt[:, n % context][:, None])
+                times.append(time.perf_counter() - begun)
+            cache = 2 * b * context * model.config.n_layer * model.config.n_embd * itemsize
+            found["decode"].append(where | {
+                "seconds": statistics.median(times[1:]),
+                "operations": operations(model.config, b, 1, context),
+                "bytes": weights + cache,
+            })  # fmt: skip
+    return found | {"memory": _resident()}
+
+
+def operations(config: "GPT2Config", batch: int, tokens: int, past: int) -> int:
+    """Multiplications and additions of a step that wants the last logits.
+
+    >>> from npgpt2 import GPT2Config
+    >>> f"{operations(GPT2Config(), 1, 1024, 0):.4g}"
+    '1.934e+11'
+    """
+    c, f = config.n_embd, config.mlp_width
+    linear = config.n_layer * (4 * c * c + 2 * c * f)
+    seen = tokens * past + tokens * (tokens + 1) // 2  # keys that queries see
+    attention = config.n_layer * 2 * c * seen
+    return 2 * batch * (tokens * linear + attention + c * config.vocab_size)
+
+
+def _open(variant: Variant, threads: int | None) -> "LanguageModel":
+    if variant.engine == "onnx":
+        from npgpt2_onnx import OnnxModel
+
+        return OnnxModel.from_pretrained(variant.folder, variant.precision, threads=threads)
+    from npgpt2.gpt2 import GPT2
+
+    return GPT2.from_pretrained(variant.folder)
+
+
+def _bytes_read(model: Any) -> int:
+    """Of weights, by one step: all but rows that are looked up."""
+    apart = ("wpe",) if model.config.tie_word_embeddings else ("wpe", "wte")
+    if hasattr(model, "session"):
+        tensors = model.session.graph.tensors.items()
+        return sum(t.nbytes for name, t in tensors if not name.startswith(apart))
+    from npgpt2.params import named_parameters
+
+    named = named_parameters(model.params)
+    return sum(array.nbytes for name, array in named if not name.startswith(apart))
+
+
+def _limits() -> dict[str, Any]:
+    """Bytes and float32 operations per second, by BLAS on all its threads."""
+    import numpy as np
+
+    x, a = np.ones(READ, np.float32), np.ones((SQUARE, SQUARE), np.float32)
+    return {
+        "bandwidth": x.nbytes / _typical(lambda: np.dot(x, x)),
+        "arithmetic": 2 * SQUARE**3 / _typical(lambda: np.dot(a, a)),
+    }
+
+
+def _typical(work: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+def _resident() -> int:
+    """The highest resident size so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Prefill and decode by context, each engine a line; what memory allows is dashed."""
+    from matplotlib.figure import Figure
+
+    from npgpt2.files import replaced
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
+        for n, engine in enumerate(report["engines"]):
+            for batch in sorted({cell["batch"] for cell in engine[kind]}):
+                cells = [cell for cell in engine[kind] if cell["batch"] == batch]
+                x, y = [c["context"] for c in cells], [c["tokens_per_second"] for c in cells]
+                rows = f", batch {batch}" if batch > 1 else ""
+                style = {"color": f"C{n}", "alpha": 1.0 / (1.0 + math.log10(batch))}
+                label = f"{engine['engine']} {engine['precision']}{rows}"
+                axes.plot(x, y, marker="o", label=label, **style)
+                limit = [c["tokens_per_second"] / c["of_limit"] for c in cells]
+                if kind == "decode":
+                    axes.plot(x, limit, linestyle="--", linewidth=0.8, **style)
+        axes.set_title(f"{kind}: tokens per second")
+        axes.set_xlabel("tokens of the prompt")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    axes.plot([], [], linestyle="--", color="gray", label="what memory allows")
+    axes.legend(fontsize="small")
+    with replaced(path) as work:
+        figure.savefig(work, format="png", dpi=120)
+
+
+if __name__ == "__main__":
+    from npgpt2.blas import choose_kernel
+    from npgpt2.errors import NpGPT2Error
+
+    asked = json.loads(sys.argv[1])
+    if asked["threads"]:
+        import os
+
+        os.environ["OPENBLAS_NUM_THREADS"] = str(asked["threads"])
+    choose_kernel()  # as the command line does
+    try:
+        print(json.dumps(measure(asked)))
+    except (NpGPT2Error, MemoryError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,163 @@
+"""What this machine gives for a model, beside what it could give at most.
+
+Load, time to the first token, memory; prefill and decode in tokens per second, by batch and by
+context. Decode reads all weights for every step, so memory sets its limit; prefill multiplies, so
+arithmetic does. Both are measured in the same run and stand beside, as a share. Let nothing else
+run meanwhile: seconds of a busy machine mean nothing.
+"""
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npgpt2.cli.common import add_model, model_folder, note, progress, say, table, whole
+from npgpt2.errors import FileError, MissingPackage, OptionError
+
+if TYPE_CHECKING:
+    from npgpt2.bench import Variant
+
+HELP = "tokens per second on this machine, beside what it could give at most"
+EXAMPLES = """examples:
+  npgpt2 bench
+  npgpt2 bench --model gpt2 --engine numpy --batch 1 8
+  npgpt2 bench --model gpt2 --engine onnx --precision fp32 int8 int4 --plot bench.png"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--engine", choices=("numpy", "onnx", "all"), default="all",
+        help="what computes (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "fp16", "int8", "int4"),
+        help="of the onnx engine (default: all that the folder has, else fp32); what the folder "
+        "does not have is exported for the while",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=whole, metavar="N", help="(default: one for each core)")
+    parser.add_argument(
+        "--batch", type=whole, nargs="+", default=[1], metavar="B", help="rows (default: 1)"
+    )
+    parser.add_argument(
+        "--context", type=whole, nargs="+", metavar="T",
+        help="tokens of the prompt (default: 32, a quarter of the model's context, and all of it "
+        "but for what is written)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=whole, default=3, metavar="N",
+        help="processes of each engine; figures are their medians (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw them (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.bench import bench, draw
+
+    if args.plot is not None:
+        try:
+            import matplotlib  # noqa: F401  (before anything takes long)
+        except ImportError:
+            raise MissingPackage(
+                "--plot: needs matplotlib. Run: pip install 'npgpt2[train]'"
+            ) from None
+    for option in ("json", "plot"):
+        file = getattr(args, option)
+        if file is not None and not Path(file).absolute().parent.is_dir():
+            raise FileError(f"{file}: its folder is not there, expected one to write to")
+    with ExitStack() as stack:
+        variants = _variants(args, stack)
+        report = bench(
+            variants, batches=args.batch, contexts=args.context, threads=args.threads,
+            rounds=args.rounds, progress=progress,
+        )  # fmt: skip
+    report = {"machine": _machine(), "threads": args.threads, "rounds": args.rounds} | report
+    if args.json is not None:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        draw(report, Path(args.plot))
+    say(_in_words(report))
+    return 0
+
+
+def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
+    """The engines that were asked for; graphs that are not there are made in a folder that goes
+    away with the stack."""
+    from npgpt2.bench import Variant, contexts_of
+    from npgpt2_onnx.session import graphs_in
+
+    if args.engine == "numpy" and args.precision:
+        raise OptionError("precision", "is of the onnx engine. Leave it out, or --engine onnx")
+    folder = model_folder(args, weights=args.engine != "onnx")
+    contexts_of(folder, args.batch, args.context, args.threads, args.rounds)  # before it exports
+    checkpoint = any(folder.glob("*.safetensors*"))
+    variants = []
+    if args.engine == "numpy" or (args.engine == "all" and checkpoint):
+        variants.append(Variant("numpy", str(folder)))
+    if args.engine == "numpy":
+        return variants
+    there = list(dict.fromkeys(precision for precision, _ in graphs_in(folder)))
+    wanted = list(dict.fromkeys(args.precision or there or ["fp32"]))
+    absent = [precision for precision in wanted if precision not in there]
+    made = ""
+    if absent:
+        from npgpt2_onnx import export
+
+        note(f"{folder} has no graph in {', '.join(absent)}: exporting for the while")
+        made = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "onnx")
+        export(
+            args.model or folder, made, precisions=absent, proof=False, revision=args.revision,
+            progress=progress,
+        )  # fmt: skip
+    variants += [Variant("onnx", made if p in absent else str(folder), p) for p in wanted]
+    return variants
+
+
+def _machine() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    from npgpt2.blas import describe
+    from npgpt2.cli.info import machine
+
+    names = ("npgpt2", "numpy", "onnxruntime")
+    return {
+        "machine": machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "blas": describe(),
+    }
+
+
+def _in_words(report: dict[str, Any]) -> list[str]:
+    limits, engines = report["limits"], report["engines"]
+    about = report["machine"]
+    lines = [
+        about["machine"],
+        f"NumPy {about['numpy']} ({about['blas']}), onnxruntime {about['onnxruntime']}",
+        f"memory reads {limits['bandwidth'] / 1e9:.1f} GB/s; float32 products of large matrices "
+        f"{limits['arithmetic'] / 1e9:.0f} GFLOP/s",
+        "",
+    ]
+    rows = [
+        (_name(e), f"{e['load']:.2f} s", f"{e['first_token']:.2f} s",
+         f"{e['memory'] / 1e6:,.0f} MB") for e in engines
+    ]  # fmt: skip
+    lines += table([("engine", "load", "process to first token", "memory"), *rows], "lrrr")
+    for kind, limit in (("prefill", "arithmetic's"), ("decode", "memory's")):
+        cells = [
+            (_name(e), c["batch"], f"{c['context']:,}", f"{c['tokens_per_second']:,.0f}",
+             f"{c['of_limit']:.0%}")
+            for e in engines for c in e[kind]
+        ]  # fmt: skip
+        lines += ["", kind]
+        head = ("engine", "batch", "context", "tokens/s", f"of {limit} limit")
+        lines += table([head, *cells], "lrrrr")
+    return lines
+
+
+def _name(engine: dict[str, Any]) -> str:
+    return f"{engine['engine']} {engine['precision']}"

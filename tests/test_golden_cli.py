@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from npgpt2 import GPT2
+from npgpt2 import GPT2, GPT2Config
+from npgpt2.errors import ConfigError, FileError
 from npgpt2.golden.cases import CASES, Subject
 from npgpt2.golden.folder import load_golden
-from npgpt2.golden.llmc import LEARNING_RATE, MODEL, STATE, padded, write_llmc
+from npgpt2.golden.llmc import LEARNING_RATE, MODEL, STATE, padded, require_plain, write_llmc
 from npgpt2.params import named_parameters
 from npgpt2.train import gradients
 
@@ -302,3 +303,55 @@ def test_what_llmc_does_not_have(npgpt2, tmp_path):
     assert code == 3
     assert "activation_function: llm.c knows GPT-2 as OpenAI made it only" in err
     assert not (tmp_path / "l").exists()
+
+
+# ── mutants that lived ───────────────────────────────────────────────────────────────────────────
+
+
+def test_names_that_are_not_known_are_said_and_are_no_success(npgpt2, dump, tmp_path):
+    from safetensors.numpy import load_file
+
+    one = np.ones(1, np.float32)
+    tensors = load_file(dump)
+    tensors["eight/logits"] = tensors["eight/logits"][0]
+    save_file(tensors | {"eight/h.0.ln1": one, "<script>\x1b[2J": one}, tmp_path / "p.safetensors")
+    page = tmp_path / "page.html"
+    code, out, _ = npgpt2(
+        "golden", "check", tmp_path / "p.safetensors", "--against", KEPT, "--html", page
+    )
+    assert code == 1
+    assert out.startswith("39 of 39 tensors agree; ")
+    assert "unknown: eight/h.0.ln1, did you mean eight/h.0.ln_1?" in out
+    assert "unknown: <script>\\x1b[2J" in out
+    assert "read as: shape 8x512 (1)" in out
+    assert "the folder keeps 32 numbers of a tensor" in out
+    text = page.read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert (text.count("hsl(130 "), text.count("hsl(5 ")) == (39, 0)
+
+
+def test_write_full_and_by_force(npgpt2, tmp_path):
+    command = ("golden", "write", tmp_path / "g", "--model", TINY, "--cases", "one")
+    for more, whole in (("--slices",), False), (("--full", "--force"), True):
+        assert npgpt2(*command, *more)[0] == 0
+        strides = {r.stride for r in load_golden(tmp_path / "g").references.values()}
+        assert (strides == {1}) is whole
+
+
+def test_llmc_replaces_nothing(tmp_path):
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileError, match="is there already"):
+        write_llmc(tmp_path / "f", GPT2.from_pretrained(TINY), 1, 8)
+    assert (tmp_path / "f" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("activation_function", "gelu"), ("n_inner", 100), ("layer_norm_epsilon", 1e-6),
+    ("scale_attn_weights", False), ("scale_attn_by_inverse_layer_idx", True),
+    ("tie_word_embeddings", False),
+])  # fmt: skip
+def test_llmc_has_openais_gpt2_only(field, value):
+    require_plain(GPT2Config())
+    with pytest.raises(ConfigError, match=f"^{field}: llm.c knows"):
+        require_plain(GPT2Config(**{field: value}))

@@ -9,8 +9,10 @@ that is imported cannot. Never named where the processor lacks an instruction th
 
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What OpenBLAS' SkylakeX kernels are compiled with.
 NEEDED = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
@@ -32,25 +34,45 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     return "SkylakeX"
 
 
-def describe() -> str:
-    """Which library NumPy was built with, and what it chose in this process."""
+class OpenBLAS(NamedTuple):
+    """The one that NumPy has loaded: its kernel's name, and how many threads it uses."""
+
+    kernel: str
+    threads: Callable[[], int]
+    use: Callable[[int], None]
+
+
+@cache
+def openblas() -> OpenBLAS | None:
+    """None where NumPy has another BLAS, or one of the system's."""
     import ctypes
 
+    import numpy as np
+
+    for library in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
+        blas = ctypes.CDLL(str(library))
+        for suffix in ("64_", ""):
+            try:
+                threads, use, name = (
+                    getattr(blas, f"scipy_openblas_{what}{suffix}")
+                    for what in ("get_num_threads", "set_num_threads", "get_corename")
+                )
+            except AttributeError:
+                continue
+            name.restype = ctypes.c_char_p
+            return OpenBLAS(name().decode(), threads, use)
+    return None
+
+
+def describe() -> str:
+    """Which library NumPy was built with, and what it chose in this process."""
     import numpy as np
 
     config: Any = np.show_config(mode="dicts")
     built = config["Build Dependencies"]["blas"]
     text = f"{built['name']} {built['version']}"
-    for library in sorted(Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")):
-        blas = ctypes.CDLL(str(library))  # the one that NumPy has loaded
-        for suffix in ("64_", ""):
-            try:
-                threads = getattr(blas, f"scipy_openblas_get_num_threads{suffix}")()
-                name = getattr(blas, f"scipy_openblas_get_corename{suffix}")
-            except AttributeError:
-                continue
-            name.restype = ctypes.c_char_p
-            text += f", kernel {name().decode()}, {threads} threads"
+    if blas := openblas():
+        text += f", kernel {blas.kernel}, {blas.threads()} threads"
     asked = os.environ.get("OPENBLAS_CORETYPE")
     return text + (f" (OPENBLAS_CORETYPE={asked})" if asked else "")
 

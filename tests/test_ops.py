@@ -16,6 +16,20 @@ def array(key, *shape, dtype="float64", scale=1.0):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_a_few_rows_are_multiplied_in_pieces_as_they_are_at_once(dtype):
+    r = np.random.default_rng(0)
+    for rows in (0, 1, 2, 3, ops.FEW, ops.FEW + 1):
+        for inner, outer in ((768, 2304), (3072, 40), (5, 7), (1, 1), (300_000, 33)):
+            x = r.standard_normal((rows, inner)).astype(dtype)
+            w = r.standard_normal((inner, outer)).astype(dtype)
+            for weight in (w, np.ascontiguousarray(w.T).T):  # and as the head has it
+                y = ops.product(x, weight)
+                assert (y.shape, y.dtype) == ((rows, outer), dtype)
+                bound = float(np.finfo(dtype).eps) * inner
+                np.testing.assert_allclose(y, x @ w, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_every_op_keeps_its_dtype_and_its_inputs(dtype):
     x, w, b = (array(i, *s, dtype=dtype) for i, s in enumerate([(2, 3, 4), (4, 5), (5,)]))
     q = array(5, 2, 3, 4, 8, dtype=dtype)

@@ -1,0 +1,66 @@
+"""Pieces of work on every core, each multiplying by itself.
+
+While several of our threads work, BLAS has one in each: two calls that both want all cores wait for
+each other. That takes OpenBLAS, as NumPy's own wheels have it; with another BLAS one piece is done
+after the other.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+from npgpt2.blas import openblas
+
+T = TypeVar("T")
+
+_alone = threading.Lock()  # work is spread once at a time; who comes second computes by himself
+
+
+def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
+    """f of every item, in any order, on as many threads as BLAS has."""
+    items = list(items)
+    blas = openblas()
+    threads = blas.threads() if blas and len(items) > 1 else 1
+    if blas is None or threads == 1 or not _alone.acquire(blocking=False):
+        for item in items:
+            f(item)
+        return
+    left = deque(items)
+
+    def take() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            f(item)
+
+    try:
+        blas.use(1)
+        others = [_pool().submit(take) for _ in range(threads - 1)]
+        take()
+        for other in others:
+            other.result()
+    finally:
+        left.clear()
+        blas.use(threads)
+        _alone.release()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="npgpt2")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+
+    def _forget() -> None:
+        global _alone
+        _pool.cache_clear()
+        _alone = threading.Lock()
+
+    os.register_at_fork(after_in_child=_forget)

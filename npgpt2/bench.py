@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ NEW = 16  # tokens that are decoded behind each context
 FIRST = 32  # tokens before the first that is written
 SQUARE = 2048  # side of the matrices that are multiplied to measure arithmetic
 READ = 1 << 27  # float32 numbers, 0.5 GB, that are read to measure memory
-LIMITS = "limits"
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,6 @@ class Variant:
     engine: str
     folder: str
     precision: str = "fp32"
-
-    @property
-    def name(self) -> str:
-        return f"{self.engine} {self.precision}"
 
 
 def bench(
@@ -78,15 +74,12 @@ def bench(
     folder = Path(variants[0].folder)
     contexts = contexts_of(folder, batches, contexts, threads, rounds)
     work = {"batches": list(batches), "contexts": contexts, "threads": threads}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (LIMITS, *_names(variants))}
-    for _, name in progress([(n, name) for n in range(rounds) for name in found], "measuring"):
-        variant = next((v for v in variants if v.name == name), None)
-        found[name].append(_process(work | {"variant": variant and asdict(variant)}))
-    limits = {key: _median(found[LIMITS], key) for key in found[LIMITS][0]}
-    return {
-        "limits": limits,
-        "engines": [_engine(variant, found[variant.name], limits) for variant in variants],
-    }
+    # None is the machine itself.
+    found: dict[Variant | None, list[dict[str, Any]]] = {v: [] for v in (None, *variants)}
+    for variant in progress([*found] * rounds, "measuring"):
+        found[variant].append(_process(work | {"variant": variant and asdict(variant)}))
+    limits = {key: _median(found[None], key) for key in found[None][0]}
+    return {"limits": limits, "engines": [_engine(v, found[v], limits) for v in variants]}
 
 
 def contexts_of(
@@ -109,10 +102,6 @@ def contexts_of(
         contexts = sorted({max(1, min(x, most)) for x in (FIRST, n_positions // 4, most)})
     _require("context", contexts, 1, most)
     return list(contexts)
-
-
-def _names(variants: Sequence[Variant]) -> list[str]:
-    return [variant.name for variant in variants]
 
 
 def _require(option: str, values: Sequence[int], least: int, most: int) -> None:
@@ -173,38 +162,37 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
     begun = time.perf_counter()
     model = _open(variant, work["threads"])
     load = time.perf_counter() - begun
-    ids = np.arange(4096 * FIRST).reshape(4096, FIRST) % model.config.vocab_size
-    model.stepper()(ids[:1, : min(FIRST, model.config.n_positions)])
+    first = np.arange(min(FIRST, model.config.n_positions))[None] % model.config.vocab_size
+    model.stepper()(first)
     found = {"load": load, "first_token": time.time() - work["started"]}
-    weights = _bytes_read(model)
     itemsize = 2 if variant.precision == "fp16" else 4
-    found |= {"prefill": [], "decode": []}
-    for b in work["batches"]:
-        for context in work["contexts"]:
-            prompt = np.arange(b * context).reshape(b, context) % model.config.vocab_size
-            times = []
-            for _ in range(3):
-                step, begun = model.stepper(), time.perf_counter()
-                step(prompt)
-                times.append(time.perf_counter() - begun)
-            where = {"batch": b, "context": context}
-            found["prefill"].append(where | {
-                "seconds": statistics.median(times[1:]),
-                "operations": operations(model.config, b, context, 0),
-                "bytes": weights,
-            })  # fmt: skip
-            times = []
-            for n in range(NEW):
-                begun = time.perf_counter()
-                step(prompt[:, n % context][:, None])
-                times.append(time.perf_counter() - begun)
-            cache = 2 * b * context * model.config.n_layer * model.config.n_embd * itemsize
-            found["decode"].append(where | {
-                "seconds": statistics.median(times[1:]),
-                "operations": operations(model.config, b, 1, context),
-                "bytes": weights + cache,
-            })  # fmt: skip
-    return found | {"memory": _resident()}
+    points = product(work["batches"], work["contexts"])
+    prefill, decode = zip(*(_point(model, *point, itemsize) for point in points), strict=True)
+    return found | {"prefill": prefill, "decode": decode, "memory": _resident()}
+
+
+def _point(
+    model: "LanguageModel", batch: int, context: int, itemsize: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prefill and decode with so many rows and tokens: seconds, and what has to be done in them."""
+    import numpy as np
+
+    config, weights = model.config, _bytes_read(model)
+    prompt = np.arange(batch * context).reshape(batch, context) % config.vocab_size
+    where = {"batch": batch, "context": context}
+    prefill = where | {
+        "seconds": _typical(lambda: model.stepper()(prompt), 3),
+        "operations": operations(config, batch, context, 0),
+        "bytes": weights,
+    }
+    step = model.stepper()
+    step(prompt)
+    decode = where | {
+        "seconds": _typical(lambda: step(prompt[:, :1]), NEW),
+        "operations": operations(config, batch, 1, context),
+        "bytes": weights + 2 * batch * context * config.n_layer * config.n_embd * itemsize,
+    }
+    return prefill, decode
 
 
 def operations(config: "GPT2Config", batch: int, tokens: int, past: int) -> int:
@@ -249,14 +237,15 @@ def _limits() -> dict[str, Any]:
 
     x, a = np.ones(READ, np.float32), np.ones((SQUARE, SQUARE), np.float32)
     return {
-        "bandwidth": x.nbytes / _typical(lambda: np.dot(x, x)),
-        "arithmetic": 2 * SQUARE**3 / _typical(lambda: np.dot(a, a)),
+        "bandwidth": x.nbytes / _typical(lambda: np.dot(x, x), 7),
+        "arithmetic": 2 * SQUARE**3 / _typical(lambda: np.dot(a, a), 7),
     }
 
 
-def _typical(work: Callable[[], Any]) -> float:
+def _typical(work: Callable[[], Any], repeats: int) -> float:
+    """Median seconds; the first time warms up and does not count."""
     times = []
-    for _ in range(7):
+    for _ in range(repeats):
         begun = time.perf_counter()
         work()
         times.append(time.perf_counter() - begun)

@@ -11,14 +11,10 @@ V vocabulary, E tokens of an encoder.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from npgpt2.cache import KVCache
 from npgpt2.config import GPT2Config
-from npgpt2.ops import ACTIVATIONS, FEW, Array, attention, layer_norm, linear, product
+from npgpt2.ops import ACTIVATIONS, Array, attention, layer_norm, linear, product
 from npgpt2.params import MLP, Attention, Block, CrossAttention, Params
-
-VOCABULARY = 8192  # rows of the head at a time: BLAS reads 25 MB pieces faster than one of 154 MB
 
 
 class Tap:
@@ -161,13 +157,8 @@ def mlp(x: Array, p: MLP, run: Run, tap: Tap) -> Array:
 
 def lm_head(x: Array, params: Params, tap: Tap = SILENT) -> Array:
     """(..., C) hidden states → (..., V) logits, one dot product with each row of the head."""
-    rows, head = x.reshape(-1, x.shape[-1]), params.head
-    if 1 < len(rows) <= FEW:
-        return tap("logits", product(rows, head.T).reshape(*x.shape[:-1], len(head)))
-    y = np.empty((len(rows), len(head)), x.dtype)
-    for i in range(0, len(head), VOCABULARY):
-        np.matmul(rows, head[i : i + VOCABULARY].T, out=y[:, i : i + VOCABULARY])
-    return tap("logits", y.reshape(*x.shape[:-1], len(head)))
+    y = product(x.reshape(-1, x.shape[-1]), params.head.T)
+    return tap("logits", y.reshape(*x.shape[:-1], y.shape[-1]))
 
 
 def split_heads(x: Array, config: GPT2Config) -> Array:

@@ -17,7 +17,8 @@ from npgpt2.threads import spread
 Array: TypeAlias = npt.NDArray[Any]
 
 BLOCK = 1 << 16  # elements an elementwise chain works on at a time: its temporaries stay in cache
-FEW, UNCOPIED = 4, 900_000  # rows, and multiplications, of a product in pieces
+COLUMNS = 8192  # of the head at a time: BLAS reads 25 MB pieces faster than one of 154 MB
+FEW, UNCOPIED = 4, 900_000  # rows, and multiplications of a piece: see `product`
 QUERIES = 128  # queries attention works on at a time: what lies in their future is never computed
 
 
@@ -40,23 +41,29 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def product(x: Array, weight: Array) -> Array:
-    """x @ weight: (N, in), (in, out) → (N, out).
+    """x @ weight: (N, in), (in, out) → (N, out), by some columns at a time where there are many.
 
-    A few rows are multiplied by some columns at a time. OpenBLAS copies a matrix into the order
-    that its kernels like before it multiplies: for a few rows that costs more than multiplying,
-    and products of up to `UNCOPIED` multiplications it does without (on AVX-512).
+    A few rows by few columns: OpenBLAS copies a matrix into the order that its kernels like before
+    it multiplies, which costs more than multiplying by a few rows, but for products of up to
+    `UNCOPIED` multiplications it does without (on AVX-512).
     """
-    n, inner = x.shape
-    if not 1 < n <= FEW:
-        y: Array = np.dot(x, weight)
-        return y
-    y = np.empty((n, weight.shape[1]), x.dtype)
-    width = max(16, UNCOPIED // (n * inner) // 16 * 16)
+    (n, inner), outer = x.shape, weight.shape[1]
+    few = 1 < n <= FEW
+    width = max(16, UNCOPIED // (n * inner) // 16 * 16) if few else COLUMNS
+    if outer <= width:
+        whole: Array = np.dot(x, weight)
+        return whole
+    y = np.empty((n, outer), x.dtype)
 
     def some(i: int) -> None:
         np.matmul(x, weight[:, i : i + width], out=y[:, i : i + width])
 
-    spread(some, range(0, weight.shape[1], width))
+    pieces = range(0, outer, width)
+    if few:
+        spread(some, pieces)
+    else:
+        for i in pieces:
+            some(i)
     return y
 
 

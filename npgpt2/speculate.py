@@ -85,9 +85,8 @@ class Speculating:
         new = ids[0].tolist()
         self._text.extend(new)
         if self._logits is None:
-            logits = self._step(ids)  # the prompt: its last logits are enough
-            self._logits = logits
-            return logits
+            self._logits = self._step(ids)  # the prompt: its last logits are enough
+            return self._logits
         if self._guessed[self._right : self._right + 1] == new:
             self._right += 1
         else:

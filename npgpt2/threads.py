@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TypeVar
 
@@ -22,14 +22,12 @@ _alone = threading.Lock()  # work is spread once at a time; who comes second com
 
 def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
     """f of every item, in any order, on as many threads as BLAS has."""
-    items = list(items)
-    blas = openblas()
-    threads = blas.threads() if blas and len(items) > 1 else 1
+    left, blas = deque(items), openblas()
+    threads = blas.threads() if blas and len(left) > 1 else 1
     if blas is None or threads == 1 or not _alone.acquire(blocking=False):
-        for item in items:
+        for item in left:
             f(item)
         return
-    left = deque(items)
 
     def take() -> None:
         while True:
@@ -39,16 +37,18 @@ def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
                 return
             f(item)
 
+    others: list[Future[None]] = []
     try:
         blas.use(1)
-        others = [_pool().submit(take) for _ in range(threads - 1)]
+        others += [_pool().submit(take) for _ in range(threads - 1)]
         take()
-        for other in others:
-            other.result()
     finally:
         left.clear()
+        wait(others)
         blas.use(threads)
         _alone.release()
+    for other in others:
+        other.result()
 
 
 @cache

@@ -323,7 +323,9 @@ def test_only_quantized_weights_bring_another_domain_into_the_portable_graph(exp
                 onnx.checker.check_model(str(path), full_check=True)
         else:
             own = {"gqa": "GroupQueryAttention", "mha": "MultiHeadAttention"}
-            assert {own[kind], "SkipLayerNormalization", "FastGelu"} <= foreign
+            assert {own[kind], "FastGelu"} <= foreign
+            # Made for CUDA, which is where these run.
+            assert ("SkipLayerNormalization" in foreign) == (kind == "mha" or precision == "fp16")
 
 
 @pytest.mark.parametrize("kind", KINDS)

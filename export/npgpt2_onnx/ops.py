@@ -77,7 +77,7 @@ def add(g: Graph, x: Value, y: Value) -> Value:
 
 def layer_norm(g: Graph, x: Value, weight: Value, bias: Value, *, eps: float) -> Value:
     """(..., C) float32 → (..., C) in the matrices' dtype."""
-    if sides := _taken_over(g, x):
+    if g.skip and (sides := _taken_over(g, x)):
         y = g.ops(
             "SkipLayerNormalization", *sides, weight, bias, domain=MICROSOFT,
             outputs=[Value(), None, None, x], epsilon=eps,

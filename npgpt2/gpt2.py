@@ -45,7 +45,8 @@ class GPT2Output:
             place ln_f's.
         attentions: L arrays (B, H, T, S).
         cross_attentions: L arrays (B, H, T, E).
-        last_hidden_state: (B, T, C), ln_f's output for all T tokens. Not in the tuple.
+        last_hidden_state: (B, T, C), ln_f's output for all T tokens; for the last few, where
+            `logits_to_keep` asks for these and nothing else is asked for. Not in the tuple.
     """
 
     loss: np.floating[Any] | None
@@ -223,6 +224,8 @@ class GPT2(LanguageModel):
                 tap(name, array)
 
         show = Tap(listen if wanted or tap is not None else None)
+        every = wanted or labels is not None or tap is not None or head_mask is not None
+        last = 0 if every or not isinstance(logits_to_keep, int) else max(0, logits_to_keep)
         run = Run(
             config,
             dict(cache.cross) if cache is not None and encoder is None else {},
@@ -232,6 +235,7 @@ class GPT2(LanguageModel):
             encoder,
             encoder_mask,
             want_probs=output_attentions or tap is not None,
+            last=last,
         )
         x = embed(self.params, tokens, positions, types, show)
         x = transformer(x, self.params, run, show)
@@ -260,8 +264,10 @@ class GPT2(LanguageModel):
     def logits(self, ids: Array) -> Array:
         return self(ids, use_cache=False).logits
 
-    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> "NumpyStepper":
-        return NumpyStepper(self, mask, use_cache)
+    def stepper(
+        self, mask: Array | None = None, use_cache: bool = True, room: int = 64
+    ) -> "NumpyStepper":
+        return NumpyStepper(self, mask, use_cache, room)
 
     # ── surgery, in place as transformers has it; each returns the model ─────────────────────────
 
@@ -375,8 +381,8 @@ class GPT2(LanguageModel):
 class NumpyStepper:
     """`npgpt2.generate.Rewindable` over a GPT2."""
 
-    def __init__(self, model: GPT2, mask: Array | None, use_cache: bool) -> None:
-        self._model, self._mask, self._use_cache = model, mask, use_cache
+    def __init__(self, model: GPT2, mask: Array | None, use_cache: bool, room: int) -> None:
+        self._model, self._mask, self._use_cache, self._room = model, mask, use_cache, room
         self._cache: KVCache | None = None
         self._ids: Array | None = None  # everything so far, where there is no cache
 
@@ -385,6 +391,9 @@ class NumpyStepper:
         started = self._cache is not None or self._ids is not None
         if self._mask is not None and started:
             self._mask = np.concatenate([self._mask, np.ones(ids.shape, bool)], 1)
+        if self._use_cache and not started:
+            capacity = max(self._room, new)
+            self._cache = KVCache(self._model.config, len(ids), capacity, self._model.dtype)
         if not self._use_cache:
             ids = ids if self._ids is None else np.concatenate([self._ids, ids], 1)
             self._ids = ids

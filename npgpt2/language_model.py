@@ -75,8 +75,15 @@ class LanguageModel(ABC):
     folder: Path | None = None
 
     @abstractmethod
-    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Rewindable:
-        """A fresh `Rewindable`. `mask` is the prompts' (B, P) padding mask, False where padding."""
+    def stepper(
+        self, mask: Array | None = None, use_cache: bool = True, room: int = 64
+    ) -> Rewindable:
+        """A fresh `Rewindable`.
+
+        Args:
+            mask: the prompts' (B, P) padding mask, False where padding.
+            room: tokens in all, as far as is known: so many fit without moving what is cached.
+        """
 
     @abstractmethod
     def logits(self, ids: Array) -> Array:
@@ -139,9 +146,10 @@ class LanguageModel(ABC):
         if options.speculate and len(rows) > 1:
             raise OptionError("speculate", f"is for one text at a time, got {len(rows)} prompts")
         texts = [_GrowingText(self.decoder(), options.stop) for _ in rows]
-        _, mask = left_padded(rows)
-        one = self.stepper(mask, options.use_cache)
+        ids, mask = left_padded(rows)
         most, context = options.speculate, self.config.n_positions
+        room = min(ids.shape[1] + options.max_new_tokens + (most or 0), context)
+        one = self.stepper(mask, options.use_cache, room)
         step = Speculating(one, most, context, told) if most else one
         for row, token, finish in write(
             step, rows, samples, options,

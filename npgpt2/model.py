@@ -56,6 +56,7 @@ class Run(NamedTuple):
     encoder: Array | None = None  # (B, E, C) hidden states to attend to
     encoder_mask: Array | None = None  # (B, E) bool
     want_probs: bool = False
+    last: int = 0  # so many positions are asked for, the last ones; 0: all
 
 
 def embed(
@@ -75,7 +76,7 @@ def embed(
 
 
 def transformer(x: Array, params: Params, run: Run, tap: Tap = SILENT) -> Array:
-    """(B, T, C) embeddings → (B, T, C) last hidden states.
+    """(B, T, C) embeddings → (B, T, C) last hidden states, or those of the `run.last` positions.
 
     Keys and values are written behind the cache's past; who calls this advances it.
     """
@@ -91,7 +92,9 @@ def block(x: Array, p: Block, layer: int, run: Run, tap: Tap) -> Array:
     """
     eps = run.config.layer_norm_epsilon
     y = tap("ln_1", layer_norm(x, *p.ln_1, eps))
-    x += attn(y, p.attn, layer, run, tap.at("attn"))
+    y = attn(y, p.attn, layer, run, tap.at("attn"))
+    x = asked_for(x, layer, run)
+    x += y
     tap("resid_attn", x)
     if p.ln_cross_attn and p.crossattention and (kv := encoder_kv(p.crossattention, layer, run)):
         y = tap("ln_cross_attn", layer_norm(x, *p.ln_cross_attn, eps))
@@ -105,7 +108,8 @@ def block(x: Array, p: Block, layer: int, run: Run, tap: Tap) -> Array:
 def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
     """Each token looks at itself and at those before it."""
     qkv = tap("c_attn", linear(x, *p.c_attn))  # (B, T, 3·H·D)
-    q, k, v = (split_heads(part, run.config) for part in split(qkv, 3))
+    q, k, v = split(qkv, 3)
+    q, k, v = (split_heads(part, run.config) for part in (asked_for(q, layer, run), k, v))
     if run.cache is not None:
         k, v = run.cache.write(layer, k, v)  # (B, H, S, D)
     y, probs = attention(
@@ -119,6 +123,14 @@ def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
         tap("probs", probs)
     y = tap("heads", merge_heads(y))
     return tap("c_proj", linear(y, *p.c_proj))
+
+
+def asked_for(x: Array, layer: int, run: Run) -> Array:
+    """(B, T, ...), in the last block as many of the last positions as are asked for.
+
+    What the others have to say is in their keys and values by then.
+    """
+    return x[:, -run.last :] if layer == run.config.n_layer - 1 else x
 
 
 def crossattention(

@@ -111,6 +111,29 @@ def test_use_cache_off_leaves_a_past_as_it_was(small):
     assert small(use_cache=False)(IDS).past_key_values is None
 
 
+@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_last_block_computes_what_is_asked_for(small, cross, past):
+    model = small(add_cross_attention=cross)
+    r = np.random.default_rng(0)
+    inputs = {"attention_mask": np.arange(7) >= [[0], [2]]}
+    if cross:
+        inputs["encoder_hidden_states"] = r.standard_normal((2, 4, model.config.n_embd))
+    full = model(IDS, **inputs)
+    cache = None
+    if past:
+        before = inputs | {"attention_mask": inputs["attention_mask"][:, :past]}
+        cache = model(IDS[:, :past], **before).past_key_values
+    few = model(IDS[:, past:], **inputs, past_key_values=cache, logits_to_keep=2)
+    assert few.last_hidden_state.shape == (2, 2, model.config.n_embd)
+    np.testing.assert_allclose(few.last_hidden_state, full.last_hidden_state[:, -2:], **CLOSE)
+    np.testing.assert_allclose(few.logits, full.logits[:, -2:], **CLOSE)
+    for layer in range(3):  # keys and values are those of every token
+        for a, b in zip(few.past_key_values[layer], full.past_key_values[layer], strict=True):
+            real = inputs["attention_mask"]
+            np.testing.assert_allclose(a.swapaxes(1, 2)[real], b.swapaxes(1, 2)[real], **CLOSE)
+
+
 def test_logits_to_keep(small):
     model = small()
     full = model(IDS).logits

@@ -72,10 +72,13 @@ class OnnxModel(LanguageModel):
         self._require_no_encoder()
         return self.session.run([names.LOGITS], self.session.feeds(ids))[0]
 
-    def stepper(self, mask: Array | None = None, use_cache: bool = True) -> Rewindable:
+    def stepper(
+        self, mask: Array | None = None, use_cache: bool = True, room: int = 64
+    ) -> Rewindable:
         self._require_no_encoder()
-        kind = fresh_stepper if use_cache else WholeStepper
-        return kind(self.session, mask)
+        if not use_cache:
+            return WholeStepper(self.session, mask)
+        return fresh_stepper(self.session, mask, room)
 
     def _require_no_encoder(self) -> None:
         if self.config.add_cross_attention:
@@ -85,9 +88,11 @@ class OnnxModel(LanguageModel):
             )
 
 
-def fresh_stepper(session: Session, mask: Array | None) -> Rewindable:
+def fresh_stepper(session: Session, mask: Array | None, room: int = 1) -> Rewindable:
     """The one for a graph's kind of cache."""
-    return (InPlaceStepper if session.kind == "gqa" else ConcatStepper)(session, mask)
+    if session.kind == "gqa":
+        return InPlaceStepper(session, mask, room)
+    return ConcatStepper(session, mask)
 
 
 class InPlaceStepper:
@@ -97,9 +102,9 @@ class InPlaceStepper:
     is no part of the cache. Each row counts its own tokens.
     """
 
-    def __init__(self, session: Session, mask: Array | None) -> None:
-        self._session, self._mask = session, mask
-        self._lengths: Array = np.zeros(0, np.int64)  # (B,), real tokens by row
+    def __init__(self, session: Session, mask: Array | None, room: int) -> None:
+        self._session, self._mask, self._room = session, mask, room
+        self._lengths: Array | None = None  # (B,), real tokens by row, where they differ
         self._cache: KVCache | None = None
         self._device: list[ort.OrtValue] = []  # the cache's keys and values, as they are bound
         self._binding: Any = None
@@ -116,33 +121,36 @@ class InPlaceStepper:
 
     def _prompt(self, ids: Array, every: bool) -> Array:
         b, t = ids.shape
-        self._cache = KVCache(self._session.config, b, max(64, t), self._session.dtype)
+        self._cache = KVCache(self._session.config, b, max(self._room, t), self._session.dtype)
         self._bind()
-        if b == 1 and self._mask is None and self._session.device == "cpu":
-            self._lengths = np.zeros(1, np.int64)
-            pieces = [self._step(ids[:, i : i + PIECE], every) for i in range(0, t, PIECE)]
+        if self._mask is None:
+            piece = PIECE if b == 1 and self._session.device == "cpu" else t
+            pieces = [self._step(ids[:, i : i + piece], every) for i in range(0, t, piece)]
             return np.concatenate(pieces, 1) if every else pieces[-1]
-        mask = np.ones((b, t), np.int64)
-        self._lengths = np.full(b, t)
-        if self._mask is not None:
-            self._lengths = self._mask.sum(1)
-            real_first = np.argsort(~self._mask, axis=1, kind="stable")
-            ids = np.take_along_axis(ids, real_first, 1)
-            mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
+        self._lengths = self._mask.sum(1)
+        real_first = np.argsort(~self._mask, axis=1, kind="stable")
+        ids = np.take_along_axis(ids, real_first, 1)
+        mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
         positions = np.broadcast_to(np.arange(t), (b, t))
         logits = self._run(ids, mask, positions, t, every)
-        if every and self._mask is not None:  # as they came
+        if every:  # as they came
             logits = np.take_along_axis(logits, real_first.argsort(1)[..., None], 1)
         return logits
 
     def _step(self, ids: Array, every: bool = False) -> Array:
-        t = ids.shape[1]
-        past = int(self._lengths.max())
-        positions = self._lengths[:, None] + np.arange(t)
-        self._lengths = self._lengths + t
-        # As many ones as the row has tokens, the new ones last.
-        mask = (np.arange(past + t) < self._lengths[:, None] - t).astype(np.int64)
-        mask[:, past:] = 1
+        assert self._cache is not None
+        b, t = ids.shape
+        if self._lengths is None:
+            past = self._cache.length
+            positions = np.arange(past, past + t)[None].repeat(b, 0)
+            mask = np.ones((b, past + t), np.int64)
+        else:
+            past = int(self._lengths.max())
+            positions = self._lengths[:, None] + np.arange(t)
+            # As many ones as the row has tokens, the new ones last.
+            mask = (np.arange(past + t) < self._lengths[:, None]).astype(np.int64)
+            mask[:, past:] = 1
+            self._lengths = self._lengths + t
         return self._run(ids, mask, positions, past + t, every)
 
     def _run(self, ids: Array, mask: Array, positions: Array, total: int, every: bool) -> Array:
@@ -151,10 +159,9 @@ class InPlaceStepper:
             self._pull()
             self._cache.reserve(total)
             self._bind()
-        *_, logits = self._session.run_bound(self._binding, ids, mask, positions, every)
+        logits = self._session.run_bound(self._binding, ids, mask, positions, every)
         self._cache.length = total
-        found: Array = logits.numpy()
-        return found
+        return logits
 
     def _bind(self) -> None:
         """Bind every layer's whole buffers as past and as present: one place in memory."""
@@ -180,14 +187,14 @@ class InPlaceStepper:
 
     def rewind(self, tokens: int) -> None:
         assert self._cache is not None
-        self._lengths = self._lengths - tokens
+        self._lengths = None if self._lengths is None else self._lengths - tokens
         self._cache.rewind(self._cache.length - tokens)
 
     def reorder(self, rows: Array) -> None:
         assert self._cache is not None
         self._pull()
         self._cache.reorder(rows)
-        self._lengths = self._lengths[rows]
+        self._lengths = None if self._lengths is None else self._lengths[rows]
         self._bind()
 
 
@@ -216,9 +223,9 @@ class ConcatStepper:
         ):
             binding.bind_ortvalue_input(past, self._past[i])
             binding.bind_output(present, session.device)
-        *self._past, logits = session.run_bound(binding, ids, self._mask, positions, every)
-        found: Array = logits.numpy()
-        return found if every else found[:, -1]
+        logits = session.run_bound(binding, ids, self._mask, positions, every)
+        *self._past, _ = binding.get_outputs()
+        return logits if every else logits[:, -1]
 
     def _value(self, array: Array) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(array, self._session.device, 0)

@@ -6,6 +6,7 @@ Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabular
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +203,13 @@ class Session:
 
     def run_bound(
         self, binding: Any, ids: Array, mask: Array, position_ids: Array, all_logits: bool = False
-    ) -> list[ort.OrtValue]:
-        """Run with pasts and presents bound already; the outputs, in the order of their binding.
+    ) -> Array:
+        """Run with pasts and presents bound already; the logits.
 
-        The logits are bound here, behind them, to the CPU.
+        They are bound here, behind the presents, to the CPU.
         """
         if self.kind != "portable":  # `bind_cpu_input` does not know of inputs with a default
-            every = ort.OrtValue.ortvalue_from_numpy(np.array([all_logits], np.int64))
-            binding.bind_ortvalue_input(names.ALL_LOGITS, every)
+            binding.bind_ortvalue_input(names.ALL_LOGITS, _switch(all_logits))
         for name, array in (
             (names.INPUT_IDS, ids),
             (names.ATTENTION_MASK, mask),
@@ -221,8 +221,9 @@ class Session:
             self.ort.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's own family, one class for each code
             raise runtime_error(self.path, error) from None
-        outputs: list[ort.OrtValue] = binding.get_outputs()
-        return outputs
+        outputs = binding.get_outputs_as_ortvaluevector()  # each in a class of Python's: 0.1 ms
+        logits: Array = outputs[len(outputs) - 1].numpy()
+        return logits
 
     def run(self, wanted: Sequence[str] | None, feeds: dict[str, Array]) -> list[Array]:
         try:
@@ -256,6 +257,11 @@ def runtime_error(path: Path, error: Exception) -> CheckpointError:
         r"\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.(cc|h):\d+ \S+|\S*onnxruntime::\S*", "", text
     )
     return CheckpointError(f"{path}: onnxruntime: {' '.join(text.split())[:500]}")
+
+
+@cache
+def _switch(on: bool) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.array([on], np.int64))
 
 
 def _provider(device: str) -> str:

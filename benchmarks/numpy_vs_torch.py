@@ -139,7 +139,7 @@ def npgpt2_worker(task: str, folder: str) -> float:
         return PREFILL / typical(5, lambda: model(ids, logits_to_keep=1, use_cache=cache))
 
     def decode() -> None:
-        step = model.stepper()
+        step = model.stepper(room=PROMPT + DECODE)
         token = step(ids[:, :PROMPT]).argmax(-1)[:, None]
         for _ in range(DECODE):
             token = step(token).argmax(-1)[:, None]

@@ -223,7 +223,7 @@ def our_worker(precision: str) -> Any:
         from npgpt2_onnx import OnnxModel
 
         model = OnnxModel.from_pretrained(Path(folder) / "ours", precision)
-        return measure(task, model.stepper)
+        return measure(task, lambda: model.stepper(room=PROMPT + DECODE))
 
     return work
 

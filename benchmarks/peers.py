@@ -177,7 +177,7 @@ def ours(model: Any) -> Engine:
     import numpy as np
 
     def decode() -> float:
-        step = model.stepper()
+        step = model.stepper(room=PROMPT + DECODE)
         return stepwise(
             lambda ids: int(step(np.array([ids])).argmax()),
             lambda token: int(step(np.array([[token]])).argmax()),

@@ -62,12 +62,14 @@ def test_the_limit_is_reading_the_weights_and_the_cache_once_a_step(report, tiny
 
 
 def test_operations_are_counted_as_the_model_multiplies():
-    """By what NumPy multiplies: every product of matrices of a pass over one small model."""
+    """The products of matrices that one small model's last logits need, block by block."""
     config = GPT2Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2)
-    linear = 2 * (8 * 24 + 8 * 8 + 2 * 8 * 32)
     for batch, tokens, past in ((1, 1, 0), (2, 1, 7), (3, 5, 0), (1, 3, 4)):
         seen = sum(past + i + 1 for i in range(tokens))
-        expected = batch * (tokens * linear + 2 * 2 * 8 * seen + 8 * 11)
+        first = tokens * (8 * 24 + 8 * 8 + 2 * 8 * 32) + 2 * 8 * seen
+        keys, query = tokens * 8 * 16, 8 * 8
+        last = keys + query + 2 * 8 * (past + tokens) + 8 * 8 + 2 * 8 * 32
+        expected = batch * (first + last + 8 * 11)
         assert operations(config, batch, tokens, past) == 2 * expected
 
 

@@ -202,7 +202,7 @@ def operations(config: "GPT2Config", batch: int, tokens: int, past: int) -> int:
 
     >>> from npgpt2 import GPT2Config
     >>> f"{operations(GPT2Config(), 1, 1024, 0):.4g}"
-    '1.798e+11'
+    '1.797e+11'
     """
     c, f, before = config.n_embd, config.mlp_width, config.n_layer - 1
     rest = 2 * c * c + 2 * c * f  # queries, c_proj and the MLP: multiplications for each token

@@ -1,16 +1,14 @@
 """The same work in every other GPT-2 on a CPU that is installed, each in its own process, in turn.
 
-    pip install torch==2.13.0 transformers==5.23.0 ctranslate2 llama-cpp-python gguf
-    python -m benchmarks.peers [--rounds 5] [--only NAME …] [--python PATH …] [--json FILE]
+    pip install torch==2.13.0 transformers==5.23.0
+    python -m venv PEERS && PEERS/bin/pip install 'transformers<5' torch ctranslate2 \\
+        llama-cpp-python gguf openvino nncf optimum optimum-onnx onnxruntime
+    python -m benchmarks.peers --python PEERS/bin/python [--plot FILE.png] [--json FILE]
 
-A random checkpoint of the 124M shape, batch 1, greedy, one thread a core:
-
-    prefill   1,024 tokens, the last position's logits wanted
-    decode    128 tokens after a prompt of 32
-
-A peer that this Python does not have is looked for in those named with --python; one that none has
-is named, with what to install. Converted checkpoints are kept in --work, if that is given. What
-counts is the ratio of the medians within one run.
+A random checkpoint of the 124M shape, greedy, one thread a core; what is done stands in `TASKS`,
+who does it in `benchmarks.engines`. An engine that this Python does not have is looked for in those
+named with --python; one that none has is named, with what to install. Converted checkpoints are
+kept in --work, if that is given. What counts is the ratio of the medians within one run.
 """
 
 import argparse
@@ -21,50 +19,73 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PREFILL, PROMPT, DECODE = 1024, 32, 128
-TASKS = ("prefill", "decode")
-WIDTH = 50_257  # of the vocabulary
-Engine = tuple[Callable[[list[int]], Any], Callable[[], float]]  # what prefills; decode's seconds
+from benchmarks.engines import ENGINES, MODULES, WIDTH, Engine, Write
 
 
-class Peer(NamedTuple):
-    """Who it is, what it is compared with, what has to be installed, and what runs it."""
+class Task(NamedTuple):
+    """Tokens per second of so many behind each row's first one; where 0, of the prompt."""
 
-    name: str
-    kind: str  # float32, or another precision: ours of the same kind is what it is compared with
-    packages: tuple[str, ...]
-    make: Callable[[Path], None]
-    open: Callable[[Path], Engine]
+    rows: int
+    prompt: int
+    tokens: int
+    repeats: int
+
+
+TASKS = {
+    "decode": Task(1, 32, 128, 3),
+    "prefill": Task(1, 1024, 0, 4),
+    "decode at 1,000": Task(1, 984, 32, 2),
+    "batch 8": Task(8, 32, 32, 2),
+    "batch 32": Task(32, 32, 16, 2),
+}
+# Ours, for each precision of a peer: what it is compared with.
+OURS = {
+    "float32": ("npgpt2 onnx fp32", "npgpt2 numpy"),
+    "bfloat16": ("npgpt2 onnx int8",),
+    "int8": ("npgpt2 onnx int8",),
+    "int4": ("npgpt2 onnx int4",),
+}
+Figures = dict[str, dict[str, float]]  # {engine: {what: median}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each kind (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each (default: 3)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ours, and these")
+    parser.add_argument("--tasks", nargs="+", default=[*TASKS], metavar="TASK", help="only these")
     parser.add_argument("--python", nargs="+", default=[], help="other interpreters to look in")
     parser.add_argument("--work", type=Path, help="keep converted checkpoints in this folder")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        name, task, folder = args.worker
-        print(json.dumps(work(PEERS[name], task, Path(folder))))
+        name, folder, *tasks = args.worker
+        print(json.dumps(work(name, Path(folder), tasks)))
         return
-    if unknown := set(args.only) - set(PEERS):
-        parser.error(f"--only: got {', '.join(sorted(unknown))}, expected {', '.join(PEERS)}")
+    for option, names, known in (("only", args.only, ENGINES), ("tasks", args.tasks, TASKS)):
+        if unknown := set(names) - set(known):
+            parser.error(
+                f"--{option}: got {', '.join(sorted(unknown))}, expected {', '.join(known)}"
+            )
+    if args.plot:
+        import matplotlib  # noqa: F401  (before anything takes long)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)
         make_checkpoint(folder)
         found = interpreters(args.only, [sys.executable, *args.python])
-        figures = measure(folder, found, args.rounds)
-    report(figures, args.rounds)
+        runs = measure(folder, found, args.rounds, args.tasks)
+    figures = {name: medians(rounds) for name, rounds in runs.items()}
+    about = machine(runs) | {"another text": others(runs)}
+    say(report(figures, about, args.rounds))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        whole = {"machine": about, "rounds": args.rounds, "medians": figures, "runs": runs}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n")
+    if args.plot:
+        draw(figures, about, args.plot)
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -77,355 +98,199 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def interpreters(only: list[str], pythons: list[str]) -> dict[str, str]:
-    """For each peer the first interpreter that can import what it needs."""
+    """For each engine the first interpreter that can import what it needs."""
     found = {}
-    for name, peer in PEERS.items():
-        if only and name not in only and not peer.name.startswith("npgpt2"):
+    for name, engine in ENGINES.items():
+        if only and name not in only and not name.startswith("npgpt2"):
             continue
-        code = "; ".join(f"import {package.replace('-', '_')}" for package in peer.packages)
+        modules = [MODULES.get(package, package) for package in engine.packages]
+        code = f"import {', '.join(modules)}"
         for python in pythons:
             if not subprocess.run([python, "-c", code], capture_output=True).returncode:
                 found[name] = python
                 break
         else:
-            say(f"{name}: is not here. pip install {' '.join(peer.packages)}")
+            say(f"{name}: is not here. pip install {' '.join(engine.packages)}")
     return found
 
 
-def measure(folder: Path, found: dict[str, str], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """{task: {peer: tokens per second, one a round}}."""
-    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for name, python in list(found.items()):
+# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def measure(
+    folder: Path, found: dict[str, str], rounds: int, tasks: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """{engine: what each of its processes gave}, and that of "limits", the machine itself."""
+    runs: dict[str, list[dict[str, Any]]] = {"limits": []}
+    for name, python in found.items():
         progress(f"converting: {name}")
-        if run(python, name, "make", folder) is None:
-            del found[name]
+        if run(python, name, folder, []) is not None:
+            runs[name] = []
     for n in range(rounds):
-        for task in TASKS:
-            for name, python in found.items():
-                progress(f"round {n + 1} of {rounds}: {task}, {name}")
-                value = run(python, name, task, folder)
-                if value is not None:
-                    figures[task][name].append(value)
+        for name in runs:
+            progress(f"round {n + 1} of {rounds}: {name}")
+            one = run(found.get(name, sys.executable), name, folder, tasks)
+            if one is not None:
+                runs[name].append(one)
     progress("")
-    return {task: dict(peers) for task, peers in figures.items()}
+    return {name: rounds_ for name, rounds_ in runs.items() if rounds_}
 
 
-def run(python: str, name: str, task: str, folder: Path) -> float | None:
+def run(python: str, name: str, folder: Path, tasks: list[str]) -> dict[str, Any] | None:
     """One process; None where it failed, and its last line on standard error."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+    begun = time.time()
     done = subprocess.run(
-        [python, "-m", "benchmarks.peers", "--worker", name, task, str(folder)],
+        [python, "-m", "benchmarks.peers", "--worker", name, str(folder), *tasks],
         capture_output=True, text=True, env=os.environ | quiet,
     )  # fmt: skip
     if done.returncode:
-        say(f"\n{name}, {task}: failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        say(f"\n{name}: failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
         return None
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "first token" in found:
+        found["first token"] -= begun
+    return found
 
 
-def work(peer: Peer, task: str, folder: Path) -> float:
-    if task == "make":
-        peer.make(folder)
-        return 0.0
-    prefill, decode = peer.open(folder)
-    if task == "decode":
-        return DECODE / typical(4, decode)
-    ids = [n * 7919 % WIDTH for n in range(PREFILL)]
-    return PREFILL / typical(5, lambda: seconds(lambda: prefill(ids)))
+def work(name: str, folder: Path, tasks: list[str]) -> dict[str, Any]:
+    """What one process does: nothing but converting, where there is no task."""
+    if name == "limits":
+        from npgpt2.bench import measure as limits
+
+        return limits({"variant": None})
+    engine = ENGINES[name]
+    if not tasks:
+        engine.make(folder)
+        return {}
+    return write_all(engine, engine.open(folder), tasks)
 
 
-def seconds(f: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    f()
-    return time.perf_counter() - begun
+def write_all(engine: Engine, write: Write, tasks: list[str]) -> dict[str, Any]:
+    """Tokens per second by task; "first token" is the time of day it came."""
+    import resource
+    from importlib.metadata import version
+
+    write(prompts(1, 32), 0)
+    found: dict[str, Any] = {"first token": time.time()}
+    found["text"] = write(prompts(1, 32), 7)[2]
+    for task in tasks:
+        rows, length, tokens, repeats = TASKS[task]
+        if rows > engine.rows or (
+            engine.name == "recomputation" and length + tokens > 1000 > length
+        ):
+            continue
+        times = [write(prompts(rows, length), tokens)[:2] for _ in range(repeats)]
+        first, rest = (statistics.median(t[i] for t in times[1:]) for i in range(2))
+        found[task] = rows * tokens / rest if tokens else rows * length / first
+        if rows == 1:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            found["MB"] = peak / (1e6 if sys.platform == "darwin" else 1e3)
+    found["versions"] = {package: version(package) for package in engine.packages
+                         if package != "npgpt2_onnx"}  # fmt: skip
+    return found
 
 
-def typical(repeats: int, f: Callable[[], float]) -> float:
-    """The median of what f says; the first time warms up and does not count."""
-    return statistics.median([f() for _ in range(repeats)][1:])
-
-
-def stepwise(first: Callable[[list[int]], int], step: Callable[[int], int]) -> float:
-    """Seconds of `DECODE` greedy tokens, where each is a call."""
-    token = first([n * 7919 % WIDTH for n in range(PROMPT)])
-
-    def decode() -> None:
-        nonlocal token
-        for _ in range(DECODE):
-            token = step(token)
-
-    return seconds(decode)
-
-
-# ── who there is ─────────────────────────────────────────────────────────────────────────────────
-
-
-def nothing(folder: Path) -> None:
-    """The checkpoint as it is."""
-
-
-def open_numpy(folder: Path) -> Engine:
-    from npgpt2.blas import choose_kernel
-
-    choose_kernel()  # as the command line does
-    from npgpt2 import GPT2
-
-    return ours(GPT2.from_pretrained(folder / "checkpoint"))
-
-
-def ours(model: Any) -> Engine:
+def prompts(rows: int, length: int) -> Any:
     import numpy as np
 
-    def decode() -> float:
-        step = model.stepper(room=PROMPT + DECODE)
-        return stepwise(
-            lambda ids: int(step(np.array([ids])).argmax()),
-            lambda token: int(step(np.array([[token]])).argmax()),
-        )
-
-    return lambda ids: model.stepper()(np.array([ids])), decode
+    return np.arange(rows * length).reshape(rows, length) * 7919 % WIDTH
 
 
-def make_onnx(folder: Path) -> None:
-    from npgpt2_onnx import export
-
-    if not (folder / "onnx").exists():
-        precisions = ("fp32", "int8", "int4")
-        export(folder / "checkpoint", folder / "onnx", precisions=precisions, proof=False)
-
-
-def open_onnx(precision: str) -> Callable[[Path], Engine]:
-    def opened(folder: Path) -> Engine:
-        from npgpt2_onnx import OnnxModel
-
-        return ours(OnnxModel.from_pretrained(folder / "onnx", precision))
-
-    return opened
+def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        what: statistics.median(one[what] for one in runs)
+        for what, value in runs[0].items()
+        if isinstance(value, float)
+    }
 
 
-def open_transformers(dtype: str) -> Callable[[Path], Engine]:
-    def opened(folder: Path) -> Engine:
-        import torch
-        from transformers import GPT2LMHeadModel
+def machine(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    from npgpt2.cli.info import machine as described
 
-        torch.set_grad_enabled(False)
-        path = str(folder / "checkpoint")
-        model = GPT2LMHeadModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-
-        def decode() -> float:
-            past: Any = None
-
-            def step(ids: list[int]) -> int:
-                nonlocal past
-                out = model(
-                    torch.tensor([ids]), past_key_values=past, use_cache=True, logits_to_keep=1
-                )
-                past = out.past_key_values
-                return int(out.logits.argmax())
-
-            return stepwise(step, lambda token: step([token]))
-
-        return lambda ids: model(torch.tensor([ids]), logits_to_keep=1), decode
-
-    return opened
+    versions: dict[str, str] = {}
+    for one in runs.values():
+        versions |= one[0].get("versions", {})
+    return {"machine": described(), "versions": versions}
 
 
-def make_ctranslate2(kind: str) -> Callable[[Path], None]:
-    def make(folder: Path) -> None:
-        from ctranslate2.converters import TransformersConverter
-
-        if not (folder / f"ctranslate2-{kind}").exists():
-            converter = TransformersConverter(str(folder / "checkpoint"))
-            converter.convert(str(folder / f"ctranslate2-{kind}"), quantization=kind)
-
-    return make
-
-
-def open_ctranslate2(kind: str) -> Callable[[Path], Engine]:
-    def opened(folder: Path) -> Engine:
-        import ctranslate2
-
-        generator = ctranslate2.Generator(
-            str(folder / f"ctranslate2-{kind}"), device="cpu", compute_type=kind,
-            inter_threads=1, intra_threads=cores(),
-        )  # fmt: skip
-        vocabulary = json.loads((folder / "checkpoint" / "vocab.json").read_text())
-        pieces = {i: piece for piece, i in vocabulary.items()}
-
-        def write(ids: list[int], tokens: int) -> None:
-            generator.generate_batch(
-                [[pieces[i] for i in ids]], max_length=tokens, min_length=tokens, sampling_topk=1,
-                include_prompt_in_result=False, end_token=[],
-            )  # fmt: skip
-
-        def decode() -> float:
-            ids = [n * 7919 % WIDTH for n in range(PROMPT)]
-            return seconds(lambda: write(ids, DECODE + 1)) - seconds(lambda: write(ids, 1))
-
-        return lambda ids: write(ids, 1), decode
-
-    return opened
-
-
-def make_llama(kind: str) -> Callable[[Path], None]:
-    """As GGUF, written with gguf's own writer; quantized by llama.cpp itself."""
-
-    def make(folder: Path) -> None:
-        import llama_cpp
-
-        whole, path = folder / "llama-f32.gguf", folder / f"llama-{kind}.gguf"
-        if not whole.exists():
-            write_gguf(folder / "checkpoint", whole)
-        if not path.exists():
-            options = llama_cpp.llama_model_quantize_default_params()
-            options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
-            llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), options)
-
-    return make
-
-
-def write_gguf(checkpoint: Path, path: Path) -> None:
-    import gguf
-    from safetensors.numpy import load_file
-
-    config = json.loads((checkpoint / "config.json").read_text())
-    vocabulary = json.loads((checkpoint / "vocab.json").read_text())
-    merges = (checkpoint / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    tensors = {n.removeprefix("transformer."): a
-               for n, a in load_file(checkpoint / "model.safetensors").items()}  # fmt: skip
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_block_count(config["n_layer"])
-    writer.add_context_length(config["n_positions"])
-    writer.add_embedding_length(config["n_embd"])
-    writer.add_feed_forward_length(4 * config["n_embd"])
-    writer.add_head_count(config["n_head"])
-    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_file_type(0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
-    writer.add_token_merges(merges)
-    names = {
-        "wte.weight": "token_embd.weight", "wpe.weight": "position_embd.weight",
-        "ln_f.weight": "output_norm.weight", "ln_f.bias": "output_norm.bias",
-    }  # fmt: skip
-    parts = {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
-             "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}  # fmt: skip
-    for i in range(config["n_layer"]):
-        for part, theirs in parts.items():
-            for leaf in ("weight", "bias"):
-                names[f"h.{i}.{part}.{leaf}"] = f"blk.{i}.{theirs}.{leaf}"
-    for name, theirs in names.items():
-        array = tensors[name]
-        linear = ".c_" in name and array.ndim == 2
-        writer.add_tensor(theirs, array.T.copy() if linear else array)
-    writer.add_tensor("output.weight", tensors["wte.weight"])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def open_llama(kind: str) -> Callable[[Path], Engine]:
-    def opened(folder: Path) -> Engine:
-        import llama_cpp
-        import numpy as np
-
-        llama = llama_cpp.Llama(
-            str(folder / f"llama-{kind}.gguf"), n_ctx=PREFILL, n_batch=PREFILL, n_ubatch=PREFILL,
-            n_threads=cores(), n_threads_batch=cores(), verbose=False,
-        )  # fmt: skip
-
-        def step(ids: list[int]) -> int:
-            llama.eval(ids)
-            logits = llama_cpp.llama_get_logits(llama.ctx)
-            return int(np.ctypeslib.as_array(logits, (WIDTH,)).argmax())
-
-        def prefill(ids: list[int]) -> None:
-            llama.reset()
-            step(ids)
-
-        def decode() -> float:
-            llama.reset()
-            return stepwise(step, lambda token: step([token]))
-
-        return prefill, decode
-
-    return opened
-
-
-def open_pico(folder: Path) -> Engine:
-    """No cache, the whole text again for every token, as picoGPT does: 8 tokens stand for all."""
-    from npgpt2 import GPT2
-
-    model = GPT2.from_pretrained(folder / "checkpoint")
-    prefill, _ = ours(model)
-
-    def decode() -> float:
-        ids = [n * 7919 % WIDTH for n in range(PROMPT + DECODE // 2)]
-        return DECODE * statistics.median(seconds(lambda: model.logits([ids])) for _ in range(8))
-
-    return prefill, decode
-
-
-def cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-TORCH = ("torch", "transformers")
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("npgpt2 numpy", "float32", ("npgpt2",), nothing, open_numpy),
-        Peer("npgpt2 onnx fp32", "float32", ("npgpt2_onnx",), make_onnx, open_onnx("fp32")),
-        Peer("npgpt2 onnx int8", "int8", ("npgpt2_onnx",), make_onnx, open_onnx("int8")),
-        Peer("npgpt2 onnx int4", "int4", ("npgpt2_onnx",), make_onnx, open_onnx("int4")),
-        Peer("recomputation", "float32", ("npgpt2",), nothing, open_pico),
-        Peer("transformers", "float32", TORCH, nothing, open_transformers("float32")),
-        Peer("transformers bf16", "int8", TORCH, nothing, open_transformers("bfloat16")),
-        *(
-            Peer(f"ctranslate2 {kind}", kind, ("ctranslate2", *TORCH), make_ctranslate2(kind),
-                 open_ctranslate2(kind))
-            for kind in ("float32", "int8")
-        ),
-        *(
-            Peer(f"llama.cpp {kind}", like, ("llama_cpp", "gguf", "safetensors"), make_llama(kind),
-                 open_llama(kind))
-            for kind, like in (("f32", "float32"), ("q8_0", "int8"), ("q4_0", "int4"))
-        ),
-    )
-}  # fmt: skip
+def others(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Engines whose text is not that of NumPy: by rounding, where their weights are rounded."""
+    text = runs["npgpt2 numpy"][0]["text"]
+    found = []
+    for name, (one, *_) in runs.items():
+        theirs = one.get("text", [])
+        if theirs != text[: len(theirs)]:
+            found.append(name)
+    return found
 
 
 # ── what is said ─────────────────────────────────────────────────────────────────────────────────
 
 
-def report(figures: dict[str, dict[str, list[float]]], rounds: int) -> None:
-    say(f"tokens/s, medians of {rounds} processes each, in turn; ours of the same kind over theirs")
-    row = "{:<20}{:<9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}"
-    say(row.format("", "kind", "prefill", "onnx/it", "numpy/it", "decode", "onnx/it", "numpy/it"))
-    medians = {
-        task: {name: statistics.median(values) for name, values in peers.items()}
-        for task, peers in figures.items()
-    }
-    for name, peer in PEERS.items():
-        if not any(name in peers for peers in medians.values()):
-            continue
-        cells = []
-        for task in TASKS:
-            theirs = medians[task].get(name)
-            mine = {
-                "onnx": next((medians[task].get(n) for n, p in PEERS.items()
-                              if n.startswith("npgpt2 onnx") and p.kind == peer.kind), None),
-                "numpy": medians[task].get("npgpt2 numpy") if peer.kind == "float32" else None,
-            }  # fmt: skip
-            cells.append(f"{theirs:,.0f}" if theirs else "")
-            for value in mine.values():
-                cells.append(f"{value / theirs:.2f}" if value and theirs else "")
-        say(row.format(name, peer.kind, *cells))
+def report(figures: Figures, about: dict[str, Any], rounds: int) -> str:
+    limits = figures["limits"]
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(about["versions"].items()))
+    tasks = [task for task in TASKS if any(task in row for row in figures.values())]
+    lines = [
+        about["machine"], versions,
+        f"memory gave {limits['bandwidth'] / 1e9:.0f} GB/s, float32 products "
+        f"{limits['arithmetic'] / 1e9:.0f} GFLOP/s; medians of {rounds} processes each, in turn",
+        f"wrote another text than NumPy: {', '.join(about['another text']) or 'none'}",
+        "", line("tokens/s", [*tasks, "first token, s", "MB"]),
+    ]  # fmt: skip
+    for kind in OURS:
+        for name in of_kind(figures, kind):
+            row = figures[name]
+            lines.append(line(name, [f"{row[t]:,.0f}" if t in row else "" for t in tasks]
+                              + [f"{row['first token']:.2f}", f"{row['MB']:,.0f}"]))  # fmt: skip
+    lines += ["", line("ours / theirs", [*tasks, "first token"])]
+    for kind, ours in OURS.items():
+        for mine in (name for name in ours if name in figures):
+            for name in of_kind(figures, kind):
+                if name not in ours:
+                    cells = [
+                        ratio(figures[mine], figures[name], t) for t in (*tasks, "first token")
+                    ]
+                    lines.append(line(f"{mine.removeprefix('npgpt2 ')} / {name}", cells))
+    return "\n".join(lines)
+
+
+def of_kind(figures: Figures, kind: str) -> list[str]:
+    return [name for name, engine in ENGINES.items() if engine.kind == kind and name in figures]
+
+
+def ratio(ours: dict[str, float], theirs: dict[str, float], what: str) -> str:
+    return f"{ours[what] / theirs[what]:.2f}" if what in ours and what in theirs else ""
+
+
+def line(name: str, cells: list[str]) -> str:
+    return f"{name:<32}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def draw(figures: Figures, about: dict[str, Any], path: Path) -> None:
+    """A panel for each task, a bar for each engine: ours strong, others pale."""
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in TASKS if any(task in row for row in figures.values())]
+    names = [name for kind in OURS for name in of_kind(figures, kind)][::-1]
+    colours = {kind: f"C{n}" for n, kind in enumerate(OURS)}
+    figure = Figure(figsize=(3 * len(tasks) + 2, 0.3 * len(names) + 1.2), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        values = [figures[name].get(task, 0) for name in names]
+        bars = axes.barh(
+            names, values, color=[colours[ENGINES[name].kind] for name in names],
+        )  # fmt: skip
+        for name, bar in zip(names, bars, strict=True):
+            bar.set_alpha(1.0 if name.startswith("npgpt2") else 0.45)
+        axes.bar_label(bars, [f"{v:,.0f}" if v else "" for v in values], padding=2, fontsize=8)
+        axes.set_title(f"{task}, tokens/s", fontsize=10)
+        axes.set_xlim(right=1.2 * max(values))
+        axes.tick_params(labelleft=axes.get_subplotspec().is_first_col(), labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"GPT-2 124M. {about['machine']}", fontsize=10)
+    figure.savefig(path, format="png", dpi=120)
 
 
 def progress(text: str) -> None:

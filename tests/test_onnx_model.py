@@ -397,6 +397,16 @@ def test_cache_dir_keeps_the_optimized_graph_and_opens_it(copied, kind, tmp_path
     assert metadata(OnnxModel.from_pretrained(copied, cache_dir=where).session)["marked"] == "yes"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_cache_dir_keeps_every_precision_as_its_kernels_want_it(folders, precision, tmp_path):
+    ids = np.arange(9)[None]
+    plain = OnnxModel.from_pretrained(folders["all"], precision).logits(ids)
+    for _ in range(2):  # made, then opened
+        runner = OnnxModel.from_pretrained(folders["all"], precision, cache_dir=tmp_path)
+        np.testing.assert_array_equal(runner.logits(ids), plain)
+    assert len(kept(tmp_path)) == 1
+
+
 def test_cache_dir_sees_that_a_model_has_changed(copied, tmp_path, kind, model):
     where, ids = tmp_path / "cache", np.arange(9)[None]
     OnnxModel.from_pretrained(copied, cache_dir=where)

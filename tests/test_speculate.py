@@ -159,3 +159,9 @@ def test_on_the_command_line(flag, tiny, capsys):
     assert (code, out) == (0, plain)
     assert float(re.search(r"/s, (\d+\.\d) a step", err)[1]) > 1.3
     assert "a step" not in plain_err
+
+
+def test_a_prompt_behind_it_is_told_from_a_number(tiny, capsys):
+    code, out, err = runner(capsys)("generate", "--model", tiny, "--speculate", "O Romeo")
+    assert (code, out) == (2, "")
+    assert "--speculate: got 'O Romeo', expected a whole number, or nothing. A prompt goes" in err

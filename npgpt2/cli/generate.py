@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--speculate",
-        type=whole,
+        type=guesses,
         nargs="?",
         const=GUESSES,
         metavar="N",
@@ -120,6 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     add_precision(parser)
     how.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def guesses(text: str) -> int:
+    try:
+        return whole(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or nothing. A prompt goes before it") from None
 
 
 def run(args: argparse.Namespace) -> int:

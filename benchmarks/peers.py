@@ -209,9 +209,11 @@ def machine(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Where it was measured, and with what."""
     from npgpt2.cli.info import machine as described
 
-    versions: dict[str, str] = {}
-    for one in runs.values():
-        versions |= one[0].get("versions", {})
+    versions: dict[str, list[str]] = {}  # several, where engines lie in several interpreters
+    for one, *_ in runs.values():
+        for package, number in one.get("versions", {}).items():
+            known = versions.setdefault(package, [])
+            known += [number] if number not in known else []
     return {"machine": described(), "versions": versions}
 
 
@@ -231,7 +233,9 @@ def others(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def report(figures: Figures, about: dict[str, Any], rounds: int) -> str:
     limits = figures["limits"]
-    versions = ", ".join(f"{name} {number}" for name, number in sorted(about["versions"].items()))
+    versions = ", ".join(
+        f"{name} {' and '.join(numbers)}" for name, numbers in sorted(about["versions"].items())
+    )
     tasks = [task for task in TASKS if any(task in row for row in figures.values())]
     lines = [
         about["machine"], versions,

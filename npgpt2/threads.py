@@ -9,11 +9,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from npgpt2.blas import openblas
+
+if TYPE_CHECKING:  # 10 ms of every start, for what few of them need
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -22,6 +24,8 @@ _alone = threading.Lock()  # work is spread once at a time; who comes second com
 
 def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
     """f of every item, in any order, on as many threads as BLAS has."""
+    from concurrent.futures import wait
+
     left, blas = deque(items), openblas()
     threads = blas.threads() if blas and len(left) > 1 else 1
     if blas is None or threads == 1 or not _alone.acquire(blocking=False):
@@ -52,7 +56,9 @@ def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool() -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(thread_name_prefix="npgpt2")
 
 

@@ -8,7 +8,6 @@ run meanwhile: seconds of a busy machine mean nothing.
 
 import argparse
 import json
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +103,8 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
     absent = [precision for precision in wanted if precision not in there]
     made = ""
     if absent:
+        import tempfile
+
         from npgpt2_onnx import export
 
         note(f"{folder} has no graph in {', '.join(absent)}: exporting for the while")

@@ -7,6 +7,7 @@ first, seconds for these, and the first row's tokens. Greedy, one thread a core.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,9 +58,13 @@ def nothing(folder: Path) -> None:
     """The checkpoint as it is."""
 
 
-def once(made: Path, make: Callable[[], Any]) -> None:
+def once(made: Path, make: Callable[[Path], Any]) -> None:
+    """Make it where it is not there; what was left half-made is made again."""
     if not made.exists():
-        make()
+        part = made.with_name(f"part of {made.name}")
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        make(part)
+        part.rename(made)
 
 
 # ── ours ─────────────────────────────────────────────────────────────────────────────────────────
@@ -85,13 +90,8 @@ def ours(model: Any) -> Write:
 def make_onnx(folder: Path) -> None:
     from npgpt2_onnx import export
 
-    precisions = ("fp32", "int8", "int4")
-    once(
-        folder / "onnx",
-        lambda: export(
-            folder / "checkpoint", folder / "onnx", precisions=precisions, proof=False
-        ),
-    )  # fmt: skip
+    precisions = ("fp32", "int8", "int4")  # each time: the exporter may be another by now
+    export(folder / "checkpoint", folder / "onnx", precisions=precisions, proof=False, force=True)
 
 
 def open_onnx(precision: str) -> Callable[[Path], Write]:
@@ -105,6 +105,9 @@ def open_onnx(precision: str) -> Callable[[Path], Write]:
 
 def open_pico(folder: Path) -> Write:
     """No cache, the whole text again for every token, as picoGPT does: 8 tokens stand for all."""
+    from npgpt2.blas import choose_kernel
+
+    choose_kernel()
     import numpy as np
 
     from npgpt2 import GPT2
@@ -161,13 +164,13 @@ def make_ctranslate2(kind: str) -> Callable[[Path], None]:
         from ctranslate2.converters import TransformersConverter
 
         out, source = folder / f"ctranslate2-{kind}", str(folder / "checkpoint")
-        once(out, lambda: TransformersConverter(source).convert(str(out), quantization=kind))
+        once(out, lambda at: TransformersConverter(source).convert(str(at), quantization=kind))
 
     return make
 
 
 def open_ctranslate2(kind: str) -> Callable[[Path], Write]:
-    """It writes whole texts: what the first token takes is timed by itself and taken off."""
+    """It writes whole texts, and tells of each token as it comes."""
 
     def opened(folder: Path) -> Write:
         import ctranslate2
@@ -179,21 +182,17 @@ def open_ctranslate2(kind: str) -> Callable[[Path], Write]:
         vocabulary = json.loads((folder / "checkpoint" / "vocab.json").read_text())
         pieces = {i: piece for piece, i in vocabulary.items()}
 
-        def timed(prompts: Array, tokens: int) -> tuple[float, list[int]]:
+        def write(prompts: Array, tokens: int) -> tuple[float, float, list[int]]:
             texts = [[pieces[i] for i in row] for row in prompts.tolist()]
+            times = []
             begun = time.perf_counter()
             written = generator.generate_batch(
-                texts, max_length=tokens, min_length=tokens, sampling_topk=1,
+                texts, max_length=1 + tokens, min_length=1 + tokens, sampling_topk=1,
                 include_prompt_in_result=False, end_token=[],
+                callback=lambda step: times.append(time.perf_counter()),
             )  # fmt: skip
-            return time.perf_counter() - begun, written[0].sequences_ids[0]
-
-        def write(prompts: Array, tokens: int) -> tuple[float, float, list[int]]:
-            first, ids = timed(prompts, 1)
-            if not tokens:
-                return first, 0.0, ids
-            whole, ids = timed(prompts, 1 + tokens)
-            return first, whole - first, ids
+            first = times[len(texts) - 1]  # a step tells of every row
+            return first - begun, time.perf_counter() - first, written[0].sequences_ids[0]
 
         return write
 
@@ -210,11 +209,11 @@ def make_llama(kind: str) -> Callable[[Path], None]:
         import llama_cpp
 
         whole, path = folder / "llama-f32.gguf", folder / f"llama-{kind}.gguf"
-        once(whole, lambda: write_gguf(folder / "checkpoint", whole))
+        once(whole, lambda at: write_gguf(folder / "checkpoint", at))
         options = llama_cpp.llama_model_quantize_default_params()
         options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}", 0)
-        names = str(whole).encode(), str(path).encode()
-        once(path, lambda: llama_cpp.llama_model_quantize(*names, options))
+        source = str(whole).encode()
+        once(path, lambda at: llama_cpp.llama_model_quantize(source, str(at).encode(), options))
 
     return make
 
@@ -325,10 +324,8 @@ def _quiet(llama: Any) -> Any:
 def make_optimum(folder: Path) -> None:
     from optimum.exporters.onnx import main_export
 
-    out = folder / "optimum"
-    once(
-        out, lambda: main_export(str(folder / "checkpoint"), out, task="text-generation-with-past")
-    )
+    source, task = str(folder / "checkpoint"), "text-generation-with-past"
+    once(folder / "optimum", lambda at: main_export(source, at, task=task))
 
 
 def open_optimum(folder: Path) -> Write:
@@ -371,12 +368,12 @@ def make_openvino(kind: str) -> Callable[[Path], None]:
     """From our portable graph, its head on the last position; the past becomes a state."""
 
     def make(folder: Path) -> None:
-        once(folder / f"openvino-{kind}", lambda: convert_openvino(folder, kind))
+        once(folder / f"openvino-{kind}", lambda at: convert_openvino(folder, at, kind))
 
     return make
 
 
-def convert_openvino(folder: Path, kind: str) -> None:
+def convert_openvino(folder: Path, out: Path, kind: str) -> None:
     import onnx
     import openvino
     from onnx import helper, numpy_helper
@@ -401,7 +398,7 @@ def convert_openvino(folder: Path, kind: str) -> None:
         import nncf
 
         model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    openvino.save_model(model, folder / f"openvino-{kind}" / "model.xml", compress_to_fp16=False)
+    openvino.save_model(model, out / "model.xml", compress_to_fp16=False)
     (source / "last.onnx").unlink()
 
 
@@ -455,13 +452,15 @@ OPENVINO = ("openvino", "nncf", "onnx")
 OPTIMUM = ("optimum", "optimum-onnx", "onnxruntime")
 MODULES = {"llama-cpp-python": "llama_cpp", "optimum-onnx": "optimum.exporters.onnx"}
 
+OURS = ("npgpt2", "onnx", "onnxruntime")
+
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("npgpt2 numpy", "float32", ("npgpt2",), nothing, open_numpy),
-        Engine("npgpt2 onnx fp32", "float32", ("npgpt2_onnx",), make_onnx, open_onnx("fp32")),
-        Engine("npgpt2 onnx int8", "int8", ("npgpt2_onnx",), make_onnx, open_onnx("int8")),
-        Engine("npgpt2 onnx int4", "int4", ("npgpt2_onnx",), make_onnx, open_onnx("int4")),
+        Engine("npgpt2 numpy", "float32", ("npgpt2", "numpy"), nothing, open_numpy),
+        Engine("npgpt2 onnx fp32", "float32", OURS, make_onnx, open_onnx("fp32")),
+        Engine("npgpt2 onnx int8", "int8", OURS, make_onnx, open_onnx("int8")),
+        Engine("npgpt2 onnx int4", "int4", OURS, make_onnx, open_onnx("int4")),
         Engine("recomputation", "float32", ("npgpt2",), nothing, open_pico, rows=1),
         *(
             Engine(f"transformers {kind}", kind, TORCH, nothing, open_transformers(kind))

@@ -163,10 +163,17 @@ def encoder(
     return x, mask("encoder_attention_mask", given_mask, x.shape[:2])
 
 
+def last_few(keep: Any) -> int | None:
+    """How many of the last positions are asked for, 0 for all; None: it is no such number."""
+    whole = isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0
+    return int(keep) if whole else None
+
+
 def last(x: Array, keep: Any) -> Array:
     """The last `keep` positions of (B, T, C), all for 0, or those that an array names."""
-    if isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0:
-        return x[:, -int(keep) :]
+    few = last_few(keep)
+    if few is not None:
+        return x[:, -few:]
     t, index = x.shape[1], array("logits_to_keep", keep)
     if index.dtype.kind not in "iu" or index.ndim != 1 or ((index < -t) | (index >= t)).any():
         raise InputError(

@@ -46,7 +46,8 @@ class GPT2Output:
         attentions: L arrays (B, H, T, S).
         cross_attentions: L arrays (B, H, T, E).
         last_hidden_state: (B, T, C), ln_f's output for all T tokens; for the last few, where
-            `logits_to_keep` asks for these and nothing else is asked for. Not in the tuple.
+            `logits_to_keep` asks for these and neither labels, a head_mask, a tap, hidden states
+            nor attentions come with it. Not in the tuple.
     """
 
     loss: np.floating[Any] | None
@@ -225,7 +226,7 @@ class GPT2(LanguageModel):
 
         show = Tap(listen if wanted or tap is not None else None)
         every = wanted or labels is not None or tap is not None or head_mask is not None
-        last = 0 if every or not isinstance(logits_to_keep, int) else max(0, logits_to_keep)
+        last = 0 if every else arguments.last_few(logits_to_keep) or 0
         run = Run(
             config,
             dict(cache.cross) if cache is not None and encoder is None else {},

@@ -324,7 +324,10 @@ def test_only_quantized_weights_bring_another_domain_into_the_portable_graph(exp
         else:
             own = {"gqa": "GroupQueryAttention", "mha": "MultiHeadAttention"}
             assert {own[kind], "FastGelu"} <= foreign
-            # Made for CUDA, which is where these run.
+            # Of the last block, what is asked for: the stream and the heads.
+            gathered = [n.name for n in model.graph.node if n.op_type == "GatherND"]
+            assert [name.split("/")[1] for name in gathered] == ["h.2", "h.2"]
+            # It is for CUDA, which these graphs are made for.
             assert ("SkipLayerNormalization" in foreign) == (kind == "mha" or precision == "fp16")
 
 

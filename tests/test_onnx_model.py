@@ -271,14 +271,41 @@ def test_stepper_tells_every_token_and_forgets_the_last(runner, wide, use_cache,
 @pytest.mark.parametrize("tokens", [3, 4, 5, 11, 70])
 def test_stepper_takes_a_long_prompt_in_pieces(folders, wide, monkeypatch, tokens):
     monkeypatch.setattr("npgpt2_onnx.model.PIECE", 4)
-    runner = OnnxModel.from_pretrained(folders["gqa"])
+    runner, taken = OnnxModel.from_pretrained(folders["gqa"]), []
+    run_bound = runner.session.run_bound
+
+    def counted(binding, ids, *rest):
+        taken.append(ids.shape[1])
+        return run_bound(binding, ids, *rest)
+
+    monkeypatch.setattr(runner.session, "run_bound", counted)
     ids = np.random.default_rng(9).integers(0, 512, (1, tokens))
     for every in (True, False):
         steppers = [m.stepper() for m in (runner, wide)]
-        for more in (ids, ids[:, :1]):
+        taken.clear()
+        for n, more in enumerate((ids, ids[:, :1], ids[:, :2])):
             got, want = (stepper(more, every=every) for stepper in steppers)
+            if n == 0:
+                assert taken == [4] * (tokens // 4) + [tokens % 4] * (tokens % 4 > 0)
+                for stepper in steppers:
+                    stepper.rewind(1)  # into a piece, or to its beginning
             assert got.shape == want.shape
             assert error(got, want) <= FP32
+
+
+def test_a_cache_with_room_does_not_move(folders, model, monkeypatch):
+    def moved(*_):
+        raise AssertionError("the cache has moved")
+
+    monkeypatch.setattr("npgpt2.cache.KVCache._move", moved)
+    runner = OnnxModel.from_pretrained(folders["gqa"])
+    for one in (model, runner):
+        for options in ({}, {"speculate": 8, "repetition_penalty": 0.5}):
+            one.generate("KING", max_new_tokens=110, temperature=0, **options)
+        step = one.stepper()  # is not told
+        step(np.zeros((1, 64), np.int64))
+        with pytest.raises(AssertionError, match="has moved"):
+            step(np.zeros((1, 1), np.int64))
 
 
 def test_stepper_reorder_of_rows_that_differ(runner, wide):
@@ -397,14 +424,18 @@ def test_cache_dir_keeps_the_optimized_graph_and_opens_it(copied, kind, tmp_path
     assert metadata(OnnxModel.from_pretrained(copied, cache_dir=where).session)["marked"] == "yes"
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_cache_dir_keeps_every_precision_as_its_kernels_want_it(folders, precision, tmp_path):
     ids = np.arange(9)[None]
     plain = OnnxModel.from_pretrained(folders["all"], precision).logits(ids)
     for _ in range(2):  # made, then opened
         runner = OnnxModel.from_pretrained(folders["all"], precision, cache_dir=tmp_path)
         np.testing.assert_array_equal(runner.logits(ids), plain)
-    assert len(kept(tmp_path)) == 1
+    [file] = kept(tmp_path)
+    size = sum(path.stat().st_size for path in file.parent.iterdir())
+    stored = sum(tensor.nbytes for tensor in runner.session.graph.tensors.values())
+    packed = size - stored > stored / 2
+    assert packed == (precision in ("fp32", "fp16"))
 
 
 def test_cache_dir_sees_that_a_model_has_changed(copied, tmp_path, kind, model):

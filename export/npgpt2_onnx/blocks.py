@@ -1,7 +1,8 @@
 """GPT-2 as nodes: the twin of `npgpt2.model`, line by line, each function named as there.
 
 Written twice on purpose: each checks the other. The leaves of the parameter tree are values of the
-graph here; what differs is attention, which ONNX Runtime does in one node where it may.
+graph here; what differs is attention, which ONNX Runtime does in one node where it may, for every
+query: what is asked for is taken behind it.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, F mlp width,
 V vocabulary.

@@ -88,7 +88,7 @@ class OnnxModel(LanguageModel):
             )
 
 
-def fresh_stepper(session: Session, mask: Array | None, room: int = 1) -> Rewindable:
+def fresh_stepper(session: Session, mask: Array | None, room: int) -> Rewindable:
     """The one for a graph's kind of cache."""
     if session.kind == "gqa":
         return InPlaceStepper(session, mask, room)
@@ -257,7 +257,7 @@ class WholeStepper:
                 more = np.ones((len(ids), ids.shape[1] - self._mask.shape[1]), bool)
                 self._mask = np.concatenate([self._mask, more], 1)
         self._ids = ids
-        logits = fresh_stepper(self._session, self._mask)(ids, every)
+        logits = fresh_stepper(self._session, self._mask, ids.shape[1])(ids, every)
         return logits[:, -new:] if every else logits
 
     def rewind(self, tokens: int) -> None:

@@ -1,7 +1,8 @@
 """The arithmetic of GPT-2 as nodes: the twin of `npgpt2.ops`, each function named as there.
 
 Where a graph is `fused` (for ONNX Runtime's own operators, domain com.microsoft), a function that
-meets the sum it works on takes that sum's node into its own: bias and GELU, residual and LayerNorm.
+meets the sum it works on takes that sum's node into its own: bias and GELU and, where `skip` says
+so, residual and LayerNorm.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim; `...` any.
 """

@@ -296,10 +296,10 @@ def _open_kept(
 ) -> ort.InferenceSession:
     """Open the optimized graph that an earlier session left, or leave one.
 
-    It is a folder with a graph and weights of its own, floats also in the layout that the kernels
-    want: these are mapped, not made again (the 124M shape in float32 opens in 0.36 s, not 0.9). Its
-    name holds what it depends on: the graph's bytes, its data file's size and time, ONNX Runtime,
-    the provider, the processor's vector instructions.
+    It is a folder with a graph and weights of its own, floats a second time in the layout that the
+    kernels want: these are mapped, not made again (the 124M shape in float32 opens in 0.36 s, not
+    0.9). Its name holds what it depends on: the graph's bytes, its data file's size and time, ONNX
+    Runtime, the provider, and the vector instructions that NumPy finds.
     """
     path = graph.path
     key = hashlib.sha256(path.read_bytes())

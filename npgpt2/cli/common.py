@@ -70,7 +70,8 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     engine.add_argument(
         "--graph-cache",
         metavar="DIR",
-        help="of the onnx engine: keep the optimized graph there, to open faster the next time",
+        help="of the onnx engine: keep the optimized graph there (of floats twice the weights' "
+        "bytes), to open faster the next time",
     )
 
 

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from npgpt2 import tokenizer
-from npgpt2.checkpoint import INDEX, SINGLE
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
 from npgpt2.files import read_json
+from npgpt2.formats.find import INDEX, SINGLE
 
 # What a checkpoint needs beside its weights. Other frameworks' files in the repository stay there.
 FILES = ("config.json", "generation_config.json", INDEX, *tokenizer.FILES)

@@ -350,8 +350,8 @@ def test_a_missing_file(folder, refused, name):
 
 def test_weights_of_another_program(folder, refused):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    words = "no such file. It has pytorch_model.bin: save that as safetensors. Expected"
-    refused(FileError, words, folder)
+    words = "pytorch_model.bin: is a safetensors file, expected one of PyTorch's. Call it model.saf"
+    refused(CheckpointError, words, folder)
 
 
 MODELS = {

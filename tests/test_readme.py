@@ -79,6 +79,7 @@ def test_the_file_tour_is_the_tree():
     toured = re.findall(r"^\| `([\w/.]+)` \|", tour, re.MULTILINE)
     for path in toured:
         assert (ROOT / path).exists(), path
-    for package in ("npgpt2", "npgpt2/train", "npgpt2/golden", "export/npgpt2_onnx"):
+    packages = ("npgpt2", "npgpt2/formats", "npgpt2/train", "npgpt2/golden", "export/npgpt2_onnx")
+    for package in packages:
         modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
         assert modules <= set(toured)

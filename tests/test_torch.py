@@ -5,8 +5,9 @@ import pytest
 from cases import by_name, formula_tensors, real
 
 from npgpt2 import GPT2, GPT2Config, sampling
+from npgpt2.convert import convert
 from npgpt2.ops import ACTIVATIONS
-from npgpt2.params import build_tree
+from npgpt2.params import build_tree, named_parameters
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -233,3 +234,48 @@ def test_perplexity_is_their_guides(small):
         score = model.score(ids.tolist(), stride=stride)
         assert score.tokens == count
         assert score.nats == pytest.approx(nats, rel=1e-12)
+
+
+# ── files that PyTorch writes ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_files_of_torch_save(tmp_path, tiny, zipped, dtype):
+    """Written by PyTorch, read without it; converted, loaded by transformers."""
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tiny).to(getattr(torch, dtype)).eval()
+    source = tmp_path / "source"
+    source.mkdir()
+    theirs.config.save_pretrained(source)
+    torch.save(
+        theirs.state_dict(), source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped
+    )
+    ours = GPT2.from_pretrained(source, dtype="float64")
+    for name, array in named_parameters(ours.params):
+        want = theirs.state_dict()[f"transformer.{name}"].to(torch.float64).numpy()
+        np.testing.assert_array_equal(array, want)
+    convert(source, tmp_path / "out", max_shard_size=300_000)
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    assert str(again.dtype) == f"torch.{dtype}"
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_checkpoint_as_nanogpt_writes_it(tmp_path, tiny):
+    """Parameters, an optimizer's state, numbers and texts in one pickle."""
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tiny)
+    state = {}
+    for name, t in theirs.state_dict().items():
+        turned = t.T.contiguous() if ".c_" in name and t.ndim == 2 else t
+        state[f"_orig_mod.{name}"] = torch.nn.Parameter(turned)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    arguments = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 128, "bias": True,
+                 "vocab_size": 512, "dropout": 0.0}  # fmt: skip
+    checkpoint = {
+        "model": state, "optimizer": optimizer.state_dict(), "model_args": arguments,
+        "iter_num": 5, "best_val_loss": torch.tensor(3.5), "config": {"dtype": "bfloat16"},
+    }  # fmt: skip
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    ours = dict(named_parameters(GPT2.from_pretrained(tmp_path).params))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs.state_dict()[f"transformer.{name}"].numpy())

@@ -318,6 +318,9 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
             "share_weights",
             f"the graphs have to lie beside the weights: got {target}, expected {folder}",
         )
+    if not plan.checkpoint.kind.startswith("safetensors"):
+        raise OptionError("share_weights", f"the weights are {plan.checkpoint.kind}'s, expected "
+                          "safetensors. 'npgpt2 convert' makes them")  # fmt: skip
     if [p.name for p in plan.precisions] != ["fp32"]:
         raise OptionError("share_weights", "the checkpoint's weights are float32. "
                           "Leave --precision out")  # fmt: skip

@@ -18,6 +18,8 @@ from npgpt2 import __version__, errors
 from npgpt2.blas import choose_kernel
 from npgpt2.cli import (
     bench,
+    check,
+    convert,
     export,
     generate,
     golden,
@@ -30,7 +32,9 @@ from npgpt2.cli import (
 )
 from npgpt2.cli.common import discard_output, one_line
 
-COMMANDS = (generate, tokenize, inspect, score, train, export, verify, golden, bench, info)
+COMMANDS = (
+    generate, tokenize, inspect, score, train, export, verify, golden, convert, check, bench, info,
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

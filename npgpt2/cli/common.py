@@ -120,6 +120,13 @@ def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
     return embedded()  # whatever lies in this folder under that name
 
 
+def named(source: str) -> Path:
+    """A path as it is; what is none, by its name: the embedded model, or the hub's."""
+    from npgpt2.hub import resolve
+
+    return Path(source) if os.path.exists(source) else resolve(source)
+
+
 def load_model(args: argparse.Namespace) -> "GPT2":
     from npgpt2.gpt2 import GPT2
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt2.checkpoint import from_bfloat16, read_header
 from npgpt2.errors import CheckpointError, FileError, GoldenError
 from npgpt2.files import read_file, require_regular
+from npgpt2.formats.safetensors_file import read_header
+from npgpt2.formats.tensors import from_bfloat16
 from npgpt2.golden.folder import INDEX, parse_shape
 from npgpt2.ops import Array
 

@@ -19,6 +19,7 @@ import numpy as np
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, OptionError
 from npgpt2.files import new_folder
+from npgpt2.formats.llmc import HEADER, MAGIC, ORDER
 from npgpt2.golden.cases import descend, gradient, some_ids
 from npgpt2.golden.write import require_single
 from npgpt2.gpt2 import GPT2
@@ -28,18 +29,13 @@ from npgpt2.train.corpus import Batch
 from npgpt2.train.optimizer import Flat
 
 MODEL, STATE = "gpt2_124M.bin", "gpt2_124M_debug_state.bin"
-MODEL_MAGIC, STATE_MAGIC = 20240326, 20240327
+STATE_MAGIC = 20240327
 MODEL_VERSION, STATE_VERSION = 3, 2  # float32, with a padded vocabulary
-HEADER, PADDED_TO = 256, 128
+PADDED_TO = 128
 STEPS = 10
 # As test_gpt2.c calls gpt2_update; llm.c's weight decay reaches every tensor.
 ADAMW: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 LEARNING_RATE = 1e-4
-ORDER = (
-    "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
-    "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
-    "mlp.c_proj.weight", "mlp.c_proj.bias",
-)  # fmt: skip
 
 
 def write_llmc(
@@ -128,7 +124,7 @@ def header(*numbers: int) -> bytes:
 
 def model_header(config: GPT2Config) -> bytes:
     return header(
-        MODEL_MAGIC, MODEL_VERSION, config.n_positions, config.vocab_size, config.n_layer,
+        MAGIC, MODEL_VERSION, config.n_positions, config.vocab_size, config.n_layer,
         config.n_head, config.n_embd, padded(config.vocab_size),
     )  # fmt: skip
 

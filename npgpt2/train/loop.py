@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from npgpt2.checkpoint import SINGLE, save
+from npgpt2.checkpoint import save
 from npgpt2.config import GPT2Config
 from npgpt2.errors import FileError, MissingPackage, OptionError, TrainingError
 from npgpt2.files import fsync, held, new_folder
+from npgpt2.formats.find import SINGLE
 from npgpt2.gpt2 import GPT2
 from npgpt2.params import build_tree, named_parameters, param_shapes
 from npgpt2.tokenizer import end_id

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from npgpt2.checkpoint import SINGLE, save, save_tensors
+from npgpt2.checkpoint import save, save_tensors
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, FileError, NpGPT2Error
 from npgpt2.files import new_folder, read_json, require_space, sha256_of
+from npgpt2.formats.find import SINGLE
 from npgpt2.ops import Array
 from npgpt2.params import Params, named_parameters
 from npgpt2.tokenizer import copy_vocabulary

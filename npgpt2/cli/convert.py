@@ -1,0 +1,74 @@
+"""Turn any GPT-2 checkpoint into a safetensors folder that transformers loads.
+
+Read without the libraries that wrote them: PyTorch's pytorch_model.bin, whole or in shards, of any
+age; OpenAI's TensorFlow checkpoints; nanoGPT's ckpt.pt; llm.c's gpt2_124M.bin. Nothing that a file
+says is run. Checksums are checked where a format has them.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from npgpt2.cli.common import named, note, progress
+
+HELP = "turn any GPT-2 checkpoint into a safetensors folder"
+EXAMPLES = """examples:
+  npgpt2 convert DIR -o OUT
+  npgpt2 convert 124M -o gpt2 --dtype float16
+  npgpt2 convert out/ckpt.pt -o mine
+  npgpt2 convert DIR -o OUT --max-shard-size 500MB"""
+
+UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a checkpoint's folder, or its file, or the name of one"
+    )
+    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"),
+        help="of the weights (default: each as it is)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-shard-size", type=size, default=2 * 10**9, metavar="SIZE",
+        help="cut the weights into files of that size at most (default: 2GB)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="replace a folder that is there")
+
+
+def size(text: str) -> int:
+    """Bytes, as a number with a unit or without.
+
+    >>> size("2GB"), size("0.5GiB"), size("1000")
+    (2000000000, 536870912, 1000)
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmg]i?b)?", text.strip(), re.IGNORECASE)
+    if match:
+        return int(float(match[1]) * UNITS[(match[2] or "").lower()])
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a size such as 2GB or 500MB")
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.convert import convert
+
+    checkpoint = convert(
+        named(args.source), args.out, args.dtype, args.max_shard_size, args.force, progress
+    )
+    out = Path(args.out)
+    for warning in missing(checkpoint.kind, out):
+        note(warning)
+    written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    tensors = len(checkpoint.tensors)
+    print(f"{out}: {checkpoint.kind} → safetensors, {tensors} tensors, {written:,} bytes")
+    return 0
+
+
+def missing(kind: str, out: Path) -> list[str]:
+    """What the source did not have, and the folder needs to write text."""
+    if any(
+        (out / name).exists()
+        for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+    ):
+        return []
+    return [f"{out}: has no vocabulary: put GPT-2's vocab.json and merges.txt there, or its own"]

@@ -1,0 +1,1 @@
+"""The files that GPT-2s come in, each read without the library that wrote it."""

@@ -1,0 +1,193 @@
+"""A path → which weights lie there: each format's tensors, in the names of the tree.
+
+    model.safetensors, …index.json           transformers, since 2023
+    pytorch_model.bin, …index.json           transformers, before
+    model.ckpt.index, hparams.json           OpenAI's release, in TensorFlow
+    ckpt.pt                                  nanoGPT
+    gpt2_124M.bin, or whatever its name      llm.c: the path is the file
+
+In this order: where a folder has several, they are the same weights.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError, ConfigError, FileError
+from npgpt2.files import read_json
+from npgpt2.formats.safetensors_file import read_header
+from npgpt2.formats.tensors import SIZES, TensorInfo
+
+if TYPE_CHECKING:  # each reader is imported where a file is of its kind
+    from npgpt2.formats.torch_file import TorchFile
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TENSORFLOW, NANOGPT = "model.ckpt.index", "ckpt.pt"
+
+# What training wraps a model in, and the name of the model without its head.
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(transformer\.)?")
+
+Table = dict[str, TensorInfo]
+
+
+class Found(NamedTuple):
+    """The weights of a path, and the config where the weights' own format tells it."""
+
+    kind: str
+    tensors: Table
+    config: GPT2Config | None = None
+
+
+def find(path: Path) -> Found:
+    """What a folder, or a file, holds.
+
+    Raises:
+        FileError: nothing that is known, or it cannot be read.
+        CheckpointError, ConfigError: it is damaged.
+    """
+    if not os.path.isdir(path):
+        return _file(path)
+    readers: tuple[tuple[str, Callable[[Path], Found]], ...] = (
+        (SINGLE, lambda at: Found("safetensors", named(at, read_header(at)))),
+        (INDEX, lambda at: Found("safetensors in shards", sharded(at, read_header))),
+        (TORCH, lambda at: Found("PyTorch", named(at, read_torch(at)))),
+        (TORCH_INDEX, lambda at: Found("PyTorch in shards", sharded(at, read_torch))),
+        (TENSORFLOW, _tensorflow),
+        (NANOGPT, _nanogpt),
+    )
+    for name, reader in readers:
+        if (path / name).exists():
+            return reader(path / name)
+    hint = ""
+    if any(path.glob("onnx/*.onnx")):
+        hint = "It has ONNX graphs, but not the checkpoint that they came from. "
+    raise FileError(
+        f"{path / SINGLE}: no such file. {hint}Expected one of "
+        f"{', '.join(name for name, _ in readers)} in the folder"
+    )
+
+
+def tells_config(path: Path) -> bool:
+    """Whether weights that say what they are lie there: config.json need not."""
+    alone = (TENSORFLOW, NANOGPT)
+    return not os.path.isdir(path) or any((path / name).exists() for name in alone)
+
+
+def _file(path: Path) -> Found:
+    """A file by itself: one of llm.c's, or of nanoGPT's."""
+    if not os.path.exists(path):
+        raise FileError(f"{path}: no such file or folder")
+    from npgpt2.formats import llmc
+
+    try:
+        if llmc.is_one(path):
+            config, tensors = llmc.read(path)
+            return Found("llm.c", tensors, config)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    return _nanogpt(path)
+
+
+def named(path: Path, tensors: Table) -> Table:
+    """Tensors by their names in the tree."""
+    found: Table = {}
+    for name, info in tensors.items():
+        tree = WRAPPERS.sub("", name)
+        if tree in found:
+            raise CheckpointError(f"{path}: holds {tree} with and without 'transformer.'")
+        found[tree] = info._replace(name=tree)
+    return found
+
+
+def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
+    """The tensors of the files that an index names."""
+    where = read_json(index, CheckpointError).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
+        raise CheckpointError(f"{index}: weight_map is not a table of tensor → file")
+    tensors: Table = {}
+    for shard in sorted(set(where.values())):
+        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+            raise CheckpointError(
+                f"{index}: names the shard {shard!r}, expected a file in the same folder"
+            )
+        path = index.with_name(shard)
+        if not os.path.exists(path):
+            raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
+        held = named(path, read(path))
+        claimed = {WRAPPERS.sub("", name) for name, file in where.items() if file == shard}
+        if set(held) != claimed or tensors.keys() & claimed:
+            odd = min(set(held) ^ claimed or tensors.keys() & claimed)
+            raise CheckpointError(f"{index}: disagrees with {shard} about {odd}")
+        tensors |= held
+    return tensors
+
+
+def read_torch(path: Path) -> Table:
+    """Every tensor of a state dictionary that PyTorch wrote, by its own name."""
+    from npgpt2.formats import torch_file
+
+    file = torch_file.read(path)
+    return torch_tensors(file, file.contents)
+
+
+def torch_tensors(file: "TorchFile", table: Any) -> Table:
+    """A dictionary of a file's tensors → where they lie."""
+    from npgpt2.formats.pickled import Tensor
+
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{file.path}: holds no tensors by name, expected a state dictionary")
+    found: Table = {}
+    for name, tensor in table.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{file.path}: {name!r:.60} is a {type(tensor).__name__}, expected a tensor"
+            )
+        shape, strides = tensor.shape, tensor.strides
+        plain = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        follow = all(a == b or n == 1 for a, b, n in zip(strides, plain, shape, strict=True))
+        reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        dtype = tensor.storage.dtype
+        nbytes = (reach + 1) * SIZES[dtype] if all(shape) else 0
+        found[name] = TensorInfo(
+            name, dtype, shape, nbytes, file.path, file.start(tensor), None if follow else strides
+        )
+    return found
+
+
+def _tensorflow(index: Path) -> Found:
+    from npgpt2.formats import tensorflow
+
+    hparams = index.with_name("hparams.json")
+    values = read_json(hparams, ConfigError)
+    names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+    config = GPT2Config.from_dict({names.get(k, k): v for k, v in values.items()}, str(hparams))
+    tensors: Table = {}
+    for name, entry in tensorflow.read_index(index).items():
+        tree = tensorflow.tree_name(name)
+        if tree is None:
+            continue
+        # A convolution of width 1, as OpenAI wrote its linear layers.
+        shape = entry.shape[1:] if len(entry.shape) == 3 and entry.shape[0] == 1 else entry.shape
+        if math.prod(shape) * SIZES[entry.dtype] != entry.nbytes:
+            raise CheckpointError(
+                f"{index}: {name} has {entry.nbytes:,} bytes, expected those of {entry.shape}"
+            )
+        tensors[tree] = TensorInfo(
+            tree, entry.dtype, shape, entry.nbytes, entry.path, entry.start, None, entry.checksum
+        )
+    return Found("TensorFlow", tensors, config)
+
+
+def _nanogpt(path: Path) -> Found:
+    from npgpt2.formats import nanogpt, torch_file
+
+    file = torch_file.read(path)
+    config, table = nanogpt.settings(path, file.contents)
+    return Found(
+        "nanoGPT", nanogpt.as_stored(config, named(path, torch_tensors(file, table))), config
+    )

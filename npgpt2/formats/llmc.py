@@ -1,0 +1,83 @@
+"""llm.c's checkpoints (https://github.com/karpathy/llm.c, `train_gpt2.py` and `gpt2_write`).
+
+A header of 256 int32, then each tensor stacked over the layers: linear weights (out, in), wte with
+rows of padding behind the vocabulary.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError, FileError
+from npgpt2.files import require_regular
+from npgpt2.formats.tensors import SIZES, TensorInfo
+from npgpt2.params import param_shapes
+
+MAGIC, HEADER = 20240326, 256
+DTYPES = {1: "F32", 3: "F32", 5: "BF16"}  # by version; in 1 the vocabulary is not padded
+ORDER = (
+    "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
+    "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+    "mlp.c_proj.weight", "mlp.c_proj.bias",
+)  # fmt: skip
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file begins as they do."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(4), "little") == MAGIC
+
+
+def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
+    """The config that a file's header tells, and where its tensors lie.
+
+    Raises:
+        FileError: it cannot be read.
+        CheckpointError: it is not one of llm.c's, or has another length than its header says.
+        ConfigError: the header's numbers are no GPT-2.
+    """
+    try:
+        size = require_regular(path)
+        with path.open("rb") as file:
+            header = np.frombuffer(file.read(4 * HEADER).ljust(4 * HEADER, b"\0"), "<i4").tolist()
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    magic, version, positions, vocabulary, layers, heads, width, padded = header[:8]
+    if magic != MAGIC or version not in DTYPES:
+        raise CheckpointError(
+            f"{path}: magic number {magic}, version {version}: not a checkpoint of llm.c's, "
+            f"expected {MAGIC} and one of {', '.join(map(str, DTYPES))}"
+        )
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, n_layer=layers, n_head=heads, n_embd=width,
+    )  # fmt: skip
+    rows = vocabulary if version == 1 else padded
+    if layers > size // 4 or not vocabulary <= rows <= 2 * vocabulary + 128:
+        raise CheckpointError(
+            f"{path}: {layers} layers, {rows} rows of wte: damaged. Download again"
+        )
+    shapes, dtype = param_shapes(config), DTYPES[version]
+    at, item = 4 * HEADER, SIZES[dtype]
+    tensors: dict[str, TensorInfo] = {}
+
+    def take(names: list[str], count: int) -> None:
+        nonlocal at
+        for name in names:
+            shape = shapes[name]
+            linear = len(shape) == 2 and not name.startswith("w")
+            strides = (1, shape[0]) if linear else None  # (out, in)
+            nbytes = int(np.prod(shape)) * item
+            tensors[name] = TensorInfo(name, dtype, shape, nbytes, path, at, strides)
+            at += max(nbytes, count * item)
+
+    take(["wte.weight"], rows * width)
+    take(["wpe.weight"], 0)
+    for leaf in ORDER:
+        take([f"h.{i}.{leaf}" for i in range(layers)], 0)
+    take(["ln_f.weight", "ln_f.bias"], 0)
+    if at != size:
+        raise CheckpointError(f"{path}: has {size:,} of {at:,} bytes. Download again")
+    return config, tensors

@@ -1,0 +1,62 @@
+"""nanoGPT's checkpoints (https://github.com/karpathy/nanoGPT, `train.py` and `model.py`).
+
+A dictionary of torch.save's: the model's tensors beside its optimizer's, and `model_args`. Linear
+weights are PyTorch's (out, in). The MLP's activation is the exact GELU. Without biases (`bias`
+False) there are none to read: they are zeros. The vocabulary may be padded to a multiple of 64.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from npgpt2.config import GPT2Config
+from npgpt2.errors import CheckpointError
+from npgpt2.formats.tensors import TensorInfo
+from npgpt2.params import param_shapes
+
+PADDED, REAL = 50_304, 50_257  # GPT-2's vocabulary, as train.py pads it
+
+
+def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
+    """The config that `model_args` tells, and the table of tensors.
+
+    Raises:
+        CheckpointError: it is not one of nanoGPT's.
+        ConfigError: its numbers are no GPT-2.
+    """
+    arguments = contents.get("model_args") if isinstance(contents, dict) else None
+    if not isinstance(arguments, dict) or "model" not in contents:
+        raise CheckpointError(
+            f"{path}: has no model_args, expected a checkpoint of nanoGPT's. A state dictionary "
+            "needs its config.json: name the folder that both lie in"
+        )
+    size = arguments.get("vocab_size")
+    config = GPT2Config.from_dict(
+        {
+            "vocab_size": REAL if size in (None, PADDED) else size,
+            "n_positions": arguments.get("block_size"),
+            "activation_function": "gelu",
+            "resid_pdrop": arguments.get("dropout", 0.0),
+            **{name: arguments.get(name) for name in ("n_layer", "n_head", "n_embd")},
+        },
+        f"{path}: model_args",
+    )
+    return config, contents["model"]
+
+
+def as_stored(config: GPT2Config, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Linear weights seen as (in, out), padding cut off, zeros for biases that it does without."""
+    found = {}
+    for name, info in tensors.items():
+        if ".c_" in name and len(info.shape) == 2:
+            strides = info.strides or (info.shape[1], 1)
+            info = info._replace(shape=info.shape[::-1], strides=strides[::-1])
+        elif name in ("wte.weight", "lm_head.weight") and info.shape[:1] == (PADDED,):
+            info = info._replace(shape=(config.vocab_size, *info.shape[1:]))
+            info = info._replace(nbytes=info.nbytes // PADDED * config.vocab_size)
+        found[name] = info
+    for name, shape in param_shapes(config).items():
+        if name.endswith(".bias") and name not in found and "ln_f.weight" in found:
+            if any(n.endswith("c_attn.bias") for n in tensors):
+                continue  # it has biases: this one is missing
+            found[name] = TensorInfo.zeros(name, shape)
+    return found

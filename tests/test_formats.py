@@ -28,6 +28,8 @@ from safetensors.numpy import load_file
 from npgpt2 import GPT2
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.errors import CheckpointError, ConfigError, FileError
+from npgpt2.formats.find import find
+from npgpt2.formats.tensors import Files
 from npgpt2.golden.llmc import write_llmc
 from npgpt2.params import named_parameters
 
@@ -296,6 +298,26 @@ def test_a_name_twice_and_no_pickle(folder):
         Checkpoint.open(folder)
 
 
+@pytest.mark.parametrize("entry", ["data.pkl", "byteorder", "data/0"])
+def test_an_entry_that_is_encrypted(folder, entry):
+    data = bytearray(torch_zip(*state({"a": X})))
+    at = data.rfind(f"archive/{entry}".encode())  # in the directory: its flags lie before it
+    data[at - 46 + 8] |= 1
+    (folder / BIN).write_bytes(data)
+    with pytest.raises(CheckpointError, match="is compressed or encrypted"):
+        Checkpoint.open(folder)
+
+
+def test_an_archive_with_long_numbers(folder):
+    data = torch_zip(*state({"a": X}))
+    end = data.rfind(b"PK\x05\x06")
+    record = b"PK\x06\x06" + bytes(36) + struct.pack("<QQ", 2**40, 0)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
+    (folder / BIN).write_bytes(data[:end] + record + locator + data[end:])
+    with pytest.raises(CheckpointError, match="a directory of 1,099,511,627,776 bytes"):
+        Checkpoint.open(folder)
+
+
 def test_two_storages_of_one_name(folder):
     table = {"a": tensor_of("0", X), "b": tensor_of("0", X.astype("f8"))}
     (folder / BIN).write_bytes(torch_zip(table, {"0": X.astype("f8")}))
@@ -390,7 +412,7 @@ def test_hparams_that_are_no_gpt2(openai):
 # ── nanoGPT, llm.c ───────────────────────────────────────────────────────────────────────────────
 
 
-def nanogpt_file(arrays, prefix="", bias=True, padded=None):
+def nanogpt_file(arrays, prefix="", bias=True, layers=3):
     """ckpt.pt of the same numbers: linear weights transposed, the head beside wte, an optimizer."""
     named = {}
     for name, array in arrays.items():
@@ -399,12 +421,9 @@ def nanogpt_file(arrays, prefix="", bias=True, padded=None):
         linear = ".c_" in name and array.ndim == 2
         named[prefix + name] = np.ascontiguousarray(array.T) if linear else array
     wte = f"{prefix}transformer.wte.weight"
-    if padded:
-        rows = np.full((padded - len(named[wte]), 64), 9, "f4")
-        named[wte] = np.concatenate([named[wte], rows])
     table, storages = state(named)
     table[f"{prefix}lm_head.weight"] = table[wte]
-    arguments = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 128, "bias": bias,
+    arguments = {"n_layer": layers, "n_head": 4, "n_embd": 64, "block_size": 128, "bias": bias,
                  "vocab_size": len(named[wte]), "dropout": 0.0}  # fmt: skip
     contents = {
         "model": table,
@@ -430,6 +449,28 @@ def test_nanogpt_without_biases_has_zeros(tmp_path, arrays):
     for name, array in arrays.items():
         got = found[name.removeprefix("transformer.")]
         np.testing.assert_array_equal(got, 0 * array if name.endswith("bias") else array)
+
+
+def test_nanogpts_claim_of_a_billion_layers_is_no_work(tmp_path, arrays):
+    (tmp_path / "ckpt.pt").write_bytes(nanogpt_file(arrays, layers=10**9))
+    with pytest.raises(
+        CheckpointError, match=r"n_layer 1,000,000,000, the weights have 41 tensors"
+    ):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_padded_vocabulary_is_cut_to_gpt2s(tmp_path):
+    wte = np.zeros((50_304, 4), "f4")
+    wte[50_256:, 0] = [1, *[9] * 47]
+    table, storages = state({"transformer.wte.weight": wte})
+    arguments = {"n_layer": 1, "n_head": 1, "n_embd": 4, "block_size": 2, "vocab_size": 50_304}
+    data = torch_zip({"model": table, "model_args": arguments}, storages)
+    (tmp_path / "ckpt.pt").write_bytes(data)
+    found = find(tmp_path)
+    assert found.config.vocab_size == 50_257
+    array = Files(mmap=True).array(found.tensors["wte.weight"], np.dtype("f4"))
+    assert array.shape == (50_257, 4)
+    assert array[:, 0].sum() == 1
 
 
 def test_a_state_dictionary_by_itself_wants_its_config(tmp_path, arrays):

@@ -189,5 +189,5 @@ def _nanogpt(path: Path) -> Found:
     file = torch_file.read(path)
     config, table = nanogpt.settings(path, file.contents)
     return Found(
-        "nanoGPT", nanogpt.as_stored(config, named(path, torch_tensors(file, table))), config
+        "nanoGPT", nanogpt.as_stored(path, config, named(path, torch_tensors(file, table))), config
     )

@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
         vocab_size=vocabulary, n_positions=positions, n_layer=layers, n_head=heads, n_embd=width,
     )  # fmt: skip
     rows = vocabulary if version == 1 else padded
-    if layers > size // 4 or not vocabulary <= rows <= 2 * vocabulary + 128:
+    if 24 * layers * width**2 > size or not vocabulary <= rows <= 2 * vocabulary + 128:
         raise CheckpointError(
             f"{path}: {layers} layers, {rows} rows of wte: damaged. Download again"
         )

@@ -43,8 +43,15 @@ def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
     return config, contents["model"]
 
 
-def as_stored(config: GPT2Config, tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+def as_stored(
+    path: Path, config: GPT2Config, tensors: dict[str, TensorInfo]
+) -> dict[str, TensorInfo]:
     """Linear weights seen as (in, out), padding cut off, zeros for biases that it does without."""
+    if config.n_layer > len(tensors):  # asked first: it may claim a billion
+        raise CheckpointError(
+            f"{path}: model_args has n_layer {config.n_layer:,}, the weights have {len(tensors)} "
+            "tensors in all"
+        )
     found = {}
     for name, info in tensors.items():
         if ".c_" in name and len(info.shape) == 2:

@@ -7,6 +7,7 @@ storage behind its length. In both the numbers lie in the file as they are: noth
 they are mapped like those of safetensors.
 """
 
+import io
 import struct
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from npgpt2.formats.tensors import SIZES
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the old format
 PROTOCOL = 1001
+MOST_PICKLE = 1 << 26  # bytes of data.pkl, in which no number of a tensor lies
 MOST_DIRECTORY = 1 << 24  # bytes of an archive's directory: 50 for each entry and its name
 
 
@@ -78,19 +80,23 @@ def _zip(path: Path, file: IO[bytes], size: int) -> TorchFile:
                     f"{path}: an archive {'with a name twice' if twice else 'without data.pkl'}, "
                     "expected one of torch.save's. Save it again"
                 )
-            prefix = found[0].removesuffix("data.pkl")
-            order = entries.get(f"{prefix}byteorder")
-            if order is not None and archive.read(order) != b"little":
-                raise CheckpointError(
-                    f"{path}: was written on a big-endian machine, expected little"
-                )
-            _entry(path, file, entries, found[0], size)
-            with archive.open(found[0]) as pickled:
-                contents, storages = load(pickled, str(path))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: a damaged archive ({error}). Download again") from None
+    prefix = found[0].removesuffix("data.pkl")
+    if f"{prefix}byteorder" in entries:
+        start, length = _entry(path, file, entries, f"{prefix}byteorder", size)
+        file.seek(start)
+        if file.read(min(length, 16)) != b"little":
+            raise CheckpointError(f"{path}: was written on a big-endian machine, expected little")
+    start, length = _entry(path, file, entries, found[0], size)
+    if length > MOST_PICKLE:
+        raise CheckpointError(
+            f"{path}: data.pkl has {length:,} bytes, expected a few hundred thousand"
+        )
+    file.seek(start)
+    contents, storages = load(io.BytesIO(file.read(length)), str(path))
     starts = {}
     for key, storage in storages.items():
         start, length = _entry(path, file, entries, f"{prefix}data/{key}", size)
@@ -104,8 +110,11 @@ def _require_small_directory(path: Path, file: IO[bytes], size: int) -> None:
     file.seek(max(0, size - 65_557))  # the end record is 22 bytes, and a comment of 65,535 at most
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
-    length = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
-    if length == 0xFFFFFFFF or (locator := tail.rfind(b"PK\x06\x07", 0, max(at, 0))) >= 0:
+    if at < 0:
+        return  # no archive: zipfile says so
+    length = int.from_bytes(tail[at + 12 : at + 16], "little")
+    locator = tail.rfind(b"PK\x06\x07", 0, at)
+    if locator >= 0:  # of an archive with long numbers
         end = int.from_bytes(tail[locator + 8 : locator + 16], "little")
         file.seek(min(end, size))
         length = int.from_bytes(file.read(56)[40:48], "little")

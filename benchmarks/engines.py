@@ -28,7 +28,7 @@ class Engine(NamedTuple):
     packages: tuple[str, ...]
     make: Callable[[Path], None]  # converts folder/checkpoint, once
     open: Callable[[Path], Write]
-    rows: int = 32  # at most
+    tasks: tuple[str, ...] = ()  # what it is asked to do; (): everything
 
 
 def by_steps(fresh: Callable[[int, int], Step]) -> Write:
@@ -452,16 +452,16 @@ OPENVINO = ("openvino", "nncf", "onnx")
 OPTIMUM = ("optimum", "optimum-onnx", "onnxruntime")
 MODULES = {"llama-cpp-python": "llama_cpp", "optimum-onnx": "optimum.exporters.onnx"}
 
-OURS = ("npgpt2", "onnx", "onnxruntime")
+PACKAGES = ("npgpt2", "onnx", "onnxruntime")
 
 ENGINES = {
     engine.name: engine
     for engine in (
         Engine("npgpt2 numpy", "float32", ("npgpt2", "numpy"), nothing, open_numpy),
-        Engine("npgpt2 onnx fp32", "float32", OURS, make_onnx, open_onnx("fp32")),
-        Engine("npgpt2 onnx int8", "int8", OURS, make_onnx, open_onnx("int8")),
-        Engine("npgpt2 onnx int4", "int4", OURS, make_onnx, open_onnx("int4")),
-        Engine("recomputation", "float32", ("npgpt2",), nothing, open_pico, rows=1),
+        Engine("npgpt2 onnx fp32", "float32", PACKAGES, make_onnx, open_onnx("fp32")),
+        Engine("npgpt2 onnx int8", "int8", PACKAGES, make_onnx, open_onnx("int8")),
+        Engine("npgpt2 onnx int4", "int4", PACKAGES, make_onnx, open_onnx("int4")),
+        Engine("recomputation", "float32", ("npgpt2",), nothing, open_pico, ("decode", "prefill")),
         *(
             Engine(f"transformers {kind}", kind, TORCH, nothing, open_transformers(kind))
             for kind in ("float32", "bfloat16")

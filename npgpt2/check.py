@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt2.checkpoint import Checkpoint, Progress, read_config
+from npgpt2.checkpoint import Checkpoint, Progress, nonfinite, read_config
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, NpGPT2Error
 from npgpt2.files import read_json
@@ -97,7 +97,7 @@ def _weights(folder: Path, config: GPT2Config | None, report: Report, progress: 
         kind, tensors = found.kind, found.tensors
         if config is not None or found.config is not None:
             with report.trying():
-                checkpoint = Checkpoint.open(folder)
+                checkpoint = Checkpoint.of(folder, found)
                 tensors = checkpoint.tensors
                 if config is None:
                     report.facts.append(("config", in_words(checkpoint.config)))
@@ -106,12 +106,8 @@ def _weights(folder: Path, config: GPT2Config | None, report: Report, progress: 
             with report.trying():
                 array = files.array(tensors[name], np.dtype(np.float32))
                 numbers += array.size
-                bad = int(array.size - np.isfinite(array).sum())
-                if bad:
-                    report.faults.append(
-                        f"{tensors[name].path}: {name} holds {bad:,} NaN or infinite of "
-                        f"{array.size:,} numbers, expected finite weights"
-                    )
+                if text := nonfinite(array, tensors[name]):
+                    report.faults.append(f"{text}, expected finite weights")
         dtypes = ", ".join(Counter(info.dtype for info in tensors.values()))
         bytes_ = sum(info.nbytes for info in tensors.values())
         report.facts.append(

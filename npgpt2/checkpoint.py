@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
 from npgpt2.files import read_json, replaced
-from npgpt2.formats.find import SINGLE, find, tells_config
+from npgpt2.formats.find import SINGLE, Found, find, tells_config
 from npgpt2.formats.tensors import DTYPES, Files, TensorInfo
 from npgpt2.ops import Array
 from npgpt2.params import Params, build_tree, named_parameters, param_shapes
@@ -59,7 +59,12 @@ class Checkpoint:
             raise FileError(f"{folder}: no such folder, expected one with config.json in it")
         config = None if tells_config(folder) else read_config(folder)
         found = find(folder)
-        config = found.config or config or read_config(folder)
+        return cls.of(folder, found._replace(config=found.config or config))
+
+    @classmethod
+    def of(cls, folder: Path, found: Found) -> "Checkpoint":
+        """What was found in a folder, held against its config. Raises what `open` does."""
+        config = found.config or read_config(folder)
         tensors = {
             name: info for name, info in found.tensors.items() if not MASK_BUFFER.fullmatch(name)
         }
@@ -217,15 +222,21 @@ def _some(names: list[str]) -> str:
 
 
 def _warn_of_nonfinite(x: Array, info: TensorInfo, strict: bool) -> None:
+    text = nonfinite(x, info)
+    if text and strict:
+        raise CheckpointError(f"{text}, expected finite weights. Download again")
+    if text:
+        warnings.warn(text, WeightsWarning, stacklevel=2)
+
+
+def nonfinite(x: Array, info: TensorInfo) -> str:
+    """How many of a tensor's numbers are NaN or infinite, in words; nothing where none is."""
     # x · x is NaN or infinite if any element is, and runs at the speed of memory; it may also
     # overflow on sound weights, so the exact count has the last word.
     with np.errstate(all="ignore"):
         if np.isfinite(np.dot(x.reshape(-1), x.reshape(-1))):
-            return
+            return ""
     count = int(x.size - np.isfinite(x).sum())
     if not count:
-        return
-    text = f"{info.path}: {info.name} holds {count:,} NaN or infinite of {x.size:,} numbers"
-    if strict:
-        raise CheckpointError(f"{text}, expected finite weights. Download again")
-    warnings.warn(text, WeightsWarning, stacklevel=2)
+        return ""
+    return f"{info.path}: {info.name} holds {count:,} NaN or infinite of {x.size:,} numbers"

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   npgpt2 convert out/ckpt.pt -o mine
   npgpt2 convert DIR -o OUT --max-shard-size 500MB"""
 
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -56,19 +57,9 @@ def run(args: argparse.Namespace) -> int:
         named(args.source), args.out, args.dtype, args.max_shard_size, args.force, progress
     )
     out = Path(args.out)
-    for warning in missing(checkpoint.kind, out):
-        note(warning)
+    if not any((out / name).exists() for name in VOCABULARIES):
+        note(f"{out}: has no vocabulary: put GPT-2's vocab.json and merges.txt there, or its own")
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     tensors = len(checkpoint.tensors)
     print(f"{out}: {checkpoint.kind} → safetensors, {tensors} tensors, {written:,} bytes")
     return 0
-
-
-def missing(kind: str, out: Path) -> list[str]:
-    """What the source did not have, and the folder needs to write text."""
-    if any(
-        (out / name).exists()
-        for name in ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
-    ):
-        return []
-    return [f"{out}: has no vocabulary: put GPT-2's vocab.json and merges.txt there, or its own"]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt2.checkpoint import Checkpoint, Progress, nonfinite, read_config
+from npgpt2.checkpoint import Checkpoint, nonfinite, read_config
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, NpGPT2Error
-from npgpt2.files import read_json
+from npgpt2.files import Progress, read_json
 from npgpt2.formats.find import find
 from npgpt2.formats.tensors import Files
 from npgpt2.tokenizer import FILES, load_tokenizer

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from npgpt2 import tokenizer
-from npgpt2.checkpoint import Checkpoint, Progress, save_tensors
+from npgpt2.checkpoint import Checkpoint, save_tensors
 from npgpt2.errors import ConfigError, MissingPackage, OptionError
-from npgpt2.files import new_folder, read_json, require_space
+from npgpt2.files import Progress, new_folder, read_json, require_space
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.ops import Array

@@ -6,10 +6,10 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from npgpt2.errors import FileBusy, FileError
 
@@ -17,6 +17,8 @@ try:
     import fcntl
 except ImportError:  # Windows: two writers are not told of each other
     fcntl = None  # type: ignore[assignment]
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 MAX_BYTES = 2**28  # of a file that is read whole; the largest vocabularies have a tenth of it
 
@@ -94,14 +96,14 @@ def require_regular(path: Path) -> int:
     return info.st_size
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
     """Of a file of any size. Raises FileError: it cannot be read."""
     digest = hashlib.sha256()
     try:
-        require_regular(path)
+        blocks = range(0, require_regular(path), 1 << 20)
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            for _ in progress(blocks, f"checking {path.name}"):
+                digest.update(file.read(1 << 20))
     except OSError as problem:
         if isinstance(problem, FileError):
             raise
@@ -300,6 +302,20 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is there only after an error
             work.unlink()
+
+
+def take_alone(file: BinaryIO) -> None:
+    """Lock a file that is being written, until it is closed.
+
+    Raises:
+        FileBusy: another process has.
+    """
+    if not fcntl:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileBusy(f"{file.name}: another process is writing there. Wait for it") from None
 
 
 def _umask() -> int:

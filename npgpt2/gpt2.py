@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from npgpt2 import arguments
 from npgpt2.cache import KVCache
-from npgpt2.checkpoint import Checkpoint, Progress
+from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, InputError, OptionError
+from npgpt2.files import Progress
 from npgpt2.hub import resolve
 from npgpt2.language_model import LanguageModel
 from npgpt2.model import Run, Tap, embed, lm_head, transformer

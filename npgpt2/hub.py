@@ -6,15 +6,25 @@ the same library does them.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npgpt2 import tokenizer
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
 from npgpt2.files import read_json
-from npgpt2.formats.find import INDEX, SINGLE
+from npgpt2.formats.find import INDEX, SINGLE, TORCH, TORCH_INDEX
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 # What a checkpoint needs beside its weights. Other frameworks' files in the repository stay there.
-FILES = ("config.json", "generation_config.json", INDEX, *tokenizer.FILES)
+FILES = ("config.json", "generation_config.json", *tokenizer.FILES)
+
+# The weights, in the order of preference: safetensors need no interpreter of pickles.
+WEIGHTS = (SINGLE, INDEX, TORCH, TORCH_INDEX)
+INDICES = (INDEX, TORCH_INDEX)
 
 # OpenAI's models answer to two names. Online the hub redirects; offline the cache knows only the
 # name under which a model was once fetched.
@@ -66,42 +76,18 @@ def resolve(
         raise FileError(
             f"{name or repr(name)}: no such folder. Expected a checkpoint folder or a hub name"
         )
+    require_library(f"{name}: no such folder, and names on the hub need")
     try:
-        from huggingface_hub import constants, errors
-    except ImportError:
-        raise MissingPackage(
-            f"{name}: no such folder, and names on the hub need huggingface_hub. "
-            "Run: pip install 'npgpt2[hub]'"
-        ) from None
-    problem: BaseException
-    try:
-        if revision and COMMIT.fullmatch(revision) and (folder := _cached(name, revision, weights)):
-            return folder  # a commit never changes: nothing to ask
-        return _fetch(name, revision, token, weights)
-    except FileError:
-        raise
-    except errors.HFValidationError as error:
-        raise FileError(f"{name}: not a hub name ({_first_line(error)})") from None
-    except errors.RevisionNotFoundError:
-        raise FileError(
-            f"{name}: has no revision {revision!r} on the hub, expected a branch, tag or commit. "
-            "Its page on the hub lists them"
-        ) from None
-    # By the version of the library these are errors of requests or of httpx, which share no base;
-    # and JSON's or KeyError where something else than a hub answers, such as a hotel's login page.
-    except Exception as error:
-        problem = error
-    if isinstance(problem, errors.LocalEntryNotFoundError):
-        problem = problem.__cause__ or problem  # why it has to be local
-    if isinstance(problem, OSError) and problem.errno is not None:  # the network's have no number
-        raise FileError(
-            f"{problem.filename or constants.HF_HUB_CACHE}: {problem.strerror}, expected to write "
-            f"{name} there. Set HF_HOME to a folder with room"
-        )
-    for known in filter(None, (name, ALIASES.get(name))):
-        if folder := _cached(known, revision, weights):
-            return folder
-    raise FileError(_explain(name, problem))
+        with told(name, revision, looked=True):
+            fixed = revision and COMMIT.fullmatch(revision)
+            if fixed and (folder := _cached(name, revision, weights)):
+                return folder  # a commit never changes: nothing to ask
+            return into_cache(name, ask(name, revision, token), revision, token, weights)
+    except Unreachable as error:
+        for known in filter(None, (name, ALIASES.get(name))):
+            if folder := _cached(known, revision, weights):
+                return folder
+        raise FileError(str(error)) from None
 
 
 def embedded() -> Path:
@@ -121,38 +107,74 @@ def embedded() -> Path:
     raise FileError(f"{places[0]}: the embedded model is missing. Install npgpt2 again")
 
 
-def _fetch(name: str, revision: str | None, token: str | None, weights: bool) -> Path:
+def require_library(why: str) -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise MissingPackage(f"{why} huggingface_hub. Run: pip install 'npgpt2[hub]'") from None
+
+
+def ask(name: str, revision: str | None, token: str | None, sums: bool = False) -> "ModelInfo":
+    """What the hub has under a name; with `sums` also each file's size and checksum."""
+    from huggingface_hub import HfApi, constants
+
+    # The one question that the library would ask without a timeout.
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(
+        name, revision=revision, token=token, timeout=timeout, files_metadata=sums
+    )
+    there = names(info)
+    if "config.json" not in there:
+        raise FileError(f"{name}: has no config.json on the hub, expected a GPT-2 for transformers")
+    for file in info.siblings or () if sums else ():
+        if file.size is None or not (file.lfs or file.blob_id):
+            raise FileError(
+                f"{name}: the hub at {constants.ENDPOINT} tells no size and checksum of "
+                f"{file.rfilename}, expected both. '--model {name}' takes it unchecked"
+            )
+    return info
+
+
+def names(info: "ModelInfo") -> set[str]:
+    return {file.rfilename for file in info.siblings or ()}
+
+
+def weights_of(name: str, info: "ModelInfo") -> str:
+    """The file of weights, or the index of several, that is taken of all that there are."""
+    there = names(info)
+    for file in WEIGHTS:
+        if file in there:
+            return file
+    other = sorted(f for f in there if f.endswith((".bin", ".ckpt", ".h5", ".msgpack")))
+    raise FileError(
+        f"{name}: has no {SINGLE} and no {TORCH} on the hub"
+        f"{f', only {other[0]}' if other else ''}. "
+        "Save it as safetensors with the package that reads it"
+    )
+
+
+def into_cache(
+    name: str, info: "ModelInfo", revision: str | None, token: str | None, weights: bool
+) -> Path:
     """The snapshot of a model in the cache, downloaded where it is not there yet.
 
     File by file, as transformers does: Ctrl-C stops it at once, and what is there already is
     silent. `snapshot_download` first ends the files it is at, and shows bars every time.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     def get(file: str, at: str | None) -> Path:
         return Path(hf_hub_download(name, file, revision=at, token=token))
 
-    # The one question that the library would ask without a timeout.
-    info = HfApi().model_info(
-        name, revision=revision, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT
-    )
-    there = {file.rfilename for file in info.siblings or ()}
-    if "config.json" not in there:
-        raise FileError(f"{name}: has no config.json on the hub, expected a GPT-2 for transformers")
-    if weights and not there & {SINGLE, INDEX}:
-        other = sorted(f for f in there if f.endswith((".bin", ".ckpt", ".h5", ".msgpack")))
-        raise FileError(
-            f"{name}: has no {SINGLE} on the hub{f', only {other[0]}' if other else ''}. "
-            "Save it as safetensors with the package that reads it"
-        )
+    there, main = names(info), weights_of(name, info) if weights else None
     # By its revision: the cache notes which commit that is. The others by the commit, the folder's
     # name: all are of one state even if someone pushes another meanwhile.
     folder = get("config.json", revision).parent
-    for file in FILES:
+    for file in (*FILES, *filter(None, [main])):
         if file in there:
             get(file, folder.name)
-    for file in [SINGLE] if SINGLE in there else _shards(folder):
-        if file in there and weights:
+    for file in shards(folder / main) if main in INDICES else ():
+        if file in there:
             get(file, folder.name)
     return folder
 
@@ -172,26 +194,67 @@ def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
         folder = Path(snapshot)
     if not (folder / "config.json").exists():
         return None
-    files = [SINGLE] if (folder / SINGLE).exists() else _shards(folder)
-    complete = bool(files) and all((folder / file).exists() for file in files)
+    main = next((file for file in WEIGHTS if (folder / file).exists()), None)
+    files = shards(folder / main) if main in INDICES else [main] if main else []
+    complete = files and all((folder / file).exists() for file in files)
     return folder if complete or not weights else None
 
 
-def _shards(folder: Path) -> list[str]:
-    """The files that the index names, as far as there is an index that can be read."""
+def shards(index: Path) -> list[str]:
+    """The files that an index names, as far as it is one that can be read."""
     try:
-        where = read_json(folder / INDEX, CheckpointError).get("weight_map")
+        where = read_json(index, CheckpointError).get("weight_map")
     except NpGPT2Error:  # whoever opens the checkpoint is told
         return []
     files = where.values() if isinstance(where, dict) else []
     return sorted({file for file in files if isinstance(file, str)})
 
 
-def _explain(name: str, problem: BaseException) -> str:
+class Unreachable(Exception):
+    """The hub cannot be asked, or refuses: what the cache holds will do."""
+
+
+@contextmanager
+def told(
+    name: str, revision: str | None, out: str | Path | None = None, looked: bool = False
+) -> Iterator[None]:
+    """What goes wrong with the hub, in words. `looked`: for a folder, before the hub was asked."""
+    from huggingface_hub import constants, errors
+
+    problem: BaseException
+    try:
+        yield
+        return
+    except NpGPT2Error:
+        raise
+    except errors.HFValidationError as error:
+        raise FileError(f"{name}: not a hub name ({_first_line(error)})") from None
+    except errors.RevisionNotFoundError:
+        raise FileError(
+            f"{name}: has no revision {revision!r} on the hub, expected a branch, tag or commit. "
+            "Its page on the hub lists them"
+        ) from None
+    # By the version of the library these are errors of requests or of httpx, which share no base;
+    # and JSON's or KeyError where something else than a hub answers, such as a hotel's login page.
+    except Exception as error:
+        problem = error
+    if isinstance(problem, errors.LocalEntryNotFoundError):
+        problem = problem.__cause__ or problem  # why it has to be local
+    if isinstance(problem, OSError) and problem.errno is not None:  # the network's have no number
+        advice = "Set HF_HOME to" if out is None else "Choose"
+        raise FileError(
+            f"{problem.filename or out or constants.HF_HUB_CACHE}: {problem.strerror}, expected to "
+            f"write {name} there. {advice} a folder with room"
+        )
+    raise Unreachable(_explain(name, problem, looked))
+
+
+def _explain(name: str, problem: BaseException, looked: bool) -> str:
     """Why a model could not be fetched."""
     from huggingface_hub import constants, errors
 
     hub = f"the hub at {constants.ENDPOINT}"
+    folder = "no such folder, " if looked else ""
     if isinstance(problem, errors.GatedRepoError):
         return (
             f"{name}: is gated, expected a token that may read it. "
@@ -199,7 +262,7 @@ def _explain(name: str, problem: BaseException) -> str:
         )
     if isinstance(problem, errors.RepositoryNotFoundError):
         return (
-            f"{name}: no such folder, and no such model on the hub. "
+            f"{name}: {folder + 'and ' if looked else ''}no such model on the hub. "
             "Check the name, or set HF_TOKEN if the model is private"
         )
     if isinstance(problem, errors.HfHubHTTPError):
@@ -209,13 +272,12 @@ def _explain(name: str, problem: BaseException) -> str:
         advice = "Set HF_TOKEN to a token that may read it" if refused else "Try again later"
         return f"{name}: {hub} answered {code}{said}, expected the model. {advice}"
     if isinstance(problem, errors.OfflineModeIsEnabled):
-        return (
-            f"{name}: no such folder, and not in the hub's cache {constants.HF_HUB_CACHE}. "
-            "Unset HF_HUB_OFFLINE to download it"
-        )
+        cache = f"{folder}and not in the hub's cache {constants.HF_HUB_CACHE}"
+        lack = cache if looked else "HF_HUB_OFFLINE is set, expected to ask the hub"
+        return f"{name}: {lack}. Unset HF_HUB_OFFLINE to download it"
+    cache = f"{folder}not in the hub's cache, and " if looked else ""
     return (
-        f"{name}: no such folder, not in the hub's cache, and {hub} failed "
-        f"({type(problem).__name__}: {_first_line(problem)}). "
+        f"{name}: {cache}{hub} failed ({type(problem).__name__}: {_first_line(problem)}). "
         "Check the network, and HF_ENDPOINT if it is set"
     )
 

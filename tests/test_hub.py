@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from foreign_files import state, torch_zip
 from safetensors.numpy import load, load_file, save
 
 pytestmark = pytest.mark.skipif(
@@ -60,6 +61,8 @@ class Hub(ThreadingHTTPServer):
         self.moved = {"gpt2": GPT2}
         self.private, self.gated, self.walled = set(), set(), set()
         self.broken, self.silent, self.login_page = set(), set(), set()
+        self.without_sums = set()
+        self.damaged = {}  # file → bytes that are sent in place of its own, so many times
         self.cut = set()  # files whose next transfer breaks off in the middle
         self.held = set()  # files whose transfer stops in the middle, until:
         self.go_on = threading.Event()
@@ -100,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         name = (api or file)[1]
         if name in self.server.moved:
             self.send_response(307)
-            self.send_header("Location", url.path.replace(name, self.server.moved[name], 1))
+            self.send_header("Location", self.path.replace(name, self.server.moved[name], 1))
             self.send_header("Content-Length", "0")
             return self.end_headers()
         if name in self.server.silent:
@@ -133,19 +136,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def tell(self, name, commit, files, what):
         entries = [
-            {"type": "file", "path": path, "size": len(data), "oid": etag(data)}
+            {"type": "file", "path": path, "size": len(data), "oid": etag(path, data)}
             for path, data in files.items()
         ]
         siblings = [{"rfilename": path} for path in files]
+        if "blobs=" in urlsplit(self.path).query and name not in self.server.without_sums:
+            siblings = [sibling(path, data) for path, data in files.items()]
         about = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": []}
         reply = entries if what == "tree" else about | {"siblings": siblings}
         self.answer(json.dumps(reply).encode(), {"Content-Type": "application/json"})
 
     def send_file(self, path, data, commit):
         start, code = 0, 200
-        headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        if path.endswith(".safetensors"):  # large files have these two, of what they point to
-            headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{etag(data)}"'}
+        if self.command == "GET" and self.server.damaged.get(path):
+            data = self.server.damaged[path].pop()
+        tag = f'"{etag(path, data)}"'
+        headers = {"ETag": tag, "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if is_large(path):  # large files have these two, of what they point to
+            headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": tag}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or ""):
             start, code = int(asked[1]), 206
             end = int(asked[2] or len(data) - 1)
@@ -182,8 +190,23 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def etag(data):
-    return hashlib.sha1(data).hexdigest()
+def is_large(path):
+    return path.endswith((".safetensors", ".bin"))
+
+
+def sibling(path, data):
+    """A file as the hub tells of it when it is asked for sums."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    about = {"rfilename": path, "size": len(data), "blobId": blob}
+    if is_large(path):
+        sha256 = hashlib.sha256(data).hexdigest()
+        about["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
+    return about
+
+
+def etag(path, data):
+    about = sibling(path, data)
+    return about["lfs"]["sha256"] if "lfs" in about else about["blobId"]
 
 
 @pytest.fixture(scope="session")
@@ -480,6 +503,156 @@ def test_an_index_that_is_damaged_is_told_when_it_is_opened(hub, user, sharded):
         assert re.fullmatch(r"npgpt2: error: .*model\.safetensors\.index\.json: .*\n", err)
 
 
+# ── weights as PyTorch wrote them ────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pickled(files):
+    """The checkpoint as it was published before there were safetensors."""
+    rest = {path: data for path, data in files.items() if path != SINGLE}
+    return rest | {"pytorch_model.bin": torch_zip(*state(load(files[SINGLE])))}
+
+
+def test_a_model_that_has_only_what_pytorch_wrote(hub, user, pickled, tiny):
+    hub.push("someone/old", pickled)
+    code, out, err = user.cli(*GREEDY, "someone/old")
+    assert (code, out) == (0, user.cli(*GREEDY, str(tiny))[1]), err
+    assert "pytorch_model.bin" in hub.fetched()
+    assert user.cli(*GREEDY, "someone/old", **OFFLINE)[:2] == (0, out)
+
+
+def test_its_shards_are_those_of_the_index(hub, user, pickled, files, tiny):
+    tensors = load(files[SINGLE])
+    names, half = sorted(tensors), len(tensors) // 2
+    parts = {"one.bin": names[:half], "two.bin": names[half:]}
+    where = {name: file for file, held in parts.items() for name in held}
+    shards = {f: torch_zip(*state({n: tensors[n] for n in held})) for f, held in parts.items()}
+    del pickled["pytorch_model.bin"]
+    index = {"pytorch_model.bin.index.json": json.dumps({"weight_map": where}).encode()}
+    hub.push("someone/shards", pickled | shards | index)
+    code, out, err = user.cli(*GREEDY, "someone/shards")
+    assert (code, out) == (0, user.cli(*GREEDY, str(tiny))[1]), err
+    assert {"one.bin", "two.bin"} <= set(hub.fetched())
+
+
+# ── fetch ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fetch_into_the_cache(hub, user):
+    code, out, err = user.cli("fetch", "gpt2")
+    assert code == 0, err
+    assert re.fullmatch(r"npgpt2: \d+ files, [\d,]+ bytes: sizes and checksums are .*\n", err)
+    hub.seen.clear()
+    (answer,) = user.resolve(["gpt2"], **OFFLINE)
+    assert answer["folder"] == out.strip()
+
+
+def test_fetch_into_a_folder_of_its_own(hub, user, tiny, files):
+    code, out, err = user.cli("fetch", "gpt2", "-o", "weights/gpt2")
+    assert (code, out) == (0, "weights/gpt2\n"), err
+    folder = user.home / out.strip()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in tiny.iterdir()
+    }
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    hub.fetched()
+    assert user.cli("fetch", "gpt2", "-o", "weights/gpt2")[0] == 0
+    assert hub.fetched() == []  # all of it is there, and is right
+    assert user.cli("generate", "KING", "--model", "weights/gpt2", **OFFLINE)[0] == 0
+
+
+def test_fetch_replaces_nothing_unless_it_is_told_to(hub, user, files):
+    folder = user.home / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    code, out, err = user.cli("fetch", "gpt2", "-o", "mine")
+    size = len(files["config.json"])
+    assert (code, out) == (4, "")
+    assert err == (
+        f"npgpt2: error: mine/config.json: has 2 bytes, expected the hub's {size}. "
+        "Choose another folder, or --force to replace it\n"
+    )
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert user.cli("fetch", "gpt2", "-o", "mine", "--force")[0] == 0
+    assert (folder / "config.json").read_bytes() == files["config.json"]
+
+
+@pytest.mark.parametrize("out", [[], ["-o", "mine"]])
+def test_fetch_asks_once_more_for_what_was_damaged(hub, user, files, out):
+    wrong = bytes(len(files[SINGLE]))
+    hub.damaged[SINGLE] = [wrong]
+    code, folder, err = user.cli("fetch", "gpt2", *out)
+    assert code == 0, err
+    assert (user.home / folder.strip() / SINGLE).read_bytes() == files[SINGLE]
+    # The small files have sums too.
+    hub.push(GPT2, files | {"merges.txt": b"#version: 0.2\n"})
+    hub.damaged["merges.txt"] = [b"#version: 0.3\n"] * 2
+    code, _, err = user.cli("fetch", "gpt2", *out, "--force")
+    assert code == 4
+    assert re.fullmatch(
+        r"npgpt2: error: gpt2: merges\.txt git's sha1 is \w+…, expected the hub's \w+…\. Try .*\n",
+        err,
+    )
+
+
+@pytest.mark.parametrize("out", [[], ["-o", "mine"]])
+def test_fetch_goes_on_where_it_was_killed(hub, user, files, out):
+    large = np.random.default_rng(0).bytes(24 << 20)  # the library writes 10 MiB at a time
+    hub.push("someone/large", files | {SINGLE: large})
+    hub.held.add(SINGLE)
+    with user.start("-m", "npgpt2", "fetch", "someone/large", *out) as process:
+        wait_until(lambda: any(p.stat().st_size > 9 << 20 for p in user.home.rglob(".*.part")))
+        process.kill()
+        process.communicate()
+    assert not (user.home / "mine" / "config.json").exists()  # half a model says so
+    hub.held.clear()
+    hub.seen.clear()
+    code, folder, err = user.cli("fetch", "someone/large", *out)
+    assert code == 0, err
+    assert (user.home / folder.strip() / SINGLE).read_bytes() == large
+    asked = [r.range for r in hub.seen if is_download(r) and r.path.endswith(SINGLE)]
+    assert asked == [f"bytes={10 << 20}-"]
+
+
+def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
+    (user.home / "file").write_text("")
+    at = f"the hub at {hub.url}"
+    hub.broken.add("someone/broken")
+    hub.push("someone/mirrored", {"config.json": b"{}", SINGLE: b""})
+    hub.without_sums.add("someone/mirrored")
+    cases = {
+        ("someone/mirrored",): f"someone/mirrored: {at} tells no size and checksum of config.json, "
+        "expected both. '--model someone/mirrored' takes it unchecked",
+        ("no-such-model",): "no-such-model: no such model on the hub. Check the name, or set "
+        "HF_TOKEN if the model is private",
+        ("../gpt2",): "'../gpt2': is no name on the hub, expected one such as gpt2 or user/model",
+        ("someone/broken",): f"someone/broken: {at} answered 503 (Service Unavailable), expected "
+        "the model. Try again later",
+        ("gpt2", "-o", "file"): "file: is not a folder, expected one or nothing there",
+        ("gpt2", "--revision", "v9"): "gpt2: has no revision 'v9' on the hub, expected a branch, "
+        "tag or commit. Its page on the hub lists them",
+    }
+    answers, _ = user.lines(COMMANDS, [["fetch", *case] for case in cases])
+    for (code, err), text in zip(answers, cases.values(), strict=True):
+        assert (code, err) == (4, f"npgpt2: error: {text}\n")
+    user.folder("gpt2")  # it is in the cache; but nothing can be checked without the hub
+    code, _, err = user.cli("fetch", "gpt2", **OFFLINE)
+    assert (code, err) == (
+        4,
+        "npgpt2: error: gpt2: HF_HUB_OFFLINE is set, expected to ask the hub. "
+        "Unset HF_HUB_OFFLINE to download it\n",
+    )
+    code, _, err = user.cli("fetch", "gpt2", HF_ENDPOINT=nowhere)
+    assert code == 4
+    assert re.fullmatch(
+        rf"npgpt2: error: gpt2: the hub at {nowhere} failed \(\w+: .+\)\. Check the .*\n", err
+    )
+    code, _, err = user.cli("fetch", "shakespeare")
+    assert (code, err.partition(". See")[0]) == (
+        2, "npgpt2: error: NAME: shakespeare is part of this package: nothing to fetch\n"
+    )  # fmt: skip
+
+
 # ── interruptions ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -579,8 +752,9 @@ def test_the_class_passes_revision_and_token_on(hub, user, files):
 
 
 def test_each_failure_is_one_line(hub, user, files):
-    sharing = {name for name in files if not name.endswith("safetensors")}
-    hub.push("someone/torch", {name: files[name] for name in sharing})
+    weights = ("safetensors", "pytorch_model.bin")
+    others = {name: data for name, data in files.items() if not name.endswith(weights)}
+    hub.push("someone/flax", others)
     hub.push("someone/words", {"README.md": b"-"})
     hub.push("someone/secret", files)
     hub.private.add("someone/secret")
@@ -596,7 +770,7 @@ def test_each_failure_is_one_line(hub, user, files):
         ("gpt2", "--revision", "v9"): r"gpt2: has no revision 'v9' on the hub, expected a branch.*",
         ("bad--name",): r"bad--name: not a hub name \(.*",
         ("someone/words",): r"someone/words: has no config\.json on the hub, expected a GPT-2.*",
-        ("someone/torch",): r"someone/torch: has no model\.safetensors on the hub, only flax_.*",
+        ("someone/flax",): r"someone/flax: has no model\.safetensors and no .*, only flax_.*",
         ("someone/broken",): rf"someone/broken: {at} answered 503 \(Service Unavailable\), .*",
         ("someone/walled",): rf"someone/walled: {at} answered 403 \(Not from your country\), .*",
         ("someone/silent",): rf"someone/silent: .*{at} failed \(\w*Timeout: .*",

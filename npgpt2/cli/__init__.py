@@ -21,6 +21,7 @@ from npgpt2.cli import (
     check,
     convert,
     export,
+    fetch,
     generate,
     golden,
     info,
@@ -33,7 +34,8 @@ from npgpt2.cli import (
 from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (
-    generate, tokenize, inspect, score, train, export, verify, golden, convert, check, bench, info,
+    generate, tokenize, inspect, score, train, export, verify, golden, fetch, convert, check, bench,
+    info,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npgpt2.checkpoint import Progress
+from npgpt2.files import Progress
 from npgpt2.golden import cases, mistakes
 from npgpt2.golden.cases import Gradient, Subject, eight_inputs, padded_inputs, real
 from npgpt2.golden.forward import Inputs, Port, Switches, rounded, together

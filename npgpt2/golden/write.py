@@ -10,10 +10,9 @@ import numpy as np
 
 from npgpt2 import __version__
 from npgpt2.blas import describe, simd
-from npgpt2.checkpoint import Progress
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, FileError, GoldenError, InputError, OptionError
-from npgpt2.files import new_folder
+from npgpt2.files import Progress, new_folder
 from npgpt2.generate import GenerationOptions
 from npgpt2.golden import cases
 from npgpt2.golden.cases import CASES, Subject

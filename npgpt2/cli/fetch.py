@@ -1,0 +1,41 @@
+"""Download a model from the hub, and hold each file's size and checksum against the hub's.
+
+Broken off, it goes on where it was. Without -o it goes into the hub's cache, where '--model NAME'
+and transformers find it. The folder's path is printed.
+"""
+
+import argparse
+
+from npgpt2.cli.common import note, progress
+from npgpt2.errors import OptionError
+
+HELP = "download a model from the hub, checked"
+EXAMPLES = """examples:
+  npgpt2 fetch gpt2
+  npgpt2 fetch distilgpt2 -o weights/distilgpt2
+  npgpt2 fetch user/model --revision v1.0"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="of a model on the hub, such as gpt2")
+    parser.add_argument("--revision", help="branch, tag or commit (default: main)")
+    parser.add_argument("-o", "--out", metavar="DIR", help="the folder to make")
+    parser.add_argument(
+        "--force", action="store_true", help="replace files of another content in DIR"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.fetch import fetch
+    from npgpt2.hub import EMBEDDED
+
+    if args.out == "":
+        raise OptionError("out", "got '', expected a folder")
+    if args.name == EMBEDDED:
+        raise OptionError("NAME", f"{EMBEDDED} is part of this package: nothing to fetch")
+    folder = fetch(args.name, args.out, args.revision, force=args.force, progress=progress)
+    files = [path for path in folder.iterdir() if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    note(f"{len(files)} files, {size:,} bytes: sizes and checksums are the hub's")
+    print(folder)
+    return 0

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from npgpt2.generate import GenerationOptions as GenerationOptions
     from npgpt2.gpt2 import GPT2 as GPT2
     from npgpt2.gpt2 import GPT2Output as GPT2Output
+    from npgpt2.heads import GPT2WithHead as GPT2WithHead
     from npgpt2.tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ _HOMES = {
     "GPT2": "gpt2",
     "GPT2Config": "config",
     "GPT2Output": "gpt2",
+    "GPT2WithHead": "heads",
     "GenerationOptions": "generate",
     "KVCache": "cache",
     "NpGPT2Error": "errors",

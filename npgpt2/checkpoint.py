@@ -19,7 +19,7 @@ from npgpt2.files import read_json, replaced
 from npgpt2.formats.find import SINGLE, Found, find, tells_config
 from npgpt2.formats.tensors import DTYPES, Files, TensorInfo
 from npgpt2.ops import Array
-from npgpt2.params import Params, build_tree, named_parameters, param_shapes
+from npgpt2.params import Params, build_tree, named_parameters, param_shapes, stored_name
 
 # Old checkpoints carry each layer's causal mask and the value behind it as if they were weights.
 MASK_BUFFER = re.compile(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
@@ -129,7 +129,7 @@ def save(
         with replaced(folder / name) as path:
             path.write_text(json.dumps(table, indent=2) + "\n")
     tensors = {
-        name if name == "lm_head.weight" else f"transformer.{name}": array.astype(dtype, copy=False)
+        stored_name(name): array.astype(dtype, copy=False)
         for name, array in named_parameters(params)
     }
     save_tensors(folder / SINGLE, tensors)

@@ -8,7 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,20 @@ ALIASES = {
     "max_position_embeddings": "n_positions",
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
+}
+
+# The classes whose head is not the language model's, each with its checkpoint name.
+HEADS = {
+    "GPT2ForSequenceClassification": "score",
+    "GPT2ForTokenClassification": "classifier",
+    "GPT2ForQuestionAnswering": "qa_outputs",
+    "GPT2DoubleHeadsModel": "multiple_choice_head",
+}
+# Fields that others neither read nor write.
+OF_HEADS = {
+    "id2label": ("score", "classifier"),
+    "problem_type": ("score", "classifier"),
+    "summary_activation": ("multiple_choice_head",),
 }
 
 # Keys that change what a model computes and that GPT-2 as written here does not do, each with the
@@ -88,6 +102,10 @@ class GPT2Config:
     eos_token_id: int | tuple[int, ...] | None = 50256
     pad_token_id: int | None = None
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    architectures: tuple[str, ...] = ("GPT2LMHeadModel",)
+    id2label: Mapping[int, str] = field(default_factory=dict, hash=False)
+    problem_type: str | None = None
+    summary_activation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -120,6 +138,7 @@ class GPT2Config:
             )
         self._normalize_token_ids()
         self._normalize_pruned_heads()
+        self._normalize_labels()
 
     def _require_count(self, name: str, value: Any) -> None:
         # bool is an int to Python; 2^31 bounds every real model and keeps shape products exact.
@@ -170,6 +189,49 @@ class GPT2Config:
                     f"pruned_heads: all {self.n_head} heads of layer {layer}, expected one to stay"
                 )
         object.__setattr__(self, "pruned_heads", {k: v for k, v in pruned.items() if v})
+
+    def _normalize_labels(self) -> None:
+        """JSON's text keys become numbers. Where nothing is said there are two, unnamed."""
+        if self.head not in ("score", "classifier"):
+            return
+        given: Any = self.id2label or {0: "LABEL_0", 1: "LABEL_1"}
+        try:
+            labels = {int(i): label for i, label in given.items()}
+        except (AttributeError, OverflowError, TypeError, ValueError):
+            labels = {}
+        names = all(isinstance(label, str) for label in labels.values())
+        if not names or sorted(labels) != list(range(len(labels))) or not labels:
+            raise ConfigError(
+                f"id2label: got {_short(given)}, expected a name for each number from 0 on"
+            )
+        object.__setattr__(self, "id2label", dict(sorted(labels.items())))
+
+    @property
+    def head(self) -> str:
+        """The checkpoint name of what stands on ln_f: "lm_head", or one of `HEADS`.
+
+        >>> GPT2Config(architectures=("GPT2ForSequenceClassification",)).head
+        'score'
+        """
+        return HEADS.get(self.architectures[0], "lm_head")
+
+    def language_model(self, source: str) -> "GPT2Config":
+        """That of the language model within, whichever head stands beside its own.
+
+        Raises:
+            ConfigError: it has none; `source` stands at the head of the error.
+        """
+        if self.head not in ("lm_head", "multiple_choice_head"):
+            raise ConfigError(
+                f"{source}: is a {self.architectures[0]}, expected a language model. "
+                "'npgpt2 classify' runs it, in Python npgpt2.GPT2WithHead"
+            )
+        return replace(self, architectures=("GPT2LMHeadModel",))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of what a classifier tells apart, by number."""
+        return tuple(self.id2label.values())
 
     @property
     def head_dim(self) -> int:
@@ -229,6 +291,8 @@ class GPT2Config:
                     f"{source}: {key} is {values[key]!r}: not implemented here. "
                     "Expected a plain GPT-2"
                 )
+        for name in names[:1]:
+            _require_head(HEADS.get(_plain(name)), values, source)
         if "auto_map" in values:
             warnings.warn(f"{source}: auto_map names code: ignored, not run", stacklevel=2)
         known = {f.name for f in fields(cls)}
@@ -236,6 +300,10 @@ class GPT2Config:
         given |= {key: values[key] for key in known if key in values}  # the own name wins
         if given.get("pruned_heads") is None:
             given.pop("pruned_heads", None)
+        given["architectures"] = tuple(map(_plain, names)) or cls.architectures
+        if not given.get("id2label") and isinstance(given.get("num_labels"), int):
+            given["id2label"] = {i: f"LABEL_{i}" for i in range(min(given["num_labels"], 10**6))}
+        given = _of_head(given)
         try:
             return cls(**{key: value for key, value in given.items() if key in known})
         except ConfigError as error:
@@ -259,4 +327,40 @@ class GPT2Config:
         """
         values = asdict(self)
         values["pruned_heads"] = {str(k): list(v) for k, v in self.pruned_heads.items()}
-        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **values}
+        values["id2label"] = {str(k): label for k, label in self.id2label.items()}
+        values["architectures"] = list(self.architectures)
+        return {"model_type": "gpt2", "architectures": [], **_of_head(values)}
+
+
+def _plain(name: Any) -> str:
+    """The class whose weights these are, whichever framework it was written in."""
+    return str(name).removeprefix("TF").removeprefix("Flax")
+
+
+def _of_head(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields of other heads: labels, say, of a model that gives none."""
+    head = HEADS.get(values["architectures"][0], "lm_head")
+    return {k: value for k, value in values.items() if head in OF_HEADS.get(k, (head,))}
+
+
+def _require_head(head: str | None, values: Mapping[str, Any], source: str) -> None:
+    """Raises ConfigError where a config asks for a choice by other than one token's state."""
+    if head != "multiple_choice_head":
+        return
+    kept = {"summary_type": "cls_index", "summary_use_proj": True, "summary_proj_to_labels": True}
+    for key, expected in kept.items():
+        if values.get(key, expected) != expected:
+            raise ConfigError(
+                f"{source}: {key} is {values[key]!r}: not implemented here. Expected {expected!r}"
+            )
+    name = values.get("summary_activation")
+    if name is not None and (not isinstance(name, str) or name not in ACTIVATIONS):
+        raise ConfigError(
+            f"{source}: summary_activation: got {name!r}, "
+            f"expected one of {', '.join(sorted(ACTIVATIONS))}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:100]}…"

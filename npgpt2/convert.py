@@ -14,6 +14,7 @@ from npgpt2.files import Progress, new_folder, read_json, require_space
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.ops import Array
+from npgpt2.params import stored_name
 
 # As the command names them, and as safetensors does.
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
@@ -95,7 +96,7 @@ def _write_weights(
         for _ in names:
             name = next(steps)
             info = checkpoint.tensors[name]
-            full = name if name == "lm_head.weight" else f"transformer.{name}"
+            full = stored_name(name)
             # As NumPy reads the file's dtype without loss: bfloat16 as float32.
             kind = np.dtype("<f4" if info.dtype == "BF16" else DTYPES[info.dtype])
             tensors[full] = np.ascontiguousarray(stored(files.array(info, kind), kinds[name]))

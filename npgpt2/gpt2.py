@@ -113,13 +113,12 @@ class GPT2(LanguageModel):
             FileError, ConfigError, CheckpointError, MissingPackage: see `npgpt2.checkpoint` and
                 `npgpt2.hub`.
         """
-        if dtype not in FLOATS:
-            raise OptionError("dtype", f"got {dtype!r}, expected 'float32' or 'float64'")
+        float_ = numpy_float(dtype)
         folder = resolve(name, revision, token)
         checkpoint = Checkpoint.open(folder)
-        return cls(
-            checkpoint.config, checkpoint.read(FLOATS[dtype], mmap, strict, progress), folder
-        )
+        config = checkpoint.config.language_model(str(folder))
+        params = checkpoint.read(float_, mmap, strict, progress)
+        return cls(config, params._replace(multiple_choice_head=None), folder)
 
     @classmethod
     def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
@@ -129,19 +128,18 @@ class GPT2(LanguageModel):
         >>> GPT2.from_random(GPT2Config(n_layer=1, n_head=2, n_embd=8)).params.h[0].ln_1.weight[:2]
         array([1., 1.], dtype=float32)
         """
-        if dtype not in FLOATS:
-            raise OptionError("dtype", f"got {dtype!r}, expected 'float32' or 'float64'")
+        float_ = numpy_float(dtype)
         generator = np.random.Generator(np.random.Philox(key=seed))
         tensors: dict[str, Array] = {}
         for name, shape in param_shapes(config).items():
             if len(shape) == 1:
                 gain = name.endswith("weight")
-                tensors[name] = (np.ones if gain else np.zeros)(shape, FLOATS[dtype])
+                tensors[name] = (np.ones if gain else np.zeros)(shape, float_)
                 continue
             std = config.initializer_range
             if name.endswith("c_proj.weight"):
                 std /= (2 * config.n_layer) ** 0.5
-            tensors[name] = (generator.standard_normal(shape) * std).astype(FLOATS[dtype])
+            tensors[name] = (generator.standard_normal(shape) * std).astype(float_)
         return cls(config, build_tree(tensors))
 
     @property
@@ -378,6 +376,13 @@ class GPT2(LanguageModel):
         nats = cross_entropy(logits, targets).sum()
         count = int((targets != -100).sum())
         return nats / count if count else nats.dtype.type(np.nan)
+
+
+def numpy_float(name: str) -> Any:
+    """NumPy's type of "float32" or "float64"; raises OptionError of anything else."""
+    if name not in FLOATS:
+        raise OptionError("dtype", f"got {name!r}, expected 'float32' or 'float64'")
+    return FLOATS[name]
 
 
 class NumpyStepper:

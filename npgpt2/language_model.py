@@ -63,8 +63,8 @@ class Completion:
         return self.text
 
 
-class LanguageModel(ABC):
-    """Writes and scores text.
+class TextModel:
+    """Takes text, or the ids that it becomes.
 
     Attributes:
         config: the model's shape.
@@ -73,21 +73,6 @@ class LanguageModel(ABC):
 
     config: GPT2Config
     folder: Path | None = None
-
-    @abstractmethod
-    def stepper(
-        self, mask: Array | None = None, use_cache: bool = True, room: int = 64
-    ) -> Rewindable:
-        """A fresh `Rewindable`.
-
-        Args:
-            mask: the prompts' (B, P) padding mask, False where padding.
-            room: tokens in all, as far as is known: so many fit without moving what is cached.
-        """
-
-    @abstractmethod
-    def logits(self, ids: Array) -> Array:
-        """Ids (B, T) → logits (B, T, V), without a past."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -120,6 +105,46 @@ class LanguageModel(ABC):
                              "To write from nothing, begin with '<|endoftext|>'")  # fmt: skip
         self._require_ids(ids)
         return [int(token) for token in ids]
+
+    @cached_property
+    def has_vocabulary(self) -> bool:
+        """Whether there is one: ids go in and out without."""
+        try:
+            return self.folder is not None and self.tokenizer is not None
+        except FileError:
+            return False
+
+    def _ids(self, prompt: Prompt) -> list[Any]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
+            raise InputError(f"prompt: got {prompt!r}, expected text or ids")
+        return list(prompt)
+
+    def _require_ids(self, ids: Sequence[Any]) -> None:
+        for token in ids:
+            if not _is_whole(token) or not 0 <= token < self.config.vocab_size:
+                raise InputError(f"prompt: has the id {token!r}, "
+                                 f"expected 0 to {self.config.vocab_size - 1}")  # fmt: skip
+
+
+class LanguageModel(TextModel, ABC):
+    """Writes and scores text."""
+
+    @abstractmethod
+    def stepper(
+        self, mask: Array | None = None, use_cache: bool = True, room: int = 64
+    ) -> Rewindable:
+        """A fresh `Rewindable`.
+
+        Args:
+            mask: the prompts' (B, P) padding mask, False where padding.
+            room: tokens in all, as far as is known: so many fit without moving what is cached.
+        """
+
+    @abstractmethod
+    def logits(self, ids: Array) -> Array:
+        """Ids (B, T) → logits (B, T, V), without a past."""
 
     def pieces(
         self,
@@ -182,14 +207,6 @@ class LanguageModel(ABC):
     def decoder(self) -> TextDecoder | None:
         """A decoder of this model's vocabulary; None where it has none."""
         return self.tokenizer.decoder() if self.has_vocabulary else None
-
-    @cached_property
-    def has_vocabulary(self) -> bool:
-        """Whether there is one: ids go in and out without."""
-        try:
-            return self.folder is not None and self.tokenizer is not None
-        except FileError:
-            return False
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
         """The text that follows a prompt, piece by piece; whole characters only.
@@ -259,19 +276,6 @@ class LanguageModel(ABC):
         known = self.has_vocabulary
         size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if known else 0
         return Score(array, logprobs, size)
-
-    def _ids(self, prompt: Prompt) -> list[Any]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
-            raise InputError(f"prompt: got {prompt!r}, expected text or ids")
-        return list(prompt)
-
-    def _require_ids(self, ids: Sequence[Any]) -> None:
-        for token in ids:
-            if not _is_whole(token) or not 0 <= token < self.config.vocab_size:
-                raise InputError(f"prompt: has the id {token!r}, "
-                                 f"expected 0 to {self.config.vocab_size - 1}")  # fmt: skip
 
 
 def fresh_seed() -> int:

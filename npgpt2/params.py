@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from npgpt2.config import GPT2Config
+from npgpt2.config import HEADS, GPT2Config
 from npgpt2.ops import Array
 
 
@@ -54,12 +54,27 @@ class Block(NamedTuple):
     crossattention: CrossAttention | None = None
 
 
+class Head(NamedTuple):
+    """A linear layer as PyTorch stores it: weight (out, in)."""
+
+    weight: Array
+    bias: Array | None = None
+
+
+class Summary(NamedTuple):
+    summary: Head
+
+
 class Params(NamedTuple):
     wte: Embedding
     wpe: Embedding
     h: tuple[Block, ...]
     ln_f: LayerNorm
     lm_head: Embedding | None = None  # None: the head is wte, tied
+    score: Head | None = None
+    classifier: Head | None = None
+    qa_outputs: Head | None = None
+    multiple_choice_head: Summary | None = None
 
     @property
     def head(self) -> Array:
@@ -102,9 +117,29 @@ def param_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
         shapes |= linear(f"{h}.mlp.c_fc", c, f)
         shapes |= linear(f"{h}.mlp.c_proj", f, c)
     shapes |= layer_norm("ln_f")
-    if not config.tie_word_embeddings:
+    writes = config.head in ("lm_head", "multiple_choice_head")
+    if writes and not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, c)
-    return shapes
+    return shapes | _head_shapes(config)
+
+
+def _head_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Of a head that is not the language model's."""
+    outputs = {"qa_outputs": 2, "multiple_choice_head": 1}.get(config.head, len(config.labels))
+    path = {"multiple_choice_head": "multiple_choice_head.summary"}.get(config.head, config.head)
+    shapes: dict[str, tuple[int, ...]] = {f"{path}.weight": (outputs, config.n_embd)}
+    if config.head != "score":  # the one without a bias
+        shapes[f"{path}.bias"] = (outputs,)
+    return {} if config.head == "lm_head" else shapes
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint as transformers writes it: heads stand beside the rest.
+
+    >>> stored_name("h.0.ln_1.bias"), stored_name("score.weight")
+    ('transformer.h.0.ln_1.bias', 'score.weight')
+    """
+    return name if name.split(".")[0] in ("lm_head", *HEADS.values()) else f"transformer.{name}"
 
 
 def build_tree(tensors: Mapping[str, Array]) -> Params:

@@ -76,8 +76,51 @@ CASES = {
 }  # fmt: skip
 
 
+# The same for other heads: rows padded by the config's own id, on both sides, or by the mask alone.
+PAD = 3
+PADDED = np.where(RIGHT == 1, IDS, PAD)
+CHOICES = np.stack([IDS, IDS[::-1]])  # (B, N, T)
+THREE = {"id2label": {0: "no", 1: "yes", 2: "maybe"}}
+CHOSEN = {"mc_token_ids": np.array([[4, 6], [0, 2]])}
+
+
+def with_head(kind, **switches):
+    return {"architectures": (f"GPT2{kind}",), **switches}
+
+
+HEAD_CASES = {
+    "sequences": (
+        with_head("ForSequenceClassification", pad_token_id=PAD, **THREE), {"input_ids": PADDED}
+    ),
+    "sequences, masked": (
+        with_head("ForSequenceClassification", pad_token_id=PAD),
+        {"input_ids": PADDED, "attention_mask": RIGHT},
+    ),
+    "sequences, padded left": (
+        with_head("ForSequenceClassification", pad_token_id=PAD),
+        {"input_ids": np.where(LEFT == 1, IDS, PAD), "attention_mask": LEFT},
+    ),
+    "all of it padding": (
+        with_head("ForSequenceClassification", pad_token_id=PAD), {"input_ids": IDS * 0 + PAD}
+    ),
+    "a reward": (
+        with_head("ForSequenceClassification", id2label={0: "reward"}), {"input_ids": IDS[:1]}
+    ),
+    "tokens": (with_head("ForTokenClassification", **THREE), {"input_ids": IDS}),
+    "tokens, masked": (
+        with_head("ForTokenClassification"), {"input_ids": IDS, "attention_mask": RIGHT}
+    ),
+    "answers": (with_head("ForQuestionAnswering"), {"input_ids": IDS}),
+    "choices": (with_head("DoubleHeadsModel"), {"input_ids": CHOICES}),
+    "choices, own head": (
+        with_head("DoubleHeadsModel", summary_activation="tanh", tie_word_embeddings=False),
+        {"input_ids": CHOICES, **CHOSEN},
+    ),
+}  # fmt: skip
+
+
 def config_of(name):
-    return GPT2Config(**SMALL | CASES[name][0])
+    return GPT2Config(**SMALL | (CASES | HEAD_CASES)[name][0])
 
 
 def real(outputs, inputs):

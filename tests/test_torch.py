@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from cases import by_name, formula_tensors, real
+from cases import SMALL, by_name, formula_tensors, real
 
-from npgpt2 import GPT2, GPT2Config, sampling
+from npgpt2 import GPT2, GPT2Config, GPT2WithHead, sampling
+from npgpt2.config import HEADS
 from npgpt2.convert import convert
 from npgpt2.ops import ACTIVATIONS
 from npgpt2.params import build_tree, named_parameters
+from npgpt2_onnx import OnnxWithHead, export
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch==2.13.0")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -279,3 +281,41 @@ def test_a_checkpoint_as_nanogpt_writes_it(tmp_path, tiny):
     ours = dict(named_parameters(GPT2.from_pretrained(tmp_path).params))
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs.state_dict()[f"transformer.{name}"].numpy())
+
+
+# ── other heads ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_that_transformers_saved(kind, tmp_path):
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "no", 1: "yes", 2: "maybe"}, "summary_activation": "tanh"}
+    config = transformers.GPT2Config(**SMALL, **labels, bos_token_id=0, eos_token_id=0,
+                                     pad_token_id=3, initializer_range=0.3)  # fmt: skip
+    peer = getattr(transformers, kind)(config).double().eval()
+    peer.save_pretrained(tmp_path / "model")
+    mask = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    ids = np.where(mask, np.random.default_rng(0).integers(4, 23, mask.shape), 3)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if kind == "GPT2DoubleHeadsModel":
+        inputs = {name: x[None] for name, x in inputs.items()}
+        inputs["mc_token_ids"] = np.array([[3, 2]])
+    with torch.no_grad():
+        given = {name: torch.tensor(x) for name, x in inputs.items()}
+        if kind == "GPT2DoubleHeadsModel":  # its mask has no axis for choices
+            del given["attention_mask"]
+        expected = peer(**given)
+    model = GPT2WithHead.from_pretrained(tmp_path / "model", "float64")
+    found = model(**inputs)
+    assert found.keys() == {name for name in expected if name.endswith("logits")}
+    real = inputs["attention_mask"] == 1
+    for key, x in found.items():
+        y = expected[key].numpy()
+        assert x.shape == y.shape
+        rows = real if x.shape[: real.ndim] == real.shape else slice(None)
+        assert np.abs(x - y)[rows].max() <= 1e-12 * np.abs(y).max()
+    out = export(tmp_path / "model", tmp_path / "out")
+    for key, x in OnnxWithHead.from_pretrained(out)(**inputs).items():
+        rows = real if x.shape[: real.ndim] == real.shape else slice(None)
+        assert np.abs(x - found[key])[rows].max() <= 1e-5 * np.abs(found[key]).max()
+    assert set(model.config.labels) <= {"no", "yes", "maybe"}

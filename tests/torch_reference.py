@@ -2,9 +2,12 @@
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+import transformers
+from transformers import GPT2Config
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from npgpt2.params import stored_name
 
 
 def with_head_mask(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -23,19 +26,28 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("with_head_mask", eager_mask)
 
 
 def build(config, tensors, dtype):
-    """GPT2LMHeadModel with these parameters."""
+    """The class that the config names, with these parameters."""
     settings = config.to_dict() | {"attn_implementation": "eager"}
     settings.pop("pruned_heads")
-    model = GPT2LMHeadModel(GPT2Config(**settings)).to(dtype).eval()
-    state = {
-        name if name.startswith("lm_head") else f"transformer.{name}": torch.tensor(array)
-        for name, array in tensors.items()
-    }
+    kind = getattr(transformers, config.architectures[0])
+    model = kind(GPT2Config(**settings)).to(dtype).eval()
+    state = {stored_name(name): torch.tensor(array) for name, array in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_word_embeddings else set())
     model.tie_weights()
     return model.to(dtype)
+
+
+def run_head(config, tensors, inputs, dtype):
+    """Outputs of a model with another head, by name. Positions follow the mask, as ours do."""
+    model = build(config, tensors, dtype)
+    given = {name: torch.tensor(value) for name, value in inputs.items()}
+    if "attention_mask" in given:
+        given["position_ids"] = (given["attention_mask"].cumsum(1) - 1).clamp(0)
+    with torch.no_grad():
+        out = model(**given)
+    return {k: v.numpy() for k, v in out.items() if k.endswith("logits")}
 
 
 def run(config, tensors, inputs, dtype):

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from npgpt2_onnx.model import OnnxModel as OnnxModel
+    from npgpt2_onnx.model import OnnxWithHead as OnnxWithHead
     from npgpt2_onnx.save import export as export
     from npgpt2_onnx.session import Session as Session
     from npgpt2_onnx.verify import quality as quality
 
-_HOMES = {"OnnxModel": "model", "Session": "session", "export": "save", "quality": "verify"}
+_HOMES = {
+    "OnnxModel": "model",
+    "OnnxWithHead": "model",
+    "Session": "session",
+    "export": "save",
+    "quality": "verify",
+}
 __all__ = [*_HOMES]
 
 

@@ -24,7 +24,7 @@ class Run:
 
     config: GPT2Config
     kind: str  # "portable", "gqa" or "mha"
-    past: list[Pair]  # by layer, (B, H, P, D)
+    past: list[Pair]  # by layer, (B, H, P, D); empty: nothing comes before
     bias: Value | None = None  # (B, 1, T, S) float32: 0 where seen, very low where not
     seqlens: Value | None = None  # (B,) int32, the last real token's index in each row
     total: Value | None = None  # () int32, S
@@ -46,20 +46,21 @@ def attend(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
         return group_query(g, qkv, layer, run)
     heads, scale = run.config.heads_left(layer), run.config.attention_scale(layer)
     q, k, v = split(g, qkv, 3)
+    past: tuple[Value | None, Value | None] = run.past[layer] if run.past else (None, None)
     if run.kind == "mha":
         y, *present = g.ops(
-            "MultiHeadAttention", q, k, v, None, None, run.bias, *run.past[layer],
+            "MultiHeadAttention", q, k, v, None, None, run.bias, *past,
             outputs=3, domain=MICROSOFT, num_heads=heads, scale=scale,
         )  # fmt: skip
     elif one_node(g, run):
         y, *present = g.ops(
-            "Attention", q, k, v, run.bias, *run.past[layer],
+            "Attention", q, k, v, run.bias, *past,
             outputs=3, q_num_heads=heads, kv_num_heads=heads, scale=scale,
         )  # fmt: skip
     else:
         q, k, v = (split_heads(g, part, heads, run.config) for part in (q, k, v))
-        past_k, past_v = run.past[layer]
-        k, v = g.op("Concat", past_k, k, axis=2), g.op("Concat", past_v, v, axis=2)
+        if run.past:
+            k, v = (g.op("Concat", p, x, axis=2) for p, x in zip(past, (k, v), strict=True))
         y, present = plain(g, q, k, v, scale, run.bias), [k, v]
     run.present.append((present[0], present[1]))
     return y

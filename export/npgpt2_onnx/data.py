@@ -19,7 +19,7 @@ from npgpt2.params import param_shapes
 from npgpt2_onnx.builder import FLOAT, FLOAT16, UINT8, Graph, Tensor, Value
 from npgpt2_onnx.exported import Exported
 from npgpt2_onnx.ops import Quantized, Weight
-from npgpt2_onnx.precision import Precision, block_size
+from npgpt2_onnx.precision import Precision, block_size, is_exact
 from npgpt2_onnx.quantize import dequantize, quantize
 
 Layout = dict[str, Tensor]
@@ -46,8 +46,7 @@ def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
     for name, shape in param_shapes(config).items():
         bits = precision.bits_of(name)
         if not bits:
-            exact = ".ln_" in name or name.startswith("ln_f")
-            put(name, FLOAT if exact else precision.float, shape)
+            put(name, FLOAT if is_exact(name) else precision.float, shape)
             continue
         rows, width = _rows_and_width(name, shape)
         blocks = -(-width // block_size(width))

@@ -83,9 +83,10 @@ def _require_inputs(
         for value in model.graph.input
     }
     layers = sum(name.startswith("past_key_values") and "encoder" not in name for name in inputs)
-    good = 2 * config.n_layer == layers and all(
+    past = config.n_layer if config.head == "lm_head" else 0
+    good = 2 * past == layers and all(
         inputs.get(name) == (precision.float, [0, config.heads_left(i), 0, config.head_dim])
-        for i in range(config.n_layer)
+        for i in range(past)
         for name in names.past(i)
     )
     if not good:

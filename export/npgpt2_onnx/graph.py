@@ -71,7 +71,7 @@ def build(
     if kind == "gqa":
         _right_padding(masks, run, ids, mask, fresh, last)
     else:
-        run.bias = _causal_bias(masks, run, ids, mask)
+        run.bias = causal_bias(masks, run, ids, mask)
 
     asked = _asked(g.at("lm_head"), ids, last) if fused else None
     run.asked = None if attentions else asked  # hidden states are put out for every token
@@ -126,7 +126,7 @@ def _padding_bias(g: Graph, mask: Value) -> Value:
     return g.op("Where", real, g.constant(0, np.float32), g.constant(LOWEST[g.float], np.float32))
 
 
-def _causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
+def causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
     """(B, 1, T, S): 0 where key j is real and j ≤ P + i, as good as −∞ elsewhere.
 
     A padded query on the left sees nothing and weighs all keys alike: finite, and read by nobody.

@@ -4,25 +4,101 @@ Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabular
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from npgpt2.cache import KVCache
-from npgpt2.errors import InputError
+from npgpt2.config import HEADS
+from npgpt2.errors import ConfigError, InputError
 from npgpt2.generate import Rewindable
+from npgpt2.heads import HeadModel
 from npgpt2.language_model import LanguageModel
 from npgpt2.ops import Array
 from npgpt2_onnx import names
 from npgpt2_onnx.session import Session, choose
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's own is younger than Python 3.10
 
 # Tokens of a lonely prompt at a time: later ones are not attended to, and what one node hands to
 # the next stays in the processor's cache. Prefill of 1,024 is 1.05 × as fast in int8 and int4.
 PIECE = 256
 
 
-class OnnxModel(LanguageModel):
+class _Opened:
+    """An exported folder, opened."""
+
+    heads: tuple[str, ...]
+    instead: str
+
+    def __init__(self, session: Session, folder: Path | None = None) -> None:
+        self.session, self.folder, self.config = session, folder, session.config
+        if self.config.head not in self.heads:
+            kind = self.config.architectures[0]
+            kind = "language model" if self.config.head == "lm_head" else kind
+            raise ConfigError(f"{session.path}: is of a {kind}, expected {self.instead}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        precision: str | None = None,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "Self":
+        """Open the graph of a folder that is fastest on a device.
+
+        Args:
+            folder: one that `npgpt2 export` wrote.
+            precision: "fp32", "fp16", "int8" or "int4"; None: the first of these that is there.
+            device: "cpu" or "cuda".
+            threads: for one operator; None: one for each core.
+            cache_dir: keep the optimized graph there and open that the next time.
+
+        Raises:
+            FileError, CheckpointError, MissingPackage, OptionError: see `Session` and `choose`.
+            ConfigError: the graph is of a model with another kind of head.
+        """
+        _, _, path = choose(Path(folder), device, precision)
+        session = Session(path, device, threads, None if cache_dir is None else Path(cache_dir))
+        return cls(session, Path(folder))
+
+    def __repr__(self) -> str:
+        s = self.session
+        name = type(self).__name__
+        return f"{name}({s.path.name}, {s.precision.name}, {s.provider}, {self.config})"
+
+
+class OnnxWithHead(_Opened, HeadModel):
+    """An exported folder whose graph labels text, finds answers or chooses: see
+    `npgpt2.heads.HeadModel`."""
+
+    heads = tuple(HEADS.values())
+    instead = f"one of {', '.join(HEADS)}. 'npgpt2 generate' runs it, in Python OnnxModel"
+
+    def __call__(
+        self,
+        input_ids: npt.ArrayLike,
+        *,
+        attention_mask: npt.ArrayLike | None = None,
+        mc_token_ids: npt.ArrayLike | None = None,
+    ) -> dict[str, Array]:
+        ids = np.asarray(input_ids, np.int64)
+        mask = np.ones(ids.shape) if attention_mask is None else np.asarray(attention_mask)
+        feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask.astype(np.int64)}
+        if self.config.head == "multiple_choice_head":
+            last = np.full(ids.shape[:2], ids.shape[-1] - 1)
+            chosen = last if mc_token_ids is None else np.asarray(mc_token_ids)
+            feeds[names.MC_TOKEN_IDS] = chosen.astype(np.int64)
+        return self.session.outputs(feeds)
+
+
+class OnnxModel(_Opened, LanguageModel):
     """An exported folder, opened: `stepper`, `stream`, `generate`, `score` as GPT2 has them.
 
     >>> import tempfile
@@ -35,38 +111,8 @@ class OnnxModel(LanguageModel):
     ('gqa', 'CPUExecutionProvider')
     """
 
-    def __init__(self, session: Session, folder: Path | None = None) -> None:
-        self.session, self.folder, self.config = session, folder, session.config
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        precision: str | None = None,
-        *,
-        device: str = "cpu",
-        threads: int | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> "OnnxModel":
-        """Open the graph of a folder that is fastest on a device.
-
-        Args:
-            folder: one that `npgpt2 export` wrote.
-            precision: "fp32", "fp16", "int8" or "int4"; None: the first of these that is there.
-            device: "cpu" or "cuda".
-            threads: for one operator; None: one for each core.
-            cache_dir: keep the optimized graph there and open that the next time.
-
-        Raises:
-            FileError, CheckpointError, MissingPackage, OptionError: see `Session` and `choose`.
-        """
-        _, _, path = choose(Path(folder), device, precision)
-        session = Session(path, device, threads, None if cache_dir is None else Path(cache_dir))
-        return cls(session, Path(folder))
-
-    def __repr__(self) -> str:
-        s = self.session
-        return f"OnnxModel({s.path.name}, {s.precision.name}, {s.provider}, {self.config})"
+    heads = ("lm_head",)
+    instead = "a language model. 'npgpt2 classify' runs it, in Python OnnxWithHead"
 
     def logits(self, ids: Array) -> Array:
         self._require_no_encoder()

@@ -19,9 +19,15 @@ ALL_LOGITS = "all_logits"  # (1,) int64; 0, the default: only each row's last po
 # Of models with cross-attention, behind the others.
 ENCODER_MASK = "encoder_attention_mask"  # (B, E) int64
 
+# Of models with another head: outputs, and the token of each choice that stands for it.
+START_LOGITS, END_LOGITS = "start_logits", "end_logits"  # (B, T)
+MC_LOGITS = "mc_logits"  # (B, N)
+MC_TOKEN_IDS = "mc_token_ids"  # (B, N) int64
+
 BATCH, NEW, PAST = "batch_size", "sequence_length", "past_sequence_length"
 TOTAL = f"{PAST} + {NEW}"
 ENCODER = "encoder_sequence_length"
+CHOICES = "num_choices"
 
 
 def past(layer: int) -> tuple[str, str]:

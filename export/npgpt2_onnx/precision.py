@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from npgpt2.config import HEADS
 from npgpt2_onnx.builder import FLOAT, FLOAT16
 
 
@@ -21,10 +22,15 @@ class Precision(NamedTuple):
 
     def bits_of(self, parameter: str) -> int:
         """How many bits each number of a parameter gets; 0: it is stored as a float."""
-        matrix = parameter.endswith("weight") and "ln_" not in parameter
+        matrix = parameter.endswith("weight") and not is_exact(parameter)
         if not self.bits or not matrix or parameter == "wpe.weight":
             return 0
         return 8 if parameter in ("wte.weight", "lm_head.weight") else self.bits
+
+
+def is_exact(parameter: str) -> bool:
+    """Whether a parameter stays float32 in every precision: small, and much depends on it."""
+    return "ln_" in parameter or parameter.split(".")[0] in HEADS.values()
 
 
 def block_size(width: int) -> int:

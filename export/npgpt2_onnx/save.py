@@ -25,7 +25,6 @@ from typing import Any
 import onnx
 
 import npgpt2
-from npgpt2 import GPT2
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckFailed, FileError, OptionError
@@ -36,10 +35,11 @@ from npgpt2_onnx.builder import FLOAT, Tensor
 from npgpt2_onnx.data import Layout, layout, write
 from npgpt2_onnx.exported import SHARED, Exported, header_digest
 from npgpt2_onnx.graph import OPSET, build
+from npgpt2_onnx.heads import build_head
 from npgpt2_onnx.names import KINDS
 from npgpt2_onnx.precision import PRECISIONS, Precision
 from npgpt2_onnx.session import graph_file, graphs_in, loads
-from npgpt2_onnx.verify import check_weights, verify
+from npgpt2_onnx.verify import check_weights, model_of, verify
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 BOTH = ("portable", "gqa")
@@ -96,7 +96,9 @@ def export(
             raise OptionError(option, "got '', expected a folder")
     source = resolve(model, revision, token)
     checkpoint = Checkpoint.open(source)
-    kinds = _kinds(graphs, checkpoint.config.head_dim)
+    kinds = _kinds(graphs, checkpoint.config)
+    if attentions and checkpoint.config.head != "lm_head":
+        raise OptionError("attentions", "is about a language model's graph. Leave it out")
     for option, wanted in (("attentions", attentions), ("triton", triton)):
         if wanted and "portable" not in kinds:
             raise OptionError(option, "is about the portable graph. Add --graph portable")
@@ -126,8 +128,15 @@ def _each(option: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
     return names
 
 
-def _kinds(graphs: Sequence[str] | None, head_dim: int) -> list[str]:
+def _kinds(graphs: Sequence[str] | None, config: GPT2Config) -> list[str]:
     """The graphs to write: those asked for, or those that the model can have."""
+    head_dim = config.head_dim
+    if config.head != "lm_head":  # no cache, so nothing that the others do better
+        kinds = _each("graph", BOTH[:1] if graphs is None else graphs, KINDS)
+        if kinds != ["portable"]:
+            raise OptionError("graph", f"a {config.architectures[0]} has the portable graph alone, "
+                              f"got {', '.join(kinds)}. Leave --graph out")  # fmt: skip
+        return kinds
     if head_dim % 8 == 0:
         return _each("graph", BOTH if graphs is None else graphs, KINDS)
     kinds = _each("graph", BOTH[:1] if graphs is None else graphs, KINDS)
@@ -177,17 +186,21 @@ class _Plan:
                     "npgpt2": npgpt2.__version__,
                     "onnx": onnx.__version__,
                 }
-                proto = build(
-                    self.config, precision, kind, layouts[precision.name], self.opset,
-                    self.attentions, metadata,
-                )  # fmt: skip
+                layout = layouts[precision.name]
+                if self.config.head == "lm_head":
+                    proto = build(
+                        self.config, precision, kind, layout, self.opset, self.attentions, metadata
+                    )
+                else:
+                    proto = build_head(self.config, precision, layout, self.opset, metadata)
                 data: bytes = proto.SerializeToString(deterministic=True)
                 found[graph_file(precision, kind)] = data
         return found
 
     def genai(self, place: str) -> dict[str, bytes]:
         """genai_config.json, for the first precision; a model that it cannot describe has none."""
-        if self.config.pruned_heads or self.config.add_cross_attention:
+        writes = self.config.head == "lm_head"
+        if self.config.pruned_heads or self.config.add_cross_attention or not writes:
             return {}
         kind = "gqa" if "gqa" in self.kinds else self.kinds[0]
         filename = place + graph_file(self.precisions[0], kind)
@@ -200,7 +213,7 @@ class _Plan:
         Raises:
             CheckFailed: something differs by more than its bound.
         """
-        model = GPT2(self.config, self.checkpoint.read())
+        model = model_of(self.config, self.checkpoint.read())
         # The graphs of one precision read the same weights: their first stands for all.
         for path in {name: path for (name, _), path in reversed(list(graphs.items()))}.values():
             for row in check_weights(Exported.open(path), model):

@@ -202,6 +202,13 @@ class Session:
         count = 2 * self.config.n_layer
         return logits, list(zip(rest[0:count:2], rest[1:count:2], strict=True))
 
+    def outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        """Of a graph without a past: its outputs by name."""
+        outputs = self.run(None, feeds)
+        return {
+            value.name: array for value, array in zip(self.ort.get_outputs(), outputs, strict=True)
+        }
+
     def run_bound(
         self, binding: Any, ids: Array, mask: Array, position_ids: Array, all_logits: bool = False
     ) -> Array:

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt2 import GPT2
+from npgpt2 import GPT2, GPT2Config, GPT2WithHead
 from npgpt2.errors import InputError
 from npgpt2.ops import Array, log_softmax
-from npgpt2.params import build_tree, named_parameters
+from npgpt2.params import Params, build_tree, named_parameters
+from npgpt2_onnx import names
 from npgpt2_onnx.data import in_place, read
 from npgpt2_onnx.exported import Exported
 from npgpt2_onnx.session import Session
@@ -78,7 +79,7 @@ class Quality(NamedTuple):
 # ── weights ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_weights(graph: Exported, against: GPT2) -> list[Rounding]:
+def check_weights(graph: Exported, against: GPT2 | GPT2WithHead) -> list[Rounding]:
     """Every parameter that a graph reads, against the checkpoint's: equal, or rounded."""
     stored, rows = read(graph), []
     for name, original in named_parameters(against.params):
@@ -162,18 +163,18 @@ def _presents_error(pair: _Pair, got: Array, want: Array, mask: Array | None) ->
     return _error(np.concatenate(found), np.concatenate(real))
 
 
-def _error(got: Array, want: Array) -> float:
-    """The largest |Δ| as a part of the largest value; infinite for NaN."""
+def _error(got: Array, want: Array, scale: float = 1e-30) -> float:
+    """The largest |Δ| as a part of the largest value, or of a scale; infinite for NaN."""
     if got.shape != want.shape:
         return math.inf
-    error = float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
+    error = float(np.abs(got - want).max() / max(np.abs(want).max(), scale))
     return error if math.isfinite(error) else math.inf
 
 
-def _same_arg_max(got: Array, want: Array, bound: float) -> bool:
+def _same_arg_max(got: Array, want: Array, bound: float, scale: float = 0.0) -> bool:
     """Whether the most probable token is the same, wherever its lead is more than the bound."""
     top = np.sort(want.reshape(-1, want.shape[-1]), -1)[:, -2:]
-    clear = top[:, -1] - top[:, 0] > 2 * bound * np.abs(want).max()
+    clear = top[:, -1] - top[:, 0] > 2 * bound * max(np.abs(want).max(), scale)
     chosen = got.reshape(-1, want.shape[-1]).argmax(-1), want.reshape(-1, want.shape[-1]).argmax(-1)
     return bool((chosen[0] == chosen[1])[clear].all())
 
@@ -207,10 +208,61 @@ def compare(session: Session, model: GPT2, quick: bool = False) -> Iterator[Diff
         yield pair.compare(f"batch padded {side}", pair.ids(3, prompt), *steps, mask=mask)
 
 
-def reference(graph: Exported, dtype: str = "float64") -> GPT2:
+def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
+    """The same of a graph with another head: every output, case by case."""
+    n, generator = model.config.n_positions, np.random.default_rng(0)
+    chooses = model.config.head == "multiple_choice_head"
+    tokens = min(n, 24)
+    pads = np.array([0, tokens // 2, tokens - 1])[:, None]
+    masks = {
+        "a row": np.ones((1, tokens), bool),
+        "a token": np.ones((1, 1), bool),
+        "batch": np.ones((3, tokens), bool),
+        "batch padded right": np.arange(tokens) < tokens - pads,
+        "batch padded left": np.arange(tokens) >= pads,
+    }
+    bound = BOUNDS[session.precision.name]
+    for case, mask in masks.items():
+        ids = generator.integers(0, model.config.vocab_size, mask.shape)
+        if model.config.pad_token_id is not None:
+            ids[~mask] = model.config.pad_token_id
+            ids[0, -1] = model.config.pad_token_id  # also where no mask says so
+        chosen = None
+        if chooses:
+            last = (np.arange(mask.shape[1]) * mask).argmax(1)
+            chosen, mask, ids = last[None], mask[None], ids[None]
+        feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask.astype(np.int64)}
+        if chosen is not None:
+            feeds[names.MC_TOKEN_IDS] = chosen
+        got = session.outputs(feeds)
+        worst, same = 0.0, True
+        scale = _typical(model, ids, mask)
+        for name, array in model(ids, attention_mask=mask, mc_token_ids=chosen).items():
+            # Of what stands for single tokens those that are real: nobody reads the others.
+            real = mask if array.shape[: mask.ndim] == mask.shape else slice(None)
+            worst = max(worst, _error(got[name][real], array[real], scale))
+            if name == names.LOGITS:
+                same &= _same_arg_max(got[name][real], array[real], bound, scale)
+        yield Difference(session.path.name, case, worst, 0.0, bound, same)
+
+
+def _typical(model: GPT2WithHead, ids: Array, mask: Array) -> float:
+    """How large what a head puts out is, were the signs of what it sums up random: it has few
+    outputs, and all of them may be near zero by chance."""
+    t = ids.shape[-1]
+    x = model.states(ids.reshape(-1, t), mask.reshape(-1, t))
+    return float(np.sqrt((x**2 @ (model.dense.weight**2).T).max()))
+
+
+def model_of(config: GPT2Config, params: Params) -> GPT2 | GPT2WithHead:
+    """The NumPy model of a config's head."""
+    return (GPT2 if config.head == "lm_head" else GPT2WithHead)(config, params)
+
+
+def reference(graph: Exported, dtype: str = "float64") -> GPT2 | GPT2WithHead:
     """The NumPy model with the weights that a graph reads."""
     arrays = {name: array.astype(dtype, copy=False) for name, (array, _) in read(graph).items()}
-    return GPT2(graph.config, build_tree(arrays))
+    return model_of(graph.config, build_tree(arrays))
 
 
 def verify(
@@ -235,7 +287,10 @@ def verify(
             continue
         if last is None or (last.config, last.tensors) != (graph.config, graph.tensors):
             model, last = reference(graph, "float32" if quick else "float64"), graph
-        rows += compare(session, model, quick)
+        if isinstance(model, GPT2):
+            rows += compare(session, model, quick)
+        else:
+            rows += compare_head(session, model)
     return rows
 
 

@@ -19,6 +19,7 @@ from npgpt2.blas import choose_kernel
 from npgpt2.cli import (
     bench,
     check,
+    classify,
     convert,
     export,
     fetch,
@@ -34,8 +35,8 @@ from npgpt2.cli import (
 from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (
-    generate, tokenize, inspect, score, train, export, verify, golden, fetch, convert, check, bench,
-    info,
+    generate, tokenize, inspect, score, classify, train, export, verify, golden,
+    fetch, convert, check, bench, info,
 )  # fmt: skip
 
 

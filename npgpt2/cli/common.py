@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ from npgpt2.errors import FileError, InputError, OptionError
 
 if TYPE_CHECKING:
     from npgpt2.gpt2 import GPT2
+    from npgpt2.heads import GPT2WithHead, HeadModel
     from npgpt2.language_model import LanguageModel
 
 T = TypeVar("T")
@@ -76,12 +77,25 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def load_engine(args: argparse.Namespace) -> "LanguageModel":
+    model: LanguageModel = _load(args, load_model, "OnnxModel")
+    return model
+
+
+def load_head(args: argparse.Namespace) -> "HeadModel":
+    model: HeadModel = _load(args, load_with_head, "OnnxWithHead")
+    return model
+
+
+def _load(
+    args: argparse.Namespace, in_numpy: Callable[[argparse.Namespace], Any], in_onnx: str
+) -> Any:
+    """By the engine that was asked for: a loader, or a class of npgpt2_onnx."""
     if args.engine == "numpy":
         for name in ("device", "precision", "threads", "graph_cache"):
             if getattr(args, name) is not None:
                 raise OptionError(name, "is an option of the onnx engine. Add --engine onnx")
         try:
-            return load_model(args)
+            return in_numpy(args)
         except FileError as error:
             if args.model and any(Path(args.model).glob("onnx/*.onnx")):
                 raise FileError(
@@ -95,9 +109,9 @@ def load_engine(args: argparse.Namespace) -> "LanguageModel":
         )
     if args.graph_cache == "":
         raise OptionError("graph_cache", "got '', expected a folder")
-    from npgpt2_onnx import OnnxModel
+    import npgpt2_onnx
 
-    model = OnnxModel.from_pretrained(
+    model = getattr(npgpt2_onnx, in_onnx).from_pretrained(
         model_folder(args, weights=False),
         args.precision,
         device=args.device or "cpu",
@@ -131,6 +145,14 @@ def load_model(args: argparse.Namespace) -> "GPT2":
     from npgpt2.gpt2 import GPT2
 
     return GPT2.from_pretrained(
+        model_folder(args), args.dtype, strict=args.strict, progress=progress
+    )
+
+
+def load_with_head(args: argparse.Namespace) -> "GPT2WithHead":
+    from npgpt2.heads import GPT2WithHead
+
+    return GPT2WithHead.from_pretrained(
         model_folder(args), args.dtype, strict=args.strict, progress=progress
     )
 

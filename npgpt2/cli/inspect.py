@@ -15,6 +15,7 @@ from npgpt2.cli.common import (
     given_prompt,
     load_model,
     model_folder,
+    progress,
     table,
 )
 from npgpt2.errors import OptionError, TensorNotFound
@@ -68,23 +69,29 @@ def list_parameters(args: argparse.Namespace) -> None:
         for n in info.shape:
             size *= n
         numbers += size
-    head = "tied to wte" if checkpoint.config.tie_word_embeddings else "its own"
+    tied = checkpoint.config.tie_word_embeddings
+    head = f"lm_head is {'tied to wte' if tied else 'its own'}"
+    if checkpoint.config.head != "lm_head":
+        head = f"the head is {checkpoint.config.head}"
     print(
         f"{len(rows)} tensors, {numbers:,} parameters, {sum(i.nbytes for i in infos):,} bytes; "
-        f"lm_head is {head}"
+        f"{head}"
     )
 
 
 def show_tensor(args: argparse.Namespace) -> None:
     import numpy as np
 
+    from npgpt2.checkpoint import Checkpoint
     from npgpt2.params import named_parameters
 
     match = TENSOR.fullmatch(args.tensor)
     if not match:
         raise OptionError("TENSOR", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
     name = match["name"].removeprefix("transformer.")
-    arrays = dict(named_parameters(load_model(args).params))
+    checkpoint = Checkpoint.open(model_folder(args))  # of any head
+    params = checkpoint.read(np.dtype(args.dtype), strict=args.strict, progress=progress)
+    arrays = dict(named_parameters(params))
     if name not in arrays:
         close = difflib.get_close_matches(name, arrays, 1)
         hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all"

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2 import GPT2
+    from npgpt2 import GPT2, GPT2WithHead
     from npgpt2_onnx.exported import Exported
     from npgpt2_onnx.session import require_graphs
     from npgpt2_onnx.verify import check_weights, verify
@@ -51,10 +51,14 @@ def run(args: argparse.Namespace) -> int:
         raise FileError("'': no such folder, expected one that 'npgpt2 export' wrote")
     folder = Path(args.folder)
     graphs = {key: Exported.open(path) for key, path in require_graphs(folder).items()}
-    ids = _text(args, folder, next(iter(graphs.values())).config.n_positions)
-    model = None
+    config = next(iter(graphs.values())).config
+    if args.text is not None and config.head != "lm_head":
+        raise OptionError("text", f"measures a language model, got a {config.architectures[0]}")
+    ids = _text(args, folder, config.n_positions)
+    model: GPT2 | GPT2WithHead | None = None
     if args.against:
-        model = GPT2.from_pretrained(args.against, revision=args.revision, progress=progress)
+        kind = GPT2 if config.head == "lm_head" else GPT2WithHead
+        model = kind.from_pretrained(args.against, revision=args.revision, progress=progress)
     good = True
     if model is not None:
         for graph in graphs.values():
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     good &= all(row.good for row in rows)
     head = ("graph", "case", "logits", "keys, values", "bound", "")
     say(table([head, *(
-        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}", f"{r.bound:.2g}", _mark(r.good))
+        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}" if config.head == "lm_head" else "", f"{r.bound:.2g}", _mark(r.good))
         for r in rows
     )], "llrrrl"))  # fmt: skip
     if ids is not None:

@@ -16,8 +16,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cases import CASES, config_of, formula_tensors, real  # noqa: E402
-from torch_reference import run  # noqa: E402
+from cases import CASES, HEAD_CASES, config_of, formula_tensors, real  # noqa: E402
+from torch_reference import run, run_head  # noqa: E402
 from transformers import GPT2LMHeadModel  # noqa: E402
 
 PROMPT = "O Romeo, "
@@ -42,9 +42,19 @@ def main() -> None:
                 "float32_error": float(np.linalg.norm(narrow[key] - value)),
             }
     (HERE / "expected.json").write_text(
-        json.dumps({"made_with": f"torch {torch.__version__}", "cases": cases, "tiny": tiny()},
-                   indent=1) + "\n"
+        json.dumps({"made_with": f"torch {torch.__version__}", "cases": cases, "tiny": tiny(),
+                    "heads": heads()}, indent=1) + "\n"
     )  # fmt: skip
+
+
+def heads() -> dict[str, object]:
+    """All numbers of each output of `HEAD_CASES`; of logits over the vocabulary a few."""
+    found = {}
+    for name, (_, inputs) in HEAD_CASES.items():
+        config = config_of(name)
+        out = run_head(config, formula_tensors(config), inputs, torch.float64)
+        found[name] = {key: (x[..., :2] if x.ndim == 4 else x).tolist() for key, x in out.items()}
+    return found
 
 
 def tiny() -> dict[str, object]:

@@ -1,0 +1,101 @@
+"""Label text with a GPT-2 that was trained to: its head decides what that is.
+
+GPT2ForSequenceClassification   each TEXT gets its label, or its reward
+GPT2ForTokenClassification      each token of each TEXT gets a label
+GPT2ForQuestionAnswering        two TEXTs, a question and where to look: the answer in it
+GPT2DoubleHeadsModel            all TEXTs are choices, the most probable first
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from npgpt2.cli.common import (
+    add_engine,
+    add_model,
+    add_precision,
+    given_prompt,
+    load_head,
+    one_line,
+    progress,
+    say,
+    table,
+)
+from npgpt2.errors import OptionError
+
+if TYPE_CHECKING:
+    from npgpt2.heads import HeadModel
+
+HELP = "label text with a model that was trained to, such as a reward model"
+EXAMPLES = """examples:
+  npgpt2 classify 'What a fine day' --model DIR
+  npgpt2 classify 'Where is he?' 'He is in Verona.' --model DIR --json"""
+SHOWN = 10  # labels of one text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="- reads standard input")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each result")
+    add_model(parser)
+    add_precision(parser)
+    add_engine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    texts = [given_prompt(text, "TEXT") for text in args.texts]
+    model = load_head(args)
+    found = FUNCTIONS[model.config.head](model, texts)
+    if args.json:
+        say(json.dumps(result, ensure_ascii=False) for result in found)
+        return 0
+    for result in found:
+        if len(texts) > 1 and "text" in result:
+            say([one_line(result["text"])])
+        say(table(_rows(result), "rll"))
+    return 0
+
+
+def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What a person reads: a number, what it is of, and a label."""
+    for label, score in list(result.get("labels", {}).items())[:SHOWN]:
+        yield f"{score:.4f}", label, ""
+    for token in result.get("tokens", ()):
+        yield f"{token['score']:.4f}", token["piece"], token["label"]
+    for choice in result.get("choices", ()):
+        yield f"{choice['score']:.4f}", one_line(choice["text"]), ""
+    if "answer" in result:
+        yield f"{result['score']:.4f}", one_line(result["answer"]), ""
+
+
+def _classify(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
+    for text in progress(texts, "classifying"):
+        yield {"text": text, "labels": dict(model.classify(text))}
+
+
+def _classify_tokens(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
+    for text in progress(texts, "classifying"):
+        yield {"text": text, "tokens": [t._asdict() for t in model.classify_tokens(text)]}
+
+
+def _answer(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
+    if len(texts) != 2:
+        raise OptionError(
+            "TEXT", f"got {len(texts)}, expected two: a question, and the text with its answer"
+        )
+    found = model.answer(*texts)
+    yield {"answer": found.text, "start": found.start, "end": found.end, "score": found.score}
+
+
+def _choose(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
+    scores = zip(texts, model.choose(texts), strict=True)
+    ordered = sorted(scores, key=lambda pair: -pair[1])
+    yield {"choices": [{"text": text, "score": score} for text, score in ordered]}
+
+
+FUNCTIONS = {
+    "score": _classify,
+    "classifier": _classify_tokens,
+    "qa_outputs": _answer,
+    "multiple_choice_head": _choose,
+}

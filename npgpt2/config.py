@@ -50,6 +50,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "rotary_dim": (None, 0),
     "alibi": (False, None),
     "multi_query": (False, None),
+    "attention_head_type": ("multihead", None),  # santacoder's name for it
     "num_key_value_heads": (None,),
     "sliding_window": (None,),
     "window_size": (None,),
@@ -64,6 +65,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "mup_output_alpha": (None, 1.0),
     "mup_scale_qk_dot_by_d": (False, None),
 }
+
+ELSEWHERE = "Another architecture than the one written here: transformers runs it"
 
 
 @dataclass(frozen=True)
@@ -280,11 +283,13 @@ class GPT2Config:
         if kind != "gpt2":
             raise ConfigError(
                 f"{source}: model_type is {kind!r} ({', '.join(map(str, names or [kind]))}), "
-                "expected 'gpt2'"
+                f"expected 'gpt2'. {ELSEWHERE}"
             )
         for name in names:
             if not str(name).startswith(("GPT2", "TFGPT2", "FlaxGPT2")):
-                raise ConfigError(f"{source}: architectures names {name!r}, expected GPT-2")
+                raise ConfigError(
+                    f"{source}: architectures names {name!r}, expected GPT-2. {ELSEWHERE}"
+                )
         for key, harmless in REFUSED.items():
             if key in values and values[key] not in harmless:
                 raise ConfigError(

@@ -30,7 +30,7 @@ from npgpt2.generate import (
 from npgpt2.ops import Array
 from npgpt2.scoring import Score, Window, token_logprobs
 from npgpt2.speculate import Speculating
-from npgpt2.tokenizer import TextDecoder, Tokenizer, load_tokenizer
+from npgpt2.tokenizer import END, TextDecoder, Tokenizer, load_tokenizer
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -101,8 +101,9 @@ class TextModel:
             raise InputError(f"prompt: is longer than the context: {len(ids):,} > "
                              f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
         if not ids:
-            raise InputError("prompt: is empty, expected one token at least. "
-                             "To write from nothing, begin with '<|endoftext|>'")  # fmt: skip
+            first = self._first()
+            hint = f". To write from nothing, begin with {first!r}" if first else ""
+            raise InputError(f"prompt: is empty, expected one token at least{hint}")
         self._require_ids(ids)
         return [int(token) for token in ids]
 
@@ -113,6 +114,17 @@ class TextModel:
             return self.folder is not None and self.tokenizer is not None
         except FileError:
             return False
+
+    def _first(self) -> str:
+        """How a prompt spells the token that texts begin with; empty where none is known."""
+        if "tokenizer" not in self.__dict__:  # ids only, so far: no reason to read it
+            return END
+        known, bos = self.tokenizer, self.config.bos_token_id
+        named = [known.piece(bos)] if bos is not None and 0 <= bos < known.size else []
+        for text in (END, *named):
+            if [known.piece(token) for token in known.encode(text)] == [text]:
+                return text
+        return ""
 
     def _ids(self, prompt: Prompt) -> list[Any]:
         if isinstance(prompt, str):

@@ -11,7 +11,7 @@ No tokens are added around a text: what is encoded is what was given.
 import codecs
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -35,6 +35,9 @@ FILES = (
 
 END = "<|endoftext|>"  # stands before every document GPT-2 was trained on
 
+# What a token may be there for, as tokenizer_config.json and special_tokens_map.json say it.
+ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+
 # How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
 # match the same and cannot backtrack.
@@ -44,6 +47,9 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 # in a panic of tiktoken. Where the pattern cuts such a run, before its last space, is known.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's \s
 LONG_SPACE = re.compile(f"(?=[{SPACE}][^{SPACE}])(?<=[{SPACE}]{{100000}})")
+
+# Tokenizers of transformers that have the files of others, and give other ids.
+CUTTERS = {"BertJapaneseTokenizer": "MeCab", "CpmTokenizer": "jieba", "CpmTokenizerFast": "jieba"}
 
 
 class TextDecoder(Protocol):
@@ -126,6 +132,7 @@ def copy_vocabulary(source: Path, target: Path) -> None:
 def _load(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _from_tokenizer_json(folder / "tokenizer.json")
+    _require_no_cutter(folder)
     if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
         vocab = read_json(folder / "vocab.json", TokenizerError)
         settings = tokenizer_settings(folder)
@@ -145,6 +152,17 @@ def _load(folder: Path) -> Tokenizer:
         f"{folder}: has no vocabulary, expected tokenizer.json, or vocab.json and "
         "merges.txt, beside the weights"
     )
+
+
+def _require_no_cutter(folder: Path) -> None:
+    """These files may belong to a tokenizer that first cuts words by a dictionary of its own."""
+    for name in ("tokenizer_config.json", "config.json"):
+        values = read_json(folder / name, TokenizerError) if (folder / name).exists() else {}
+        if (kind := values.get("tokenizer_class")) in CUTTERS:
+            raise TokenizerError(
+                f"{folder / name}: tokenizer_class is {kind!r}, which cuts text into words with "
+                f"{CUTTERS[kind]}: not implemented here. Give ids, not text"
+            )
 
 
 # ── byte-level BPE ───────────────────────────────────────────────────────────────────────────────
@@ -196,9 +214,7 @@ class BytePairTokenizer:
         self._pieces = _by_id(vocab, added, source)
         self._added, self._prefix_space = added, prefix_space
         self._added_bytes = {token: text.encode() for text, token in added.items()}
-        # Where two added tokens could start, the longer one does.
-        longest_first = sorted(added, key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+        self._split = _splitter(added)
         spelled = [*byte_alphabet(), *_merged(vocab, merges, source)]
         ranks = {piece: rank for rank, piece in enumerate(_spelled_bytes(spelled, source))}
         if len(ranks) < len(spelled):
@@ -214,10 +230,9 @@ class BytePairTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         require_unicode(text)
-        parts = self._split.split(text) if self._split and special else [text]
         ids: list[int] = []
-        for i, part in enumerate(parts):
-            if i % 2:  # re.split puts what matched at the odd places
+        for i, part in enumerate(self._split(text) if special else [text]):
+            if i % 2:
                 ids.append(self._added[part])
             elif part:
                 if self._prefix_space and not part.startswith(" "):
@@ -277,6 +292,19 @@ def require_unicode(text: str) -> None:
         ) from None
 
 
+def _splitter(added: Iterable[str]) -> Callable[[str], list[str]]:
+    """A function that cuts a text at these tokens; they themselves come at the odd places.
+
+    >>> _splitter(["<s>", "<s>>"])("a<s>>b")
+    ['a', '<s>>', 'b']
+    """
+    # Where two tokens could start, the longer one does.
+    longest_first = sorted(added, key=len, reverse=True)
+    if not longest_first:
+        return lambda text: [text]
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})").split
+
+
 def _by_id(vocab: dict[str, int], added: dict[str, int], source: str) -> list[str]:
     """Token by id; every id from 0 up exactly once."""
     ids = vocab | added
@@ -298,13 +326,27 @@ def _fault_of_ids(ids: dict[str, Any]) -> str:
     """Why these ids are not every number from 0 up, once."""
     pieces: dict[int, str] = {}
     for piece, token in ids.items():
-        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
-            return f"{piece!r} has id {token!r}, expected a whole number"
+        if fault := _fault_of_id(piece, token):
+            return fault
         if token in pieces:
             return f"id {token} is both {pieces[token]!r} and {piece!r}"
         pieces[token] = piece
     hole = min(set(range(len(pieces) + 1)) - pieces.keys())
     return f"no token has id {hole}, expected ids without holes"
+
+
+def _require_tokens(added: dict[str, Any], source: Path) -> None:
+    """Tokens that stand whole in a text have to have one, and an id."""
+    for text, token in added.items():
+        if not text:
+            raise TokenizerError(f"{source}: id {token} is an added token without text")
+        if fault := _fault_of_id(text, token):
+            raise TokenizerError(f"{source}: {fault}")
+
+
+def _fault_of_id(piece: str, token: Any) -> str:
+    number = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+    return "" if number else f"{piece!r} has id {token!r}, expected a whole number"
 
 
 def _merged(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: str) -> list[str]:
@@ -334,15 +376,19 @@ def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_merges(path: Path) -> list[tuple[str, str]]:
-    """merges.txt: a version line, then a pair a line."""
+def _read_lines(path: Path) -> list[str]:
     try:
         text = read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
     if text.startswith("\ufeff"):
         raise TokenizerError(f"{path}: starts with a byte-order mark. Save it as plain UTF-8")
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """merges.txt: a version line, then a pair a line."""
+    lines = _read_lines(path)
     start = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[start:], start + 1):
@@ -364,11 +410,24 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     return read_json(path, TokenizerError) if path.exists() else {}
 
 
+def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """What the small files name by its role: {"unk_token": "[UNK]"}."""
+    path = folder / "special_tokens_map.json"
+    table = settings | (read_json(path, TokenizerError) if path.exists() else {})
+    named = {}
+    for role in ROLES:
+        token = table.get(role)
+        if isinstance(token, dict):  # with flags
+            token = token["content"]
+        if token:
+            named[role] = str(token)
+    return named
+
+
 def added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
-    """The tokens that stand whole in a text, from the small files beside vocab.json."""
-    added: dict[str, int] = {}
-    if "<|endoftext|>" in vocab:
-        added["<|endoftext|>"] = vocab["<|endoftext|>"]
+    """The tokens that stand whole in a text, from the small files beside the vocabulary."""
+    named = [END, *special_tokens(folder, settings).values()]
+    added = {token: vocab[token] for token in named if token in vocab}
     if (folder / "added_tokens.json").exists():
         added |= read_json(folder / "added_tokens.json", TokenizerError)
     for token, entry in (settings.get("added_tokens_decoder") or {}).items():
@@ -420,6 +479,11 @@ def _from_tokenizer_json(path: Path) -> Tokenizer:
 # ── other kinds, by the libraries that made them ─────────────────────────────────────────────────
 
 
+# What BertTokenizer takes for whole tokens where no file says otherwise.
+BERT_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
+
+
 class _WholeTextDecoder:
     """For vocabularies whose tokens change with their neighbours: decode all, send what is new."""
 
@@ -427,6 +491,8 @@ class _WholeTextDecoder:
         self._tokenizer, self._ids, self._sent = tokenizer, list[int](), 0
 
     def push(self, token: int) -> str:
+        if token >= self._tokenizer.size:  # a padded vocabulary: see _ByteDecoder
+            return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         return "" if text.endswith("\ufffd") else self._send(text)
@@ -443,7 +509,12 @@ class LibraryTokenizer:
     """Any tokenizer.json, and BERT's vocab.txt, through the library `tokenizers`."""
 
     def __init__(self, library: Any) -> None:
+        # A file may say to cut texts or to fill them up, as its last user did. That is a setting
+        # for batches, not part of the vocabulary.
+        library.no_truncation()
+        library.no_padding()
         self._library = library
+        self._size = 1 + max(library.get_vocab().values(), default=-1)
 
     @classmethod
     def from_file(cls, path: Path) -> "LibraryTokenizer":
@@ -455,19 +526,43 @@ class LibraryTokenizer:
 
     @classmethod
     def from_wordpiece(cls, path: Path) -> "LibraryTokenizer":
+        """BERT's, with the switches of tokenizer_config.json and the defaults of BertTokenizer."""
         tokenizers = _require("tokenizers", path, "BERT's vocabulary")
-        lowercase = bool(tokenizer_settings(path.parent).get("do_lower_case", True))
+        settings = tokenizer_settings(path.parent)
+        vocab = {piece: token for token, piece in enumerate(_read_lines(path))}
+        unknown = special_tokens(path.parent, settings).get("unk_token", "[UNK]")
+        if unknown not in vocab:
+            raise TokenizerError(f"{path}: has no {unknown}, expected a token for what is unknown")
+        added = {token: vocab[token] for token in BERT_TOKENS if token in vocab}
+        added |= added_tokens(path.parent, vocab, settings)
+        _require_tokens(added, path.parent)
         try:
-            return cls(tokenizers.BertWordPieceTokenizer(str(path), lowercase=lowercase))
+            library = tokenizers.Tokenizer(
+                tokenizers.models.WordPiece(vocab=vocab, unk_token=unknown)
+            )
+            library.normalizer = tokenizers.normalizers.BertNormalizer(
+                lowercase=bool(settings.get("do_lower_case", True)),
+                strip_accents=settings.get("strip_accents"),  # null: where it is lower-cased
+                handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
+            )
+            library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+            library.decoder = tokenizers.decoders.WordPiece()
+            # New ones get the next ids, one after the other.
+            library.add_special_tokens(sorted(added, key=added.__getitem__))
         except Exception as error:  # the library raises nothing narrower
             raise TokenizerError(f"{path}: {error}") from None
+        for token, wanted in added.items():
+            if (got := library.token_to_id(token)) != wanted:
+                raise TokenizerError(f"{path.parent}: {token!r} has id {wanted}, expected {got}")
+        return cls(library)
 
     @property
     def size(self) -> int:
-        return int(self._library.get_vocab_size())
+        return self._size
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         require_unicode(text)
+        self._library.encode_special_tokens = not special
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -491,7 +586,12 @@ class LibraryTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model, through the library `sentencepiece`."""
+    """A SentencePiece model, through the library `sentencepiece`.
+
+    The library knows neither the tokens that stand whole in a text nor lower case: both are in the
+    small files beside it, and are minded here. The 100 <extra_id_N> that T5Tokenizer adds without
+    being asked are not there: no GPT-2 has weights for them.
+    """
 
     def __init__(self, path: Path) -> None:
         sentencepiece = _require("sentencepiece", path, "a SentencePiece vocabulary")
@@ -499,26 +599,52 @@ class SentencePieceTokenizer:
             self._library: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise TokenizerError(f"{path}: not a SentencePiece model ({error})") from None
+        settings = tokenizer_settings(path.parent)
+        self._lowercase = bool(settings.get("do_lower_case"))
+        self._count = int(self._library.vocab_size())
+        vocab = {str(self._library.id_to_piece(token)): token for token in range(self._count)}
+        own = (self._library.is_control, self._library.is_unknown)
+        added = {piece: token for piece, token in vocab.items() if any(is_(token) for is_ in own)}
+        self._added = added | added_tokens(path.parent, vocab, settings)
+        _require_tokens(self._added, path.parent)
+        self._split = _splitter(self._added)
+        self._texts = {token: text for text, token in self._added.items()}
+        # Most models put a space before every text.
+        self._prefixed = self.piece(self._library.encode("a")[0]).startswith(SPACE_SIGN)
 
     @property
     def size(self) -> int:
-        return int(self._library.vocab_size())
+        return max(self._count - 1, *self._texts) + 1
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         require_unicode(text)
-        ids: list[int] = self._library.encode(text)
+        ids: list[int] = []
+        for i, part in enumerate(self._split(text) if special else [text]):
+            if i % 2:
+                ids.append(self._added[part])
+            else:
+                ids += self._library.encode(part.lower() if self._lowercase else part)
         return ids
 
     def piece(self, token: int) -> str:
-        if not 0 <= token < self.size:
+        if token in self._texts:
+            return self._texts[token]
+        if not 0 <= token < self._count:
             raise TokenizerError(f"id {token}: expected 0 to {self.size - 1}")
         return str(self._library.id_to_piece(token))
 
     def token_bytes(self, token: int) -> bytes:
-        return self.piece(token).replace("\u2581", " ").encode()
+        piece = self.piece(token)
+        if token in self._texts:
+            return piece.encode()
+        if self._library.is_byte(token):
+            return bytes.fromhex(piece[3:5])  # <0xE3>
+        return piece.replace(SPACE_SIGN, " ").encode()
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._library.decode(list(ids)))
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
+        before = self._prefixed and bool(text) and self.piece(ids[0]).startswith(SPACE_SIGN)
+        return text[1:] if before else text
 
     def decoder(self) -> TextDecoder:
         return _WholeTextDecoder(self)

@@ -23,8 +23,9 @@ import pytest
 from command_line import runner
 from safetensors.numpy import load_file
 
-from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, errors, load_tokenizer
+from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, errors, load_tokenizer, tokenizer
 from npgpt2.checkpoint import Checkpoint
+from npgpt2.config import ELSEWHERE
 from npgpt2.errors import (
     CheckpointError,
     ConfigError,
@@ -859,8 +860,63 @@ CONFIGS = [
     ({"architectures": 5}, "architectures is 5, expected a list of names"),
     ({"architectures": "GPT2"}, "architectures is 'GPT2', expected a list of names"),
     ({"rope_scaling": {"type": "linear"}}, "rope_scaling is {'type': 'linear'}: not implemented"),
+    (
+        {"architectures": ["GPT2LMHeadCustomModel"], "attention_head_type": "multiquery"},
+        "attention_head_type is 'multiquery': not implemented here. Expected a plain GPT-2",
+    ),
     ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}: not implemented"),
 ]
+# What config.json says of models that are no GPT-2 of OpenAI's form, as they are published.
+OTHERS = {
+    "gpt_neo": {
+        "architectures": ["GPTNeoForCausalLM"], "attention_types": [[["global", "local"], 6]],
+        "attention_layers": ["global", "local"], "hidden_size": 768, "intermediate_size": None,
+        "num_heads": 12, "num_layers": 12, "window_size": 256,
+    },
+    "gpt_bigcode": {
+        "architectures": ["GPTBigCodeForCausalLM"], "attention_softmax_in_fp32": True,
+        "multi_query": True, "n_embd": 2048, "n_head": 16, "n_inner": 8192, "n_layer": 24,
+        "scale_attention_softmax_in_fp32": True, "validate_runner_input": True,
+    },
+    "biogpt": {
+        "activation_dropout": 0.0, "architectures": ["BioGptForCausalLM"], "hidden_act": "gelu",
+        "hidden_size": 1024, "layerdrop": 0.0, "num_attention_heads": 16, "scale_embedding": True,
+    },
+    "openai-gpt": {
+        "afn": "gelu", "architectures": ["OpenAIGPTLMHeadModel"], "n_ctx": 512, "n_embd": 768,
+        "n_head": 12, "n_layer": 12, "n_positions": 512, "n_special": 0, "vocab_size": 40478,
+    },
+    "gptj": {
+        "architectures": ["GPTJForCausalLM"], "n_embd": 4096, "n_head": 16, "n_layer": 28,
+        "rotary": True, "rotary_dim": 64, "tie_word_embeddings": False,
+    },
+    "gpt_neox": {
+        "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu", "hidden_size": 768,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "use_parallel_residual": True,
+    },
+    "codegen": {
+        "architectures": ["CodeGenForCausalLM"], "n_embd": 1024, "n_head": 16, "n_layer": 20,
+        "rotary_dim": 32, "tokenizer_class": "GPT2Tokenizer",
+    },
+    "opt": {
+        "architectures": ["OPTForCausalLM"], "do_layer_norm_before": True, "ffn_dim": 3072,
+        "hidden_size": 768, "num_attention_heads": 12, "word_embed_proj_dim": 768,
+    },
+    "llama": {
+        "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
+        "num_key_value_heads": 32, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    },
+    "bert": {
+        "architectures": ["BertForMaskedLM"], "hidden_act": "gelu", "hidden_size": 768,
+        "position_embedding_type": "absolute", "type_vocab_size": 2,
+    },
+    "megatron-bert": {
+        "architectures": ["MegatronBertForMaskedLM"], "hidden_size": 1024, "type_vocab_size": 2,
+    },
+    "bloom": {"architectures": ["BloomForCausalLM"], "hidden_size": 1024, "n_layer": 24},
+    "imagegpt": {"architectures": ["ImageGPTForCausalImageModeling"], "n_embd": 512, "n_layer": 24},
+    "gpt2-ja": {"architectures": ["GPT2LMHeadModel"], "n_ctx": 768, "n_embd": 512},
+}  # fmt: skip
 CONFIG_FILES = {
     "empty": (b"", "not JSON (Expecting value"),
     "not JSON": (b"n_layer = 12", "not JSON (Expecting value: line 1 column 1 (char 0))"),
@@ -879,6 +935,21 @@ CONFIG_FILES = {
 def test_a_config_value(folder, refused, changes, words):
     edit_json(folder / "config.json", **changes)
     words = f"{folder / 'config.json'}: {words}"
+    refused(ConfigError, words, folder)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_architecture(folder, refused, kind):
+    """By what it is called; and where that is missing, by what its model is called."""
+    names = OTHERS[kind]["architectures"]
+    path = folder / "config.json"
+    path.write_text(json.dumps({"model_type": kind, **OTHERS[kind]}))
+    words = f"{path}: model_type is {kind!r} ({names[0]}), expected 'gpt2'. {ELSEWHERE}"
+    refused(ConfigError, words, folder)
+    if names[0].startswith("GPT2"):
+        return
+    path.write_text(json.dumps(OTHERS[kind]))
+    words = f"{path}: architectures names {names[0]!r}, expected GPT-2. {ELSEWHERE}"
     refused(ConfigError, words, folder)
 
 
@@ -1025,6 +1096,42 @@ def test_a_table_of_added_tokens(vocabulary, refused, table):
     edit_json(vocabulary / "tokenizer_config.json", added_tokens_decoder=table)
     words = f"{vocabulary}: the tokenizer's files have an unknown form"
     refused(TokenizerError, words, vocabulary, "tokenize")
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cuts_words_first(vocabulary, refused, file):
+    edit_json(vocabulary / file, tokenizer_class="BertJapaneseTokenizer")
+    words = f"{vocabulary / file}: tokenizer_class is 'BertJapaneseTokenizer', which cuts text into"
+    refused(TokenizerError, words, vocabulary, "tokenize")
+
+
+@pytest.fixture
+def wordpieces(vocabulary):
+    """A copy of the tiny checkpoint whose vocabulary is BERT's."""
+    pytest.importorskip("tokenizers", reason="the extra 'tokenizers' is not installed")
+    for name in tokenizer.FILES:
+        (vocabulary / name).unlink(missing_ok=True)
+    (vocabulary / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\nking\n")
+    return vocabulary
+
+
+WORDPIECES = {
+    "no unknown": ("vocab.txt", b"the\nking\n", "vocab.txt: has no [UNK], expected a token for wh"),
+    "not UTF-8": ("vocab.txt", b"[UNK]\n\xff\n", "vocab.txt: not UTF-8 at byte 6"),
+    "another unknown": ("special_tokens_map.json", b'{"unk_token": "<?>"}', "txt: has no <?>, exp"),
+    "a hole": ("added_tokens.json", b'{"[A]": 9}', "'[A]' has id 9, expected 4"),
+    "the id of another": ("added_tokens.json", b'{"[A]": 2}', "'[A]' has id 2, expected 4"),
+    "a fraction": ("added_tokens.json", b'{"[A]": 4.5}', "'[A]' has id 4.5, expected a whole"),
+    "no text": ("added_tokens.json", b'{"": 4}', "id 4 is an added token without text"),
+    "a list of roles": ("special_tokens_map.json", b"[]", "got a JSON list, expected an object"),
+    "a role without text": ("special_tokens_map.json", b'{"unk_token": {}}', "an unknown form"),
+}
+
+
+@pytest.mark.parametrize(("file", "data", "words"), WORDPIECES.values(), ids=WORDPIECES)
+def test_a_vocabulary_of_berts(wordpieces, refused, file, data, words):
+    (wordpieces / file).write_bytes(data)
+    refused(TokenizerError, words, wordpieces, "tokenize")
 
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────

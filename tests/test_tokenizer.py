@@ -231,6 +231,145 @@ def test_a_sentencepiece_model(tmp_path):
         tokenizer.piece(4000)
 
 
+def test_tokens_that_the_small_files_name_stand_whole(tmp_path):
+    """A vocabulary with <s> and </s> of its own, as many that are not English have."""
+    vocab = {char: i for i, char in enumerate([*byte_alphabet(), "<s>", "</s>", "<pad>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    assert len(load_tokenizer(tmp_path).encode("<s>")) == 3
+    named = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "mask_token": "<mask>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "<pad>", "bos_token": null}')
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode("<s>a</s><pad><mask>")
+    assert ids[:4] == [256, vocab["a"], 257, 258]
+    assert len(ids) == 4 + len("<mask>")
+    assert tokenizer.decode(ids) == "<s>a</s><pad><mask>"
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A function: tokenizer_config.json's values → the tokenizer of a small vocab.txt."""
+    pytest.importorskip("tokenizers", reason="the extra 'tokenizers' is not installed")
+
+    def load(**settings):
+        words = ["[PAD]", "[UNK]", "[SEP]", "cafe", "café", "Café", "王", "王了", "[BOS]"]
+        (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(tmp_path)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("settings", "pieces"),
+    [
+        ({}, ["cafe", "王", "[UNK]"]),
+        ({"strip_accents": False}, ["café", "王", "[UNK]"]),
+        ({"do_lower_case": False}, ["Café", "王", "[UNK]"]),
+        ({"do_lower_case": False, "strip_accents": True}, ["[UNK]", "王", "[UNK]"]),
+        ({"tokenize_chinese_chars": False}, ["cafe", "王了"]),
+    ],
+)
+def test_berts_switches(bert, settings, pieces):
+    tokenizer = bert(**settings)
+    assert [tokenizer.piece(token) for token in tokenizer.encode("Café 王了")] == pieces
+
+
+def test_berts_added_tokens(bert, tmp_path):
+    (tmp_path / "added_tokens.json").write_text('{"[HL]": 10, "[EOS]": 9}')
+    tokenizer = bert(bos_token="[BOS]")
+    text = "[BOS] café [HL] 王 [EOS]"
+    ids = tokenizer.encode("[BOS] Café[HL]王[EOS]")
+    assert ids == [8, 3, 10, 6, 9]
+    assert tokenizer.decode(ids) == text.replace("é", "e")
+    assert tokenizer.size == 11
+    assert not {8, 9, 10} & set(tokenizer.encode(text, special=False))
+
+
+def test_lengths_that_a_tokenizer_json_asks_for_are_settings_for_batches(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra 'tokenizers' is not installed")
+    peer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, "[UNK]"))
+    peer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    peer.enable_truncation(5)
+    peer.enable_padding(length=8)
+    peer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("a " * 20) == [1] * 20
+    assert tokenizer.encode("a b") == [1, 0]
+
+
+def test_ids_beyond_the_vocabulary_are_no_text(bert):
+    """Many a model has more rows than its vocabulary has tokens."""
+    decoder = bert().decoder()
+    assert (
+        "".join([decoder.push(3), decoder.push(9), decoder.push(6), decoder.finish()]) == "cafe 王"
+    )
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """A function: tokenizer_config.json's values → the tokenizer of a small spiece.model."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    (tmp_path / "text").write_text("the king is dead, long live the king\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=285,
+        minloglevel=2, byte_fallback=True, user_defined_symbols=["[PAD]"], hard_vocab_limit=False,
+    )  # fmt: skip
+
+    def load(**settings):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        return load_tokenizer(tmp_path)
+
+    return load
+
+
+def test_sentencepiece_that_puts_no_space_before_a_text(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    (tmp_path / "text").write_text("the king is dead, long live the king\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "spiece"), vocab_size=21,
+        minloglevel=2, add_dummy_prefix=False, remove_extra_whitespaces=False,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path)
+    for text in ("the king", " the king", "  the  king "):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentencepiece_with_whole_tokens(pieces, tmp_path):
+    tokenizer = pieces(pad_token="[PAD]")
+    the = tokenizer.encode("the")
+    assert tokenizer.encode("<s>the</s>[PAD]the<unk>") == [1, *the, 2, 3, *the, 0]
+    assert tokenizer.decode([1, *the, 2, *the, 0]) == "<s> the</s> the<unk>"
+    assert tokenizer.decode(the) == "the"
+    assert {0, 1, 2}.isdisjoint(tokenizer.encode("<s></s>", special=False))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<user>": tokenizer.size + 4}))
+    more = pieces()
+    assert more.size == tokenizer.size + 5
+    ids = more.encode("<user>the")
+    assert ids == [more.size - 1, *the]
+    assert (more.piece(ids[0]), more.token_bytes(ids[0])) == ("<user>", b"<user>")
+    with pytest.raises(TokenizerError, match="expected 0 to"):
+        more.piece(tokenizer.size + 1)
+
+
+def test_sentencepiece_in_lower_case(pieces):
+    assert pieces(do_lower_case=True).encode("The KING<s>") == pieces().encode("the king<s>")
+    assert pieces().encode("The KING") != pieces().encode("the king")
+
+
+def test_sentencepiece_with_bytes(pieces):
+    tokenizer = pieces()
+    ids = tokenizer.encode("king 王👍")
+    assert b"".join(map(tokenizer.token_bytes, ids)) == " king 王👍".encode()
+    decoder = tokenizer.decoder()
+    parts = [decoder.push(token) for token in ids]
+    assert [part for part in parts if part][-2:] == ["王", "👍"]
+    assert "".join(parts) + decoder.finish() == tokenizer.decode(ids) == "king 王👍"
+    assert tokenizer.decode(ids[:-1]).endswith("\ufffd")
+    assert decoder.push(tokenizer.size + 5) == ""
+
+
 def test_another_kind_without_the_extra_names_it(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("[UNK]\nthe")
     monkeypatch.setitem(sys.modules, "tokenizers", None)

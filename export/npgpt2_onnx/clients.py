@@ -15,7 +15,7 @@ from npgpt2 import tokenizer
 from npgpt2.config import GPT2Config
 from npgpt2.errors import ConfigError, TokenizerError
 from npgpt2.files import parse_json, read_file, read_json
-from npgpt2.tokenizer import added_tokens, read_merges, tokenizer_settings
+from npgpt2.tokenizer import added_tokens, read_merges, special_tokens, tokenizer_settings
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, FLOAT16, INT64
 from npgpt2_onnx.precision import Precision
@@ -95,9 +95,10 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
     settings = tokenizer_settings(folder)
     bytes_ = {"type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space")),
               "trim_offsets": True, "use_regex": True}  # fmt: skip
+    special = {END, *special_tokens(folder, settings).values()}
     added = [
         {"id": token, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": text == END}
+         "normalized": False, "special": text in special}
         for text, token in sorted(added_tokens(folder, vocab, settings).items(), key=lambda t: t[1])
     ]  # fmt: skip
     return {

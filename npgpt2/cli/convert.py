@@ -18,7 +18,9 @@ EXAMPLES = """examples:
   npgpt2 convert out/ckpt.pt -o mine
   npgpt2 convert DIR -o OUT --max-shard-size 500MB"""
 
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+VOCABULARIES = (
+    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"
+)  # fmt: skip
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

@@ -73,10 +73,11 @@ def run(args: argparse.Namespace) -> int:
             ])  # fmt: skip
     rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
     good &= all(row.good for row in rows)
-    head = ("graph", "case", "logits", "keys, values", "bound", "")
+    writes = config.head == "lm_head"
+    head = ("graph", "case", "logits", "keys, values" if writes else "", "bound", "")
     say(table([head, *(
-        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}" if config.head == "lm_head" else "", f"{r.bound:.2g}", _mark(r.good))
-        for r in rows
+        (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}" if writes else "",
+         f"{r.bound:.2g}", _mark(r.good)) for r in rows
     )], "llrrrl"))  # fmt: skip
     if ids is not None:
         good &= _quality(folder, ids, args.window, graphs, model)

@@ -14,7 +14,7 @@ from npgpt2.errors import ConfigError, FileError, NpGPT2Error
 from npgpt2.files import Progress, read_json
 from npgpt2.formats.find import find
 from npgpt2.formats.tensors import Files
-from npgpt2.tokenizer import FILES, load_tokenizer
+from npgpt2.tokenizer import WHOLE, load_tokenizer
 
 TOGETHER = {"n_embd", "n_head", "n_layer", "pruned_heads"}  # judged beside each other
 
@@ -64,7 +64,7 @@ def _config(folder: Path, report: Report) -> GPT2Config | None:
     """Each field by itself, so that one that is wrong does not hide another."""
     path = folder / "config.json"
     if not path.exists():
-        return None  # the weights may say it themselves
+        return None  # the weights may say it themselves, see `_weights`
     config = None
     before = len(report.faults)
     with report.trying():
@@ -95,7 +95,8 @@ def _weights(folder: Path, config: GPT2Config | None, report: Report, progress: 
     with report.trying():
         found = find(folder)
         kind, tensors = found.kind, found.tensors
-        if config is not None or found.config is not None:
+        # One that is there and no good was told of.
+        if config or found.config or not (folder / "config.json").exists():
             with report.trying():
                 checkpoint = Checkpoint.of(folder, found)
                 tensors = checkpoint.tensors
@@ -117,7 +118,7 @@ def _weights(folder: Path, config: GPT2Config | None, report: Report, progress: 
 
 
 def _vocabulary(folder: Path, config: GPT2Config | None, report: Report) -> None:
-    if not any((folder / name).exists() for name in FILES):
+    if not any((folder / name).exists() for name in WHOLE):
         report.facts.append(("vocabulary", "none: text cannot go in, only ids"))
         return
     with report.trying():

@@ -69,7 +69,7 @@ class Checkpoint:
             name: info for name, info in found.tensors.items() if not MASK_BUFFER.fullmatch(name)
         }
         config = _settle_head(config, tensors)
-        _require_sound(folder, config, tensors)
+        _require_sound(folder, config, found.told_by, tensors)
         named = {name: tensors[name] for name in param_shapes(config)}
         return cls(folder, config, named, found.kind)
 
@@ -146,6 +146,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
 
 def read_config(folder: Path) -> GPT2Config:
     """config.json, with the end-of-text ids of generation_config.json where it names them."""
+    if not os.path.lexists(folder / "config.json"):
+        raise FileError(f"{folder / 'config.json'}: no such file, expected it beside the weights")
     config = GPT2Config.from_file(folder / "config.json")
     path = folder / "generation_config.json"
     if path.exists():
@@ -183,12 +185,14 @@ def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
     )
 
 
-def _require_sound(folder: Path, config: GPT2Config, tensors: dict[str, TensorInfo]) -> None:
+def _require_sound(
+    folder: Path, config: GPT2Config, told_by: str, tensors: dict[str, TensorInfo]
+) -> None:
     """Missing, misshapen, unexpected tensors and dtypes, all in one line."""
     # A layer has 12 tensors at least. Asked first: n_layer may claim a billion.
     if config.n_layer > len(tensors):
         raise CheckpointError(
-            f"{folder}: config.json has n_layer {config.n_layer:,}, "
+            f"{folder}: {told_by} has n_layer {config.n_layer:,}, "
             f"the weights have {len(tensors)} tensors in all"
         )
     shapes = param_shapes(config)
@@ -213,7 +217,7 @@ def _require_sound(folder: Path, config: GPT2Config, tensors: dict[str, TensorIn
         faults.append(f"{len(extra)} unexpected ({_some(sorted(extra))})")
     if faults:
         raise CheckpointError(
-            f"{folder}: {'; '.join(faults)}. Expected the tensors of the GPT-2 in config.json"
+            f"{folder}: {'; '.join(faults)}. Expected the tensors of the GPT-2 in {told_by}"
         )
 
 

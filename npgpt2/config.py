@@ -369,3 +369,20 @@ def _require_head(head: str | None, values: Mapping[str, Any], source: str) -> N
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) < 100 else f"{text[:100]}…"
+
+
+def config_of(values: Mapping[str, Any], names: Mapping[str, str], source: str) -> GPT2Config:
+    """A config whose fields have other names, which errors tell as well.
+
+    >>> config_of({"n_ctx": 0}, {"n_ctx": "n_positions"}, "hparams.json")
+    Traceback (most recent call last):
+    npgpt2.errors.ConfigError: hparams.json: n_ctx: got 0, expected a whole number from 1 to ...
+    """
+    try:
+        return GPT2Config.from_dict({names.get(k, k): v for k, v in values.items()}, source)
+    except ConfigError as error:
+        text = str(error).removeprefix(source)
+        for theirs, ours in names.items():
+            if text.startswith(f": {ours}: "):
+                text = f": {theirs}: " + text.removeprefix(f": {ours}: ")
+        raise ConfigError(f"{source}{text}") from None

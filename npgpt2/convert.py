@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from npgpt2 import tokenizer
 from npgpt2.checkpoint import Checkpoint, save_tensors
-from npgpt2.errors import ConfigError, MissingPackage, OptionError
+from npgpt2.errors import ConfigError, MissingPackage, NpGPT2Error, OptionError
 from npgpt2.files import Progress, new_folder, read_json, require_space
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
@@ -18,7 +19,6 @@ from npgpt2.params import stored_name
 
 # As the command names them, and as safetensors does.
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-OPENAI = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # their names → ours
 LARGEST = 2_000_000_000  # bytes of one file
 
 
@@ -58,9 +58,15 @@ def convert(
     kinds = {n: NAMES[dtype] if dtype else t.dtype for n, t in checkpoint.tensors.items()}
     shards = plan(checkpoint, kinds, max_shard_size)
     require_space(out, sum(size for _, size in shards))
+    vocabulary = source if source.is_dir() else source.parent
+    _warn_of_vocabulary(vocabulary)
     with new_folder(out, replaces=lambda there: force) as folder:
         _write_config(checkpoint, folder, sorted(set(kinds.values())))
-        copy_vocabulary(source if source.is_dir() else source.parent, folder)
+        tokenizer.copy_vocabulary(vocabulary, folder)
+        if (vocabulary / "generation_config.json").is_file():
+            shutil.copyfile(
+                vocabulary / "generation_config.json", folder / "generation_config.json"
+            )
         _write_weights(checkpoint, folder, kinds, shards, progress)
     return checkpoint
 
@@ -138,11 +144,13 @@ def _write_config(checkpoint: Checkpoint, folder: Path, kinds: Iterable[str]) ->
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-def copy_vocabulary(source: Path, folder: Path) -> None:
-    """The files that a vocabulary is made of, and generation_config.json; OpenAI's by our names."""
-    for theirs in (*tokenizer.FILES, "generation_config.json"):
-        if (source / theirs).is_file():
-            shutil.copyfile(source / theirs, folder / theirs)
-    for theirs, ours in OPENAI.items():
-        if (source / theirs).is_file() and not (folder / ours).exists():
-            shutil.copyfile(source / theirs, folder / ours)
+def _warn_of_vocabulary(source: Path) -> None:
+    """Say what is wrong with one that is there. The weights are converted all the same."""
+    if not any((source / name).exists() for name in tokenizer.WHOLE):
+        return
+    try:
+        tokenizer.load_tokenizer(source)
+    except MissingPackage:  # of another kind than ours
+        pass
+    except NpGPT2Error as error:
+        warnings.warn(f"the vocabulary is damaged: {error}", stacklevel=3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from npgpt2.errors import FileBusy, FileError
+from npgpt2.formats.impostors import refuse_impostor
 
 try:
     import fcntl
@@ -39,6 +40,7 @@ def parse_json(data: bytes, source: str, error: type[Exception]) -> dict[str, An
     Raises:
         error: it is not UTF-8, not JSON, not an object, or names a key twice.
     """
+    refuse_impostor(source, data, "JSON", error)
     if data.startswith(b"\xef\xbb\xbf"):
         raise error(f"{source}: starts with a byte-order mark, expected UTF-8. Save it without")
 
@@ -87,9 +89,16 @@ def require_regular(path: Path) -> int:
     """The size of a regular file. Asked before one is opened: a FIFO waits, a device never ends.
 
     Raises:
-        FileError: it is a folder, a FIFO, a device or a socket.
+        FileError: it is a folder, a FIFO, a device or a socket, or a link to nothing.
     """
-    info = path.stat()
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():  # a hub cache that was cleared in part
+            raise FileError(
+                f"{path}: is a link to {os.readlink(path)}, which is not there. Download again"
+            ) from None
+        raise
     if not stat.S_ISREG(info.st_mode):
         kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
         raise FileError(f"{path}: is {kind}, expected a file")

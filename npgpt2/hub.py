@@ -70,7 +70,10 @@ def resolve(
     if str(name) == EMBEDDED:
         return embedded()
     if os.path.exists(name):
-        raise FileError(f"{name}: is a file, expected a folder with config.json in it")
+        raise FileError(
+            f"{name}: is a file, expected a folder with config.json in it. Of one of nanoGPT's or "
+            "llm.c's, 'npgpt2 convert' makes a folder"
+        )
     name = str(name)
     if not REPO_ID.fullmatch(name):
         raise FileError(

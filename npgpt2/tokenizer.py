@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, TokenizerError
 from npgpt2.files import read_file, read_json
+from npgpt2.formats.impostors import refuse_impostor
 
 # Every file that a vocabulary may consist of.
 FILES = (
@@ -32,6 +33,11 @@ FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+
+# Of these, any one says that there is a vocabulary; the others tell more of one.
+WHOLE = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "vocab.txt",
+         "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
+OPENAI = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # their names → ours
 
 END = "<|endoftext|>"  # stands before every document GPT-2 was trained on
 
@@ -89,8 +95,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The vocabulary of a checkpoint folder, of whichever kind it is.
 
-    tokenizer.json comes first, then vocab.json with merges.txt, then vocab.txt (BERT), then a
-    SentencePiece model.
+    tokenizer.json comes first, then vocab.json with merges.txt (or OpenAI's names of these), then
+    vocab.txt (BERT), then a SentencePiece model.
 
     Raises:
         FileError: the folder has none of these, or one cannot be read.
@@ -108,7 +114,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise
         raise TokenizerError(
             f"{folder}: the tokenizer's files have an unknown form "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error}). Download again"
         ) from None
 
 
@@ -123,26 +129,30 @@ def end_id(tokenizer: Tokenizer) -> int | None:
 
 
 def copy_vocabulary(source: Path, target: Path) -> None:
-    """Copy the files of a vocabulary, whichever there are."""
+    """Copy the files of a vocabulary, whichever there are; OpenAI's by our names."""
     for name in FILES:
-        if (source / name).exists():
+        if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for theirs, ours in OPENAI.items():
+        if (source / theirs).is_file() and not (target / ours).exists():
+            shutil.copyfile(source / theirs, target / ours)
 
 
 def _load(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return _from_tokenizer_json(folder / "tokenizer.json")
     _require_no_cutter(folder)
-    if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
-        vocab = read_json(folder / "vocab.json", TokenizerError)
-        settings = tokenizer_settings(folder)
-        return BytePairTokenizer(
-            vocab,
-            read_merges(folder / "merges.txt"),
-            added_tokens(folder, vocab, settings),
-            prefix_space=bool(settings.get("add_prefix_space")),
-            source=str(folder / "vocab.json"),
-        )
+    for ids, merges in (("vocab.json", "merges.txt"), tuple(OPENAI)):
+        if (folder / ids).exists() or (folder / merges).exists():
+            vocab = read_json(folder / ids, TokenizerError)
+            settings = tokenizer_settings(folder)
+            return BytePairTokenizer(
+                vocab,
+                read_merges(folder / merges),
+                added_tokens(folder, vocab, settings),
+                prefix_space=bool(settings.get("add_prefix_space")),
+                source=str(folder / ids),
+            )
     if (folder / "vocab.txt").exists():
         return LibraryTokenizer.from_wordpiece(folder / "vocab.txt")
     for name in ("spiece.model", "sentencepiece.bpe.model"):
@@ -376,11 +386,17 @@ def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, what: str) -> list[str]:
+    data = read_file(path)
+    if not data:  # merges without a merge have their version line
+        raise TokenizerError(f"{path}: has 0 bytes, expected {what}. Download again")
+    refuse_impostor(path, data, what, TokenizerError)
     try:
-        text = read_file(path).decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise TokenizerError(
+            f"{path}: not UTF-8 at byte {error.start}, expected {what}. Download again"
+        ) from None
     if text.startswith("\ufeff"):
         raise TokenizerError(f"{path}: starts with a byte-order mark. Save it as plain UTF-8")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
@@ -388,7 +404,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """merges.txt: a version line, then a pair a line."""
-    lines = _read_lines(path)
+    lines = _read_lines(path, "merges")
     start = 1 if lines[0].startswith("#version") else 0
     merges = []
     for number, line in enumerate(lines[start:], start + 1):
@@ -529,7 +545,7 @@ class LibraryTokenizer:
         """BERT's, with the switches of tokenizer_config.json and the defaults of BertTokenizer."""
         tokenizers = _require("tokenizers", path, "BERT's vocabulary")
         settings = tokenizer_settings(path.parent)
-        vocab = {piece: token for token, piece in enumerate(_read_lines(path))}
+        vocab = {piece: token for token, piece in enumerate(_read_lines(path, "a vocabulary"))}
         unknown = special_tokens(path.parent, settings).get("unk_token", "[UNK]")
         if unknown not in vocab:
             raise TokenizerError(f"{path}: has no {unknown}, expected a token for what is unknown")

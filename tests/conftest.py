@@ -16,6 +16,7 @@ collect_ignore = [
     "foreign_files.py",
     "onnx_cases.py",
     "readme_commands.py",
+    "refusals.py",
     "torch_reference.py",
     "train_cases.py",
 ]

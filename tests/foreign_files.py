@@ -162,13 +162,17 @@ def block(pairs, every=16):
     return data + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
+TYPES = {"f4": 1, "f8": 2, "i1": 6, "i8": 9, "u2": 14, "f2": 19}  # types.proto
+
+
 def tensorflow(arrays, per_block=20, kind=b"\0"):
     """model.ckpt.index and its data file, of {name: array}."""
     data, entries = b"", [(b"", field(1, 1) + field(3, field(1, 1)))]
     for name, array in sorted(arrays.items()):
         raw = array.tobytes()
         shape = b"".join(field(2, field(1, n)) for n in array.shape)
-        value = field(1, 1) + field(2, shape)
+        value = field(1, TYPES[array.dtype.str[1:]])
+        value += field(2, shape)
         if data:
             value += field(4, len(data))
         value += field(5, len(raw)) + varint(6 << 3 | 5) + struct.pack("<I", masked(raw))

@@ -14,18 +14,16 @@ import struct
 import subprocess
 import sys
 import time
-import tracemalloc
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import runner
+from refusals import cheaply, says
 from safetensors.numpy import load_file
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, errors, load_tokenizer, tokenizer
 from npgpt2.checkpoint import Checkpoint
-from npgpt2.config import ELSEWHERE
 from npgpt2.errors import (
     CheckpointError,
     ConfigError,
@@ -40,6 +38,7 @@ from npgpt2.params import named_parameters
 
 TINY = Path(__file__).parent / "data" / "tiny"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TENSORS = "Expected the tensors of the GPT-2 in config.json"
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1", "I64": "<i8"}
 
 
@@ -84,31 +83,19 @@ def run(capsys):
 
 @pytest.fixture
 def refused(run):
-    """A function: a folder is refused with these words, and in one line on the command line."""
+    """A function: a folder is refused with just these words, at once and in one line."""
 
     def check(error, words, folder, command="inspect"):
-        with pytest.raises(error) as caught:
-            GPT2.from_pretrained(folder) if command == "inspect" else load_tokenizer(folder)
-        text = str(caught.value)
-        assert words in text
-        assert isinstance(caught.value, errors.NpGPT2Error)
+        load = GPT2.from_pretrained if command == "inspect" else load_tokenizer
+        problem = cheaply(error, lambda: load(folder))
+        text = str(problem)
+        assert says(words, text), text
+        assert isinstance(problem, errors.NpGPT2Error)
         code, argv = 4 if error is FileError else 3, ["text"] if command == "tokenize" else []
         answer = run(command, *argv, "--model", folder)
         assert answer == (code, "", f"npgpt2: error: {cli.one_line(text)}\n")
 
     return check
-
-
-@contextmanager
-def cheap():
-    """What runs inside takes less than a second and 16 MB."""
-    tracemalloc.start()
-    begun = time.process_time()
-    yield
-    spent, (_, peak) = time.process_time() - begun, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert spent < 1
-    assert peak < 16e6
 
 
 def safetensors_bytes(header, data=b"", pad=0):
@@ -161,6 +148,7 @@ def assert_same(model, tensors):
 
 # ── weights files that are damaged, or something else ────────────────────────────────────────────
 
+WEB_PAGE = "is a web page, expected the weights: the download failed. Download again"
 PAIR = {"a": entry(), "b": entry(offsets=(8, 16))}
 ONE = json.dumps(entry()).encode()
 
@@ -173,19 +161,50 @@ FILES = {
     ),
     "header of 2^64-1": (
         struct.pack("<Q", 2**64 - 1) + b"{}",
-        "header of 18,446,744,073,709,551,615 bytes in a file of 10: not safetensors",
+        "header of 18,446,744,073,709,551,615 bytes in a file of 10: not safetensors, or damaged. "
+        "Download again",
     ),
-    "header of 0": (struct.pack("<Q", 0) + b"{}", "header of 0 bytes in a file of 10"),
-    "not UTF-8": (safetensors_bytes(b'{"\xff":1}'), "header: not UTF-8 at byte 2, expected JSON"),
-    "not JSON": (safetensors_bytes(b"{'a': 1}"), "header: not JSON (Expecting property name"),
-    "JSON cut off": (safetensors_bytes(b'{"a": '), "header: not JSON (Expecting value"),
-    "JSON and more": (safetensors_bytes(b"{}{}"), "header: not JSON (Extra data"),
-    "byte-order mark": (safetensors_bytes(b"\xef\xbb\xbf{}"), "starts with a byte-order mark"),
-    "a list": (safetensors_bytes([]), "header: got a JSON list, expected an object"),
-    "null": (safetensors_bytes(None), "header: got a JSON NoneType, expected an object"),
-    "nested lists": (safetensors_bytes(b"[" * 100_000), "header: not JSON (maximum recursion"),
-    "nested objects": (safetensors_bytes(b'{"a":' * 100_000), "header: not JSON (maximum rec"),
-    "a number of 5,000 digits": (safetensors_bytes(b"9" * 5000), "header: not JSON (Exceeds the"),
+    "header of 0": (
+        struct.pack("<Q", 0) + b"{}",
+        "header of 0 bytes in a file of 10: not safetensors, or damaged. Download again",
+    ),
+    "not UTF-8": (
+        safetensors_bytes(b'{"\xff":1}'),
+        "header: not UTF-8 at byte 2, expected JSON. Download again",
+    ),
+    "not JSON": (
+        safetensors_bytes(b"{'a': 1}"),
+        "header: not JSON (Expecting property name…). Download again",
+    ),
+    "JSON cut off": (
+        safetensors_bytes(b'{"a": '),
+        "header: not JSON (Expecting value…). Download again",
+    ),
+    "JSON and more": (safetensors_bytes(b"{}{}"), "header: not JSON (Extra data…). Download again"),
+    "byte-order mark": (
+        safetensors_bytes(b"\xef\xbb\xbf{}"),
+        "header: starts with a byte-order mark, expected UTF-8. Save it without",
+    ),
+    "a list": (
+        safetensors_bytes([]),
+        "header: got a JSON list, expected an object. Download again",
+    ),
+    "null": (
+        safetensors_bytes(None),
+        "header: got a JSON NoneType, expected an object. Download again",
+    ),
+    "nested lists": (
+        safetensors_bytes(b"[" * 100_000),
+        "header: not JSON (maximum recursion…). Download again",
+    ),
+    "nested objects": (
+        safetensors_bytes(b'{"a":' * 100_000),
+        "header: not JSON (maximum rec…). Download again",
+    ),
+    "a number of 5,000 digits": (
+        safetensors_bytes(b"9" * 5000),
+        "header: not JSON (Exceeds the…). Download again",
+    ),
     "truncated": (safetensors_bytes(PAIR, bytes(15)), "has 15 of 16 bytes of data: download again"),
     "no data": (safetensors_bytes(PAIR), "has 0 of 16 bytes of data: download again"),
     "trailing byte": (
@@ -194,31 +213,38 @@ FILES = {
     ),
     "overlap": (
         safetensors_bytes({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)),
-        "damaged header (Error while deserializing header: invalid offset for tensor `b`)",
+        "damaged header (Error while deserializing header: invalid offset for tensor `b`…). "
+        "Download again",
     ),
     "hole": (
         safetensors_bytes({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)),
-        "invalid offset for tensor `b`). Download again",
+        "damaged header (Error while deserializing header: invalid offset for tensor `b`…). "
+        "Download again",
     ),
     "hole before the first": (
         safetensors_bytes({"a": entry(offsets=(4, 12))}, bytes(12)),
-        "invalid offset for tensor `a`). Download again",
+        "damaged header (Error while deserializing header: invalid offset for tensor `a`…). "
+        "Download again",
     ),
     "size is not the shape's": (
         safetensors_bytes({"a": entry(shape=(3,))}, bytes(8)),
-        "invalid shape, data type, or offset for tensor",
+        "damaged header (Error while deserializing header: invalid shape, data type, or offset for "
+        "tensor…). Download again",
     ),
     "shape product overflows": (
         safetensors_bytes({"a": entry(shape=(2**40, 2**40))}, bytes(8)),
-        "overflow computing buffer size from shape",
+        "damaged header (Error while deserializing header: overflow computing buffer size from "
+        "shape…). Download again",
     ),
     "shape product wraps round to 0": (
         safetensors_bytes({"a": entry(shape=(2**32, 2**32), offsets=(0, 0))}),
-        "overflow computing buffer size from shape",
+        "damaged header (Error while deserializing header: overflow computing buffer size from "
+        "shape…). Download again",
     ),
     "unknown dtype": (
         safetensors_bytes({"a": entry("F128")}, bytes(8)),
-        "damaged header (Error while deserializing header: invalid JSON in header: unknown variant",
+        "damaged header (Error while deserializing header: invalid JSON in header: unknown variant "
+        "`F128`…). Download again",
     ),
     "a tensor named twice": (
         safetensors_bytes(b'{"a":%s,"a":%s}' % (ONE, ONE), bytes(8)),
@@ -234,7 +260,8 @@ FILES = {
     ),
     "half a character in a name": (
         safetensors_bytes(b'{"\\ud83d":%s}' % ONE, bytes(8)),
-        "damaged header",
+        "damaged header (Error while deserializing header: invalid JSON in header: …). "
+        "Download again",
     ),
     "Git LFS": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n",
@@ -242,15 +269,21 @@ FILES = {
     ),
     "web page": (
         b"<!DOCTYPE html><html><body>Not Found</body></html>",
-        "is a web page, expected the weights: the download failed. Download again",
+        WEB_PAGE,
     ),
-    "web page after a blank line": (b"\n <HTML><body>Sign in</body></HTML>", "is a web page"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(40), "is compressed (gzip), expected safetensors"),
-    "zip": (b"PK\x03\x04" + bytes(40), "is a zip archive (of PyTorch?), expected safetensors"),
+    "web page after a blank line": (b"\n <HTML><body>Sign in</body></HTML>", WEB_PAGE),
+    "gzip": (
+        b"\x1f\x8b\x08" + bytes(40),
+        "is compressed (gzip), expected the weights. Unpack it first",
+    ),
+    "zip": (
+        b"PK\x03\x04" + bytes(40),
+        "is a zip archive (of PyTorch?), expected safetensors. Call it pytorch_model.bin",
+    ),
 }
 # Fields of the wrong kind: the values, and what was expected.
 FIELDS = {
-    "dtype": ([5, None, {"F32": None}], "expected a name such as F32"),
+    "dtype": ([5, None, {"F32": None}], "expected a name such as F32. Download again"),
     "shape": (
         [[-2], [2.0], [True, 2], ["2"], "2", 2, [[2]], {"0": 2}, None],
         "expected whole numbers from 0. Download again",
@@ -266,8 +299,7 @@ METADATA = [{"step": 1}, {"author": None}, {"a": {"b": "c"}}, ["text"], "text", 
 @pytest.mark.parametrize(("data", "words"), FILES.values(), ids=FILES)
 def test_a_damaged_weights_file(folder, refused, data, words):
     (folder / WEIGHTS).write_bytes(data)
-    with cheap():
-        refused(CheckpointError, words, folder)
+    refused(CheckpointError, f"{folder / WEIGHTS}: {words}", folder)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +309,7 @@ def test_a_damaged_weights_file(folder, refused, data, words):
 def test_a_field_of_the_wrong_kind(folder, refused, key, value, words):
     good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     (folder / WEIGHTS).write_bytes(safetensors_bytes({"x": {**good, key: value}}, bytes(8)))
-    words = f"{WEIGHTS}: x has {key} {value!r}, {words}"
+    words = f"{folder / WEIGHTS}: x has {key} {value!r}, {words}"
     refused(CheckpointError, words, folder)
 
 
@@ -285,14 +317,17 @@ def test_a_field_of_the_wrong_kind(folder, refused, key, value, words):
 def test_an_entry_of_another_form(folder, refused, value):
     """Lists too: the library takes one in the order of the fields for an entry."""
     (folder / WEIGHTS).write_bytes(safetensors_bytes({"x": value}, bytes(8)))
-    refused(CheckpointError, "x has ", folder)
+    got = "shape None, expected whole numbers from 0"
+    if value != {"dtype": "F32"}:
+        got = "dtype None, expected a name such as F32"
+    refused(CheckpointError, f"{folder / WEIGHTS}: x has {got}. Download again", folder)
 
 
 @pytest.mark.parametrize("metadata", METADATA)
 def test_metadata_that_is_not_text(folder, refused, metadata):
     header = {"__metadata__": metadata, "x": entry()}
     (folder / WEIGHTS).write_bytes(safetensors_bytes(header, bytes(8)))
-    words = "__metadata__ is not a table of text → text. Save it again"
+    words = f"{folder / WEIGHTS}: __metadata__ is not a table of text → text. Save it again"
     refused(CheckpointError, words, folder)
 
 
@@ -343,44 +378,63 @@ def test_a_file_that_may_not_be_read(folder, refused, monkeypatch, name):
     refused(FileError, words, folder)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-def test_a_missing_file(folder, refused, name):
+MISSING = {
+    WEIGHTS: "no such file. Expected one of model.safetensors, model.safetensors.index.json, "
+    "pytorch_model.bin, pytorch_model.bin.index.json, model.ckpt.index, ckpt.pt in the folder",
+    "config.json": "no such file, expected it beside the weights",
+}
+
+
+@pytest.mark.parametrize(("name", "words"), MISSING.items(), ids=MISSING)
+def test_a_missing_file(folder, refused, name, words):
     (folder / name).unlink()
-    refused(FileError, f"{folder / name}: ", folder)
+    refused(FileError, f"{folder / name}: {words}", folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_a_link_to_nothing(folder, refused, name):
+    """A hub cache of which a part was deleted."""
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0a1b")
+    words = "is a link to ../../blobs/0a1b, which is not there. Download again"
+    refused(FileError, f"{folder / name}: {words}", folder)
 
 
 def test_weights_of_another_program(folder, refused):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    words = "pytorch_model.bin: is a safetensors file, expected one of PyTorch's. Call it model.saf"
-    refused(CheckpointError, words, folder)
+    words = "is a safetensors file, expected one of PyTorch's. Call it model.safetensors"
+    refused(CheckpointError, f"{folder / 'pytorch_model.bin'}: {words}", folder)
 
 
+NO_FOLDER = "no such folder. Expected a checkpoint folder or a hub name"
 MODELS = {
-    "nothing": ("none/such", "no such folder. Expected a checkpoint folder or a hub name"),
-    "a name too long": ("x/" * 3000, "no such folder"),
-    "a component too long": ("x" * 300, "no such folder"),
-    "a NUL": ("a\0b", "no such folder"),
-    "half a character": ("a\udcff", "no such folder"),
-    "a newline": ("a\nb", "no such folder"),
-    "a file": ("model/config.json", "is a file, expected a folder with config.json in it"),
+    "nothing": ("none/such", NO_FOLDER),
+    "a name too long": ("x/" * 3000, NO_FOLDER),
+    "a component too long": ("x" * 300, NO_FOLDER),
+    "a NUL": ("a\0b", NO_FOLDER),
+    "half a character": ("a\udcff", NO_FOLDER),
+    "a newline": ("a\nb", NO_FOLDER),
+    "a file": (
+        "model/config.json",
+        "is a file, expected a folder with config.json in it. Of one of nanoGPT's or llm.c's, "
+        "'npgpt2 convert' makes a folder",
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "words"), MODELS.values(), ids=MODELS)
 def test_a_model_that_is_no_folder(folder, run, name, words):
     path = folder.parent / name
-    code, out, err = run("inspect", "--model", path)
-    assert (code, out) == (4, "")
-    assert err.startswith("npgpt2: error: ")
-    assert err.count("\n") == 1
-    if len(name) < 300:  # beyond, the system's own words
-        assert words in err
+    line = cli.one_line(f"{path}: {words}")
+    assert run("inspect", "--model", path) == (4, "", f"npgpt2: error: {line}\n")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "none"])
 def test_a_checkpoint_that_is_no_folder(tmp_path, name):
-    with pytest.raises(FileError, match="no such folder, expected one with config"):
+    with pytest.raises(FileError) as caught:
         Checkpoint.open(tmp_path / name)
+    words = "no such folder, expected one with config.json in it"
+    assert str(caught.value) == f"{tmp_path / name}: {words}"
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -388,19 +442,24 @@ def test_a_checkpoint_that_is_no_folder(tmp_path, name):
 def test_a_file_that_shrinks_while_it_is_read(folder, mmap, size):
     checkpoint = Checkpoint.open(folder)
     os.truncate(folder / WEIGHTS, size)
-    with pytest.raises(CheckpointError, match=r"has become shorter while it was read: [\d,]+ of"):
+    with pytest.raises(CheckpointError) as caught:
         checkpoint.read(mmap=mmap)
+    words = "has become shorter while it was read: … of … bytes. Download again"
+    assert says(f"{folder / WEIGHTS}: {words}", str(caught.value))
 
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_a_file_that_goes_while_it_is_read(folder, mmap):
     checkpoint = Checkpoint.open(folder)
     os.truncate(folder / WEIGHTS, 0)
-    with pytest.raises(CheckpointError, match=r"has become (empty|shorter)"):
+    with pytest.raises(CheckpointError) as caught:
         checkpoint.read(mmap=mmap)
+    words = "empty" if mmap else "shorter while it was read: … of … bytes"
+    assert says(f"{folder / WEIGHTS}: has become {words}. Download again", str(caught.value))
     (folder / WEIGHTS).unlink()
-    with pytest.raises(FileError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(FileError) as gone:
         checkpoint.read(mmap=mmap)
+    assert str(gone.value) == f"{folder / WEIGHTS}: No such file or directory"
 
 
 def test_a_file_that_goes_between_two_tensors(folder):
@@ -412,8 +471,9 @@ def test_a_file_that_goes_between_two_tensors(folder):
             yield name
             (folder / WEIGHTS).unlink(missing_ok=True)
 
-    with pytest.raises(FileError, match=r"model\.safetensors: No such file"):
+    with pytest.raises(FileError) as caught:
         checkpoint.read(mmap=False, progress=meddle)
+    assert str(caught.value) == f"{folder / WEIGHTS}: No such file or directory"
 
 
 # ── claims of size: answered within a second, in a few megabytes ─────────────────────────────────
@@ -422,20 +482,35 @@ def test_a_file_that_goes_between_two_tensors(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_layer": 10**9}, "has n_layer 1,000,000,000, the weights have 40 tensors in all"),
-        ({"vocab_size": 2**31 - 1}, "wte.weight is (512, 64), expected (2147483647, 64)"),
-        ({"n_positions": 2**31 - 1}, "wpe.weight is (128, 64), expected (2147483647, 64)"),
+        (
+            {"n_layer": 10**9},
+            "config.json has n_layer 1,000,000,000, the weights have 40 tensors in all",
+        ),
+        (
+            {"vocab_size": 2**31 - 1},
+            f"1 of the wrong shape (wte.weight is (512, 64), expected (2147483647, 64)). {TENSORS}",
+        ),
+        (
+            {"n_positions": 2**31 - 1},
+            f"1 of the wrong shape (wpe.weight is (128, 64), expected (2147483647, 64)). {TENSORS}",
+        ),
         (
             {"n_embd": 2**30, "n_head": 1},
-            "40 of the wrong shape (h.0.attn.c_attn.bias is (192,), expected (32",
+            "40 of the wrong shape (h.0.attn.c_attn.bias is (192,), expected (3221225472,), "
+            "h.0.attn.c_attn.weight is (64, 192), expected (1073741824, 3221225472), "
+            "h.0.attn.c_proj.bias is (64,), expected (1073741824,) and 37 more). " + TENSORS,
         ),
-        ({"n_inner": 2**31 - 1}, "of the wrong shape (h.0.mlp.c_fc.bias is (256,), expected (21"),
+        (
+            {"n_inner": 2**31 - 1},
+            "9 of the wrong shape (h.0.mlp.c_fc.bias is (256,), expected (2147483647,), "
+            "h.0.mlp.c_fc.weight is (64, 256), expected (64, 2147483647), "
+            "h.0.mlp.c_proj.weight is (256, 64), expected (2147483647, 64) and 6 more). " + TENSORS,
+        ),
     ],
 )
 def test_a_config_that_claims_much(folder, refused, changes, words):
     edit_json(folder / "config.json", **changes)
-    with cheap():
-        refused(CheckpointError, words, folder)
+    refused(CheckpointError, f"{folder}: {words}", folder)
 
 
 @pytest.mark.parametrize("length", [2**34 - 8, 2**30])
@@ -443,33 +518,32 @@ def test_a_header_of_gigabytes(folder, refused, length):
     """A sparse file: it has the size it claims, and no blocks on the disk."""
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", length) + b"{")
     os.truncate(folder / WEIGHTS, 2**34)
-    words = f"header of {length:,} bytes in a file of 17,179,869,184: not safetensors"
-    with cheap():
-        refused(CheckpointError, words, folder)
+    words = (
+        f"{folder / WEIGHTS}: header of {length:,} bytes in a file of 17,179,869,184: "
+        "not safetensors, or damaged. Download again"
+    )
+    refused(CheckpointError, words, folder)
 
 
 def test_a_config_of_gigabytes(folder, refused):
     os.truncate(folder / "config.json", 2**34)
-    words = "config.json: has 17,179,869,184 bytes, expected 268,435,456 at most"
-    with cheap():
-        refused(FileError, words, folder)
+    words = f"{folder / 'config.json'}: has 17,179,869,184 bytes, expected 268,435,456 at most"
+    refused(FileError, words, folder)
 
 
 @pytest.mark.parametrize("end", [2**40, 2**63, 2**70])
 def test_data_of_exabytes(folder, refused, end):
     header = {"wte.weight": entry(shape=(end // 4,), offsets=(0, end))}
     (folder / WEIGHTS).write_bytes(safetensors_bytes(header, bytes(8)))
-    words = f"has 8 of {end:,} bytes of data: download again"
-    with cheap():
-        refused(CheckpointError, words, folder)
+    words = f"{folder / WEIGHTS}: has 8 of {end:,} bytes of data: download again"
+    refused(CheckpointError, words, folder)
 
 
 def test_a_key_twice_among_50_000(vocabulary, refused):
     pairs = [f'"t{i}": {i}' for i in range(50_000)]
     (vocabulary / "vocab.json").write_text("{" + ", ".join([*pairs, pairs[-1]]) + "}")
-    begun = time.process_time()
-    refused(TokenizerError, "key 't49999' stands there twice", vocabulary, "tokenize")
-    assert time.process_time() - begun < 2  # read twice
+    words = f"{vocabulary / 'vocab.json'}: key 't49999' stands there twice, expected once"
+    refused(TokenizerError, words, vocabulary, "tokenize")
 
 
 # ── odd files that load ──────────────────────────────────────────────────────────────────────────
@@ -626,30 +700,32 @@ def changed(**arrays):
 
 
 SETS = {
-    "missing": (without("h.1.ln_1.bias"), "h.1.ln_1.bias missing, 1 of 40. Expected the tensors"),
+    "missing": (without("h.1.ln_1.bias"), f"h.1.ln_1.bias missing, 1 of 40. {TENSORS}"),
     "many missing": (
         lambda t: {name: x for name, x in t.items() if "mlp" not in name},
-        "h.0.mlp.c_fc.weight, h.0.mlp.c_fc.bias, h.0.mlp.c_proj.weight and 9 more missing, 12 of",
+        "h.0.mlp.c_fc.weight, h.0.mlp.c_fc.bias, h.0.mlp.c_proj.weight and 9 more missing, "
+        f"12 of 40. {TENSORS}",
     ),
     "wrong shape": (
         changed(wpe__weight=lambda t: t["wpe.weight"][:100]),
-        "1 of the wrong shape (wpe.weight is (100, 64), expected (128, 64))",
+        f"1 of the wrong shape (wpe.weight is (100, 64), expected (128, 64)). {TENSORS}",
     ),
     "transposed": (
         changed(h__0__mlp__c_fc__weight=lambda t: t["h.0.mlp.c_fc.weight"].T),
-        "h.0.mlp.c_fc.weight is (256, 64), expected (64, 256), transposed",
+        "1 of the wrong shape (h.0.mlp.c_fc.weight is (256, 64), expected (64, 256), transposed). "
+        + TENSORS,
     ),
     "zero-size": (
         changed(ln_f__bias=lambda t: np.zeros(0)),
-        "1 of the wrong shape (ln_f.bias is (0,), expected (64,))",
+        f"1 of the wrong shape (ln_f.bias is (0,), expected (64,)). {TENSORS}",
     ),
     "70 dimensions": (
         changed(ln_f__bias=lambda t: ("F32", (1,) * 69 + (64,), 256)),
-        "1 of the wrong shape (ln_f.bias is (1, 1, ",
+        f"1 of the wrong shape (ln_f.bias is ({'1, ' * 69}64), expected (64,)). {TENSORS}",
     ),
     "unexpected": (
         changed(h__3__ln_1__bias=lambda t: np.zeros(64), classifier=lambda t: np.zeros(2)),
-        "2 unexpected (classifier, h.3.ln_1.bias). Expected the tensors of the GPT-2",
+        f"2 unexpected (classifier, h.3.ln_1.bias). {TENSORS}",
     ),
     "all together": (
         lambda t: {
@@ -658,12 +734,12 @@ SETS = {
             "h.9.x": np.zeros(1),
         },
         "h.0.ln_1.bias, ln_f.bias missing, 2 of 40; 1 of the wrong shape (wte.weight is (64, 512), "
-        "expected (512, 64), transposed); 1 unexpected (h.9.x). Expected",
+        f"expected (512, 64), transposed); 1 unexpected (h.9.x). {TENSORS}",
     ),
     "none": (lambda t: {}, "config.json has n_layer 3, the weights have 0 tensors in all"),
     "a name that writes on the terminal": (
         changed(**{"\x1b[2Ja\nb": lambda t: np.zeros(2)}),
-        "1 unexpected (\x1b[2Ja\nb)",
+        f"1 unexpected (\x1b[2Ja\nb). {TENSORS}",
     ),
 }
 
@@ -671,7 +747,7 @@ SETS = {
 @pytest.mark.parametrize(("change", "words"), SETS.values(), ids=SETS)
 def test_a_set_of_tensors(folder, refused, change, words):
     (folder / WEIGHTS).write_bytes(pack(change(tiny_tensors())))
-    refused(CheckpointError, words, folder)
+    refused(CheckpointError, f"{folder}: {words}", folder)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "U8", "I64", "BOOL"])
@@ -681,7 +757,7 @@ def test_a_dtype_that_is_no_weight(folder, refused, dtype):
     data = pack({**tiny_tensors(), "wte.weight": wte, "lm_head.weight": wte})
     (folder / WEIGHTS).write_bytes(data)
     words = f"1 of an unknown dtype (wte.weight is {dtype}, expected one of F64, F32, F16, BF16)"
-    refused(CheckpointError, words, folder)
+    refused(CheckpointError, f"{folder}: {words}. {TENSORS}", folder)
 
 
 @pytest.mark.parametrize("shape", [(), (1,) * 70, (0, 64), (64, 0), (32768,)])
@@ -690,18 +766,19 @@ def test_a_head_and_wte_of_the_same_wrong_shape(folder, refused, shape):
     wte = "F32", shape, 4 * math.prod(shape)
     data = pack({**tiny_tensors(), "wte.weight": wte, "lm_head.weight": wte})
     (folder / WEIGHTS).write_bytes(data)
-    refused(CheckpointError, f"wte.weight is {shape}, expected (512, 64)", folder)
+    words = f"1 of the wrong shape (wte.weight is {shape}, expected (512, 64)). {TENSORS}"
+    refused(CheckpointError, f"{folder}: {words}", folder)
 
 
 def test_vocab_size_beside_the_rows_of_wte(folder, refused):
     edit_json(folder / "config.json", vocab_size=511)
-    words = "wte.weight is (512, 64), expected (511, 64)"
-    refused(CheckpointError, words, folder)
+    words = f"1 of the wrong shape (wte.weight is (512, 64), expected (511, 64)). {TENSORS}"
+    refused(CheckpointError, f"{folder}: {words}", folder)
 
 
 def test_a_shard_is_missing(folder, shards, refused):
     (folder / shards["wte.weight"]).unlink()
-    words = f"{shards['wte.weight']}: this shard is missing, {INDEX} names it. Download it"
+    words = f"{folder / shards['wte.weight']}: this shard is missing, {INDEX} names it. Download it"
     refused(FileError, words, folder)
 
 
@@ -712,7 +789,7 @@ SHARDS = ["../x.safetensors", "/etc/passwd", "a/b", "a\\b", "..", ".", "", "a\0b
 def test_a_shard_that_leaves_the_folder(folder, shards, refused, shard):
     index = {"weight_map": {**shards, "wte.weight": shard}}
     (folder / INDEX).write_text(json.dumps(index))
-    words = f"{INDEX}: names the shard {shard!r}, expected a file in the same folder"
+    words = f"{folder / INDEX}: names the shard {shard!r}, expected a file in the same folder"
     refused(CheckpointError, words, folder)
 
 
@@ -723,21 +800,21 @@ IMPOSSIBLE = {"long": "x" * 5000, "half a character": "\ud83d", "absent": "absen
 def test_a_shard_of_an_impossible_name(folder, shards, refused, shard):
     where = {name: shard if file == shards["wte.weight"] else file for name, file in shards.items()}
     (folder / INDEX).write_text(json.dumps({"weight_map": where}))
-    words = "this shard is missing"
+    words = f"{folder / shard}: this shard is missing, {INDEX} names it. Download it"
     refused(FileError, words, folder)
 
 
 @pytest.mark.parametrize("table", [None, [], "x", {"wte.weight": 5}, {"wte.weight": None}])
 def test_an_index_without_a_table(folder, shards, refused, table):
     (folder / INDEX).write_text(json.dumps({"weight_map": table}))
-    words = f"{INDEX}: weight_map is not a table of tensor → file"
+    words = f"{folder / INDEX}: weight_map is not a table of tensor → file"
     refused(CheckpointError, words, folder)
 
 
 def test_an_index_that_disagrees_with_a_shard(folder, shards, refused):
     del shards["wte.weight"]
     (folder / INDEX).write_text(json.dumps({"weight_map": shards}))
-    words = f"{INDEX}: disagrees with model-00002-of-00002.safetensors about wte.weight"
+    words = f"{folder / INDEX}: disagrees with model-00002-of-00002.safetensors about wte.weight"
     refused(CheckpointError, words, folder)
 
 
@@ -745,13 +822,16 @@ def test_a_tensor_in_two_shards(folder, refused):
     tensors = tiny_tensors()
     parts = {"a": tensors, "b": {"transformer.wte.weight": tensors["wte.weight"]}}
     write_shards(folder, parts)
-    words = f"{INDEX}: disagrees with b about wte.weight"
+    words = f"{folder / INDEX}: disagrees with b about wte.weight"
     refused(CheckpointError, words, folder)
 
 
 def test_a_damaged_shard(folder, shards, refused):
     os.truncate(folder / shards["wte.weight"], 1000)
-    words = f"{shards['wte.weight']}: header of "
+    words = (
+        f"{folder / shards['wte.weight']}: header of 1,781 bytes in a file of 1,000: "
+        "not safetensors, or damaged. Download again"
+    )
     refused(CheckpointError, words, folder)
 
 
@@ -794,16 +874,17 @@ def test_nan_and_infinity_are_said(poisoned, run, value, name):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_no_text_from_nan_or_infinity(poisoned, run, value):
     folder = poisoned(value)
-    model, words = GPT2.from_pretrained(folder), "logits: NaN or infinity. The weights hold such"
+    model = GPT2.from_pretrained(folder)
+    words = "logits: NaN or infinity. The weights hold such numbers, or overflow"
     for options in ({"temperature": 0}, {"seed": 1}, {"num_beams": 2}):
-        with pytest.raises(CheckpointError, match=words):
+        with pytest.raises(CheckpointError, match=f"^{words}$"):
             model.generate("KING", **options)
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=f"^{words}$"):
         model.score("KING HENRY")
     for command in ("generate", "score"):
         code, out, err = run(command, "KING HENRY", "--model", folder)
         assert (code, out) == (3, "")
-        assert err.splitlines()[-1].startswith(f"npgpt2: error: {words}")
+        assert err.splitlines()[-1] == f"npgpt2: error: {words}"
 
 
 def test_float64_beyond_float32(folder):
@@ -826,6 +907,13 @@ def test_large_weights_are_sound(folder):
 # ── config.json ──────────────────────────────────────────────────────────────────────────────────
 
 COUNT = "expected a whole number from 1 to 2147483647"
+FRACTION = "expected a number from 0 to 1"
+NONLINEAR = (
+    "expected one of gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, "
+    "tanh"
+)
+ELSEWHERE = "Another architecture than the one written here: transformers runs it"
+PLAIN = "not implemented here. Expected a plain GPT-2"
 CONFIGS = [
     ({"n_embd": 66}, "n_embd: got 66, expected a multiple of n_head (4)"),
     *[
@@ -835,36 +923,54 @@ CONFIGS = [
     ({"n_head": 0}, f"n_head: got 0, {COUNT}"),
     ({"hidden_size": -1, "n_embd": None}, f"n_embd: got None, {COUNT}"),
     ({"n_inner": 0}, f"n_inner: got 0, {COUNT}"),
-    ({"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon: got nan, expected a number from"),
-    ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon: got '1e-5', expected a number from 0"),
-    ({"initializer_range": float("inf")}, "initializer_range: got inf, expected a number"),
-    ({"initializer_range": 10**400}, "initializer_range: got 1000000000"),
-    ({"resid_pdrop": True}, "resid_pdrop: got True, expected a number from 0 to 1"),
+    ({"layer_norm_epsilon": float("nan")}, f"layer_norm_epsilon: got nan, {FRACTION}"),
+    ({"layer_norm_epsilon": "1e-5"}, f"layer_norm_epsilon: got '1e-5', {FRACTION}"),
+    (
+        {"initializer_range": float("inf")},
+        "initializer_range: got inf, expected a number from 0 to inf",
+    ),
+    (
+        {"initializer_range": 10**400},
+        "initializer_range: got 1000000000…, expected a number from 0 to inf",
+    ),
+    ({"resid_pdrop": True}, f"resid_pdrop: got True, {FRACTION}"),
     ({"scale_attn_weights": "false"}, "scale_attn_weights: got 'false', expected true or false"),
-    ({"activation_function": "mish"}, "activation_function: got 'mish', expected one of "),
-    ({"activation_function": ["relu"]}, "activation_function: got ['relu'], expected one of "),
-    ({"activation_function": None}, "activation_function: got None, expected one of "),
+    ({"activation_function": "mish"}, f"activation_function: got 'mish', {NONLINEAR}"),
+    ({"activation_function": ["relu"]}, f"activation_function: got ['relu'], {NONLINEAR}"),
+    ({"activation_function": None}, f"activation_function: got None, {NONLINEAR}"),
     ({"eos_token_id": "0"}, "eos_token_id: got '0', expected a token id or null"),
     ({"eos_token_id": [0, 1.5]}, "eos_token_id: got [0, 1.5], expected a token id or null"),
     ({"pruned_heads": {"0": [9]}}, "pruned_heads: got heads [9] in layer 0, expected 0 to 3"),
     ({"pruned_heads": {"7": [1]}}, "pruned_heads: got layer 7, the model has 3"),
-    ({"pruned_heads": {"0": [0, 1, 2, 3]}}, "pruned_heads: all 4 heads of layer 0"),
-    ({"pruned_heads": {"0": [float("inf")]}}, "pruned_heads: got {'0': [inf]}, expected {layer: ["),
+    (
+        {"pruned_heads": {"0": [0, 1, 2, 3]}},
+        "pruned_heads: all 4 heads of layer 0, expected one to stay",
+    ),
+    (
+        {"pruned_heads": {"0": [float("inf")]}},
+        "pruned_heads: got {'0': [inf]}, expected {layer: [heads]}",
+    ),
     ({"pruned_heads": [1]}, "pruned_heads: got [1], expected {layer: [heads]}"),
     (
         {"model_type": "bert", "architectures": ["BertModel"]},
-        "model_type is 'bert' (BertModel), expected 'gpt2'",
+        "model_type is 'bert' (BertModel), expected 'gpt2'. " + ELSEWHERE,
     ),
-    ({"architectures": ["BertModel"]}, "architectures names 'BertModel', expected GPT-2"),
-    ({"model_type": 5, "architectures": None}, "model_type is 5 (5), expected 'gpt2'"),
+    (
+        {"architectures": ["BertModel"]},
+        "architectures names 'BertModel', expected GPT-2. " + ELSEWHERE,
+    ),
+    (
+        {"model_type": 5, "architectures": None},
+        "model_type is 5 (5), expected 'gpt2'. " + ELSEWHERE,
+    ),
     ({"architectures": 5}, "architectures is 5, expected a list of names"),
     ({"architectures": "GPT2"}, "architectures is 'GPT2', expected a list of names"),
-    ({"rope_scaling": {"type": "linear"}}, "rope_scaling is {'type': 'linear'}: not implemented"),
+    ({"rope_scaling": {"type": "linear"}}, "rope_scaling is {'type': 'linear'}: " + PLAIN),
+    ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}: " + PLAIN),
     (
         {"architectures": ["GPT2LMHeadCustomModel"], "attention_head_type": "multiquery"},
-        "attention_head_type is 'multiquery': not implemented here. Expected a plain GPT-2",
+        "attention_head_type is 'multiquery': " + PLAIN,
     ),
-    ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}: not implemented"),
 ]
 # What config.json says of models that are no GPT-2 of OpenAI's form, as they are published.
 OTHERS = {
@@ -918,16 +1024,40 @@ OTHERS = {
     "gpt2-ja": {"architectures": ["GPT2LMHeadModel"], "n_ctx": 768, "n_embd": 512},
 }  # fmt: skip
 CONFIG_FILES = {
-    "empty": (b"", "not JSON (Expecting value"),
-    "not JSON": (b"n_layer = 12", "not JSON (Expecting value: line 1 column 1 (char 0))"),
-    "cut off": (b'{"n_layer": 1', "not JSON (Expecting ',' delimiter"),
-    "nested": (b'{"a":' * 100_000, "not JSON (maximum recursion depth"),
-    "5,000 digits": (b'{"n_layer":' + b"1" * 5000 + b"}", "not JSON (Exceeds the limit"),
-    "a list": (b"[]", "got a JSON list, expected an object"),
-    "a key twice": (b'{"n_layer":1,"n_head":1,"n_layer":2}', "key 'n_layer' stands there twice"),
-    "byte-order mark": (b"\xef\xbb\xbf{}", "starts with a byte-order mark, expected UTF-8. Save"),
-    "UTF-16": ('{"n_layer": 1}'.encode("utf-16"), "not UTF-8 at byte 0, expected JSON"),
-    "Latin-1": ('{"é": 1}'.encode("latin-1"), "not UTF-8 at byte 2, expected JSON"),
+    "empty": (b"", "not JSON (Expecting value…). Download again"),
+    "not JSON": (
+        b"n_layer = 12",
+        "not JSON (Expecting value: line 1 column 1 (char 0)). Download again",
+    ),
+    "cut off": (b'{"n_layer": 1', "not JSON (Expecting ',' delimiter…). Download again"),
+    "nested": (b'{"a":' * 100_000, "not JSON (maximum recursion depth…). Download again"),
+    "5,000 digits": (
+        b'{"n_layer":' + b"1" * 5000 + b"}",
+        "not JSON (Exceeds the limit…). Download again",
+    ),
+    "a list": (b"[]", "got a JSON list, expected an object. Download again"),
+    "a key twice": (
+        b'{"n_layer":1,"n_head":1,"n_layer":2}',
+        "key 'n_layer' stands there twice, expected once",
+    ),
+    "byte-order mark": (
+        b"\xef\xbb\xbf{}",
+        "starts with a byte-order mark, expected UTF-8. Save it without",
+    ),
+    "UTF-16": (
+        '{"n_layer": 1}'.encode("utf-16"),
+        "not UTF-8 at byte 0, expected JSON. Download again",
+    ),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "is a Git LFS pointer, expected JSON. Run 'git lfs pull'",
+    ),
+    "web page": (
+        b"<!doctype html>",
+        "is a web page, expected JSON: the download failed. Download again",
+    ),
+    "gzip": (b"\x1f\x8b\x08", "is compressed (gzip), expected JSON. Unpack it first"),
+    "Latin-1": ('{"é": 1}'.encode("latin-1"), "not UTF-8 at byte 2, expected JSON. Download again"),
 }
 
 
@@ -965,7 +1095,9 @@ def test_a_config_file(folder, refused, name, data, words):
 
 def test_a_generation_config_value(folder, refused):
     edit_json(folder / "generation_config.json", eos_token_id="x")
-    words = "generation_config.json: eos_token_id: got 'x', expected a token id or null"
+    words = (
+        f"{folder / 'generation_config.json'}: eos_token_id: got 'x', expected a token id or null"
+    )
     refused(ConfigError, words, folder)
 
 
@@ -1003,12 +1135,26 @@ VOCABULARIES = {
 MERGES = {
     "three parts": (b"a b c", "line 5: got 'a b c', expected two tokens with a space between"),
     "one part": (b"ab", "line 5: got 'ab', expected two tokens with a space between"),
-    "nothing after the space": (b"a ", "line 5: got 'a ', expected two tokens"),
-    "nothing before it": (b" a", "line 5: got ' a', expected two tokens"),
-    "a megabyte": (b"x" * 10**6, f"line 5: got {'x' * 40!r}, expected two tokens"),
-    "not UTF-8": (b"\xff a", "merges.txt: not UTF-8 at byte "),
-    "of no token": (b"a Zebra", "'Zebra' is not in the vocabulary, but it is a byte or part of a"),
-    "into no token": (b"z z", "a merge makes 'zz', not in the vocabulary"),
+    "nothing after the space": (
+        b"a ",
+        "line 5: got 'a ', expected two tokens with a space between",
+    ),
+    "nothing before it": (b" a", "line 5: got ' a', expected two tokens with a space between"),
+    "a megabyte": (
+        b"x" * 10**6,
+        f"line 5: got {'x' * 40!r}, expected two tokens with a space between",
+    ),
+    "not UTF-8": (b"\xff a", "not UTF-8 at byte …, expected merges. Download again"),
+}
+UNKNOWN = {
+    b"a Zebra": "'Zebra' is not in the vocabulary, but it is a byte or part of a merge",
+    b"z z": "a merge makes 'zz', not in the vocabulary",
+}
+MERGE_FILES = {
+    b"": "has 0 bytes, expected merges. Download again",
+    b"<html>": "is a web page, expected merges: the download failed. Download again",
+    b"version https://git-lfs.github.com/spec/v1\n": "is a Git LFS pointer, expected merges. "
+    "Run 'git lfs pull'",
 }
 
 
@@ -1031,20 +1177,34 @@ def test_a_file_of_the_vocabulary(vocabulary, refused, name, data, words):
 def test_a_merge_line(vocabulary, refused, line, words, end):
     lines = (vocabulary / "merges.txt").read_bytes().split(b"\n")
     (vocabulary / "merges.txt").write_bytes(end.join([*lines[:4], line, *lines[4:]]))
-    refused(TokenizerError, words, vocabulary, "tokenize")
+    refused(TokenizerError, f"{vocabulary / 'merges.txt'}: {words}", vocabulary, "tokenize")
+
+
+@pytest.mark.parametrize(("line", "words"), UNKNOWN.items())
+def test_a_merge_of_what_is_not_in_the_vocabulary(vocabulary, refused, line, words):
+    with (vocabulary / "merges.txt").open("ab") as file:
+        file.write(line)
+    refused(TokenizerError, f"{vocabulary / 'vocab.json'}: {words}", vocabulary, "tokenize")
+
+
+@pytest.mark.parametrize(("data", "words"), MERGE_FILES.items())
+def test_a_file_of_merges(vocabulary, refused, data, words):
+    (vocabulary / "merges.txt").write_bytes(data)
+    refused(TokenizerError, f"{vocabulary / 'merges.txt'}: {words}", vocabulary, "tokenize")
 
 
 def test_a_merge_twice(vocabulary, refused):
     lines = (vocabulary / "merges.txt").read_bytes().split(b"\n")
     (vocabulary / "merges.txt").write_bytes(b"\n".join([*lines[:4], *lines[3:]]))
-    refused(TokenizerError, "two merges make the same token", vocabulary, "tokenize")
+    words = f"{vocabulary / 'vocab.json'}: two merges make the same token, expected one"
+    refused(TokenizerError, words, vocabulary, "tokenize")
 
 
 def test_merges_with_a_byte_order_mark(vocabulary, refused):
     path = vocabulary / "merges.txt"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    words = "merges.txt: starts with a byte-order mark. Save it as plain UTF-8"
-    refused(TokenizerError, words, vocabulary, "tokenize")
+    words = "starts with a byte-order mark. Save it as plain UTF-8"
+    refused(TokenizerError, f"{path}: {words}", vocabulary, "tokenize")
 
 
 def test_windows_lines(vocabulary):
@@ -1058,28 +1218,38 @@ def test_windows_lines(vocabulary):
 @pytest.mark.parametrize("gone", ["vocab.json", "merges.txt"])
 def test_half_a_vocabulary(vocabulary, refused, gone):
     (vocabulary / gone).unlink()
-    refused(FileError, f"{vocabulary / gone}: No such file", vocabulary, "tokenize")
+    refused(FileError, f"{vocabulary / gone}: No such file or directory", vocabulary, "tokenize")
 
 
 def test_no_vocabulary(vocabulary, refused):
     for name in ("vocab.json", "merges.txt"):
         (vocabulary / name).unlink()
-    words = f"{vocabulary}: has no vocabulary, expected tokenizer.json, or vocab.json and merges"
+    words = (
+        f"{vocabulary}: has no vocabulary, expected tokenizer.json, or vocab.json and merges.txt, "
+        "beside the weights"
+    )
     refused(FileError, words, vocabulary, "tokenize")
 
 
+UNKNOWN_FORM = "the tokenizer's files have an unknown form (…). Download again"
 SPECS = [
-    (lambda s: s.update(model=[1]), "unknown form"),
-    (lambda s: s.update(model={**s["model"], "vocab": [1]}), "unknown form"),
-    (lambda s: s.update(added_tokens=[5]), "unknown form"),
-    (lambda s: s.update(added_tokens=[{"content": "x"}]), "unknown form"),
-    (lambda s: s["added_tokens"].append({"content": "", "id": 512}), "an added token without text"),
-    (lambda s: s["added_tokens"].append({"content": "\ud83d", "id": 512}), "not Unicode text"),
+    (lambda s: s.update(model=[1]), UNKNOWN_FORM),
+    (lambda s: s.update(model={**s["model"], "vocab": [1]}), UNKNOWN_FORM),
+    (lambda s: s.update(added_tokens=[5]), UNKNOWN_FORM),
+    (lambda s: s.update(added_tokens=[{"content": "x"}]), UNKNOWN_FORM),
+    (
+        lambda s: s["added_tokens"].append({"content": "", "id": 512}),
+        "id 512 is an added token without text",
+    ),
+    (
+        lambda s: s["added_tokens"].append({"content": "\ud83d", "id": 512}),
+        "not Unicode text (surrogates not allowed)",
+    ),
     (lambda s: s["added_tokens"].append({"content": "x", "id": 512.0}), f"'x' has id 512.0, {IDS}"),
     (lambda s: s["model"].update(merges=[["a"]]), "merge 0: got ['a'], expected two tokens"),
     (lambda s: s["model"].update(merges=[["a", 5]]), "merge 0: got ['a', 5], expected two tokens"),
     (lambda s: s["model"].update(merges=["a b c"]), "merge 0: got 'a b c', expected two tokens"),
-    (lambda s: s["model"].update(merges=5), "unknown form"),
+    (lambda s: s["model"].update(merges=5), UNKNOWN_FORM),
 ]
 
 
@@ -1087,21 +1257,26 @@ SPECS = [
 def test_a_tokenizer_json(folder, refused, change, words):
     spec = json.loads((folder / "tokenizer.json").read_text())
     change(spec)
-    (folder / "tokenizer.json").write_text(json.dumps(spec))
-    refused(TokenizerError, words, folder, "tokenize")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(spec))
+    where = folder if words is UNKNOWN_FORM else path
+    refused(TokenizerError, f"{where}: {words}", folder, "tokenize")
 
 
 @pytest.mark.parametrize("table", [{"x": {"content": "a"}}, {"512": {}}, {"512": 5}, [5]])
 def test_a_table_of_added_tokens(vocabulary, refused, table):
     edit_json(vocabulary / "tokenizer_config.json", added_tokens_decoder=table)
-    words = f"{vocabulary}: the tokenizer's files have an unknown form"
+    words = f"{vocabulary}: {UNKNOWN_FORM}"
     refused(TokenizerError, words, vocabulary, "tokenize")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_a_tokenizer_that_cuts_words_first(vocabulary, refused, file):
     edit_json(vocabulary / file, tokenizer_class="BertJapaneseTokenizer")
-    words = f"{vocabulary / file}: tokenizer_class is 'BertJapaneseTokenizer', which cuts text into"
+    words = (
+        f"{vocabulary / file}: tokenizer_class is 'BertJapaneseTokenizer', which cuts text into "
+        "words with MeCab: not implemented here. Give ids, not text"
+    )
     refused(TokenizerError, words, vocabulary, "tokenize")
 
 
@@ -1115,31 +1290,52 @@ def wordpieces(vocabulary):
     return vocabulary
 
 
+UNKNOWN_LACKS = "vocab.txt: has no {}, expected a token for what is unknown"
 WORDPIECES = {
-    "no unknown": ("vocab.txt", b"the\nking\n", "vocab.txt: has no [UNK], expected a token for wh"),
-    "not UTF-8": ("vocab.txt", b"[UNK]\n\xff\n", "vocab.txt: not UTF-8 at byte 6"),
-    "another unknown": ("special_tokens_map.json", b'{"unk_token": "<?>"}', "txt: has no <?>, exp"),
-    "a hole": ("added_tokens.json", b'{"[A]": 9}', "'[A]' has id 9, expected 4"),
-    "the id of another": ("added_tokens.json", b'{"[A]": 2}', "'[A]' has id 2, expected 4"),
-    "a fraction": ("added_tokens.json", b'{"[A]": 4.5}', "'[A]' has id 4.5, expected a whole"),
-    "no text": ("added_tokens.json", b'{"": 4}', "id 4 is an added token without text"),
-    "a list of roles": ("special_tokens_map.json", b"[]", "got a JSON list, expected an object"),
-    "a role without text": ("special_tokens_map.json", b'{"unk_token": {}}', "an unknown form"),
-}
+    "no unknown": ("vocab.txt", b"the\nking\n", "/" + UNKNOWN_LACKS.format("[UNK]")),
+    "not UTF-8": (
+        "vocab.txt",
+        b"[UNK]\n\xff\n",
+        "/vocab.txt: not UTF-8 at byte 6, expected a vocabulary. Download again",
+    ),
+    "another unknown": (
+        "special_tokens_map.json", b'{"unk_token": "<?>"}', "/" + UNKNOWN_LACKS.format("<?>")
+    ),
+    "a hole": ("added_tokens.json", b'{"[A]": 9}', ": '[A]' has id 9, expected 4"),
+    "the id of another": ("added_tokens.json", b'{"[A]": 2}', ": '[A]' has id 2, expected 4"),
+    "a fraction": (
+        "added_tokens.json", b'{"[A]": 4.5}', ": '[A]' has id 4.5, expected a whole number"
+    ),
+    "no text": ("added_tokens.json", b'{"": 4}', ": id 4 is an added token without text"),
+    "a list of roles": (
+        "special_tokens_map.json",
+        b"[]",
+        "/special_tokens_map.json: got a JSON list, expected an object. Download again",
+    ),
+    "a role without text": (
+        "special_tokens_map.json",
+        b'{"unk_token": {}}',
+        ": the tokenizer's files have an unknown form (KeyError: 'content'). Download again",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("file", "data", "words"), WORDPIECES.values(), ids=WORDPIECES)
 def test_a_vocabulary_of_berts(wordpieces, refused, file, data, words):
     (wordpieces / file).write_bytes(data)
-    refused(TokenizerError, words, wordpieces, "tokenize")
+    refused(TokenizerError, f"{wordpieces}{words}", wordpieces, "tokenize")
 
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────
 
+EMPTY = (
+    "prompt: is empty, expected one token at least. To write from nothing, begin with "
+    "'<|endoftext|>'"
+)
 LONGER = "prompt: is longer than the context: {} > 128 tokens. Shorten it"
 PROMPTS = {
-    "empty": ("", "prompt: is empty, expected one token at least. To write from nothing"),
-    "no ids": ([], "prompt: is empty, expected one token at least"),
+    "empty": ("", EMPTY),
+    "no ids": ([], EMPTY),
     "one token too many": ([5] * 129, LONGER.format(129)),
     "a megabyte of a letter": ("z" * 10**6, LONGER.format("1,000,000")),
     "a megabyte of spaces": (" " * 10**6 + "king", LONGER.format("1,000,001")),
@@ -1152,7 +1348,10 @@ PROMPTS = {
     "1.0": ([1.0], "prompt: has the id 1.0, expected 0 to 511"),
     "True": ([True], "prompt: has the id True, expected 0 to 511"),
     "text among ids": ([262, None], "prompt: has the id None, expected 0 to 511"),
-    "an array of fractions": (np.array([1.5]), "prompt: has the id np.float64(1.5), expected"),
+    "an array of fractions": (
+        np.array([1.5]),
+        "prompt: has the id np.float64(1.5), expected 0 to 511",
+    ),
     "None": (None, "prompt: got None, expected text or ids"),
     "a number": (5, "prompt: got 5, expected text or ids"),
     "bytes": (b"king", "prompt: got b'king', expected text or ids"),
@@ -1161,19 +1360,19 @@ PROMPTS = {
 
 @pytest.mark.parametrize(("prompt", "words"), PROMPTS.values(), ids=PROMPTS)
 def test_a_prompt(model, prompt, words):
-    begun = time.process_time()
     for call in (model.encode, lambda prompt: list(model.stream(prompt))):
+        begun = time.process_time()
         with pytest.raises(InputError) as caught:
             call(prompt)
-        assert words in str(caught.value)
-    assert time.process_time() - begun < 2  # encoded twice
+        assert time.process_time() - begun < 1
+        assert str(caught.value) == words
 
 
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
         ([], "prompts: the list is empty, expected one prompt at least"),
-        (["KING", ""], "prompt: is empty, expected one token at least"),
+        (["KING", ""], EMPTY),
         (["KING", [262, -1]], "prompt: has the id -1, expected 0 to 511"),
         (["KING", 5], "prompt: got 5, expected text or ids"),
         ([262, 1.5], "prompt: has the id 1.5, expected 0 to 511"),
@@ -1186,21 +1385,32 @@ def test_a_prompt(model, prompt, words):
 def test_several_prompts(model, prompts, words):
     with pytest.raises(InputError) as caught:
         model.generate(prompts)
-    assert words in str(caught.value)
+    assert str(caught.value) == words
 
 
-@pytest.mark.parametrize("text", [[1.5, 2], [-1, 2], [True, 2], None, 5])
-def test_what_cannot_be_scored(model, text):
-    with pytest.raises(InputError, match=r"^prompt: (has the id|got) "):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ([1.5, 2], "prompt: has the id 1.5, expected 0 to 511"),
+        ([-1, 2], "prompt: has the id -1, expected 0 to 511"),
+        ([True, 2], "prompt: has the id True, expected 0 to 511"),
+        (None, "prompt: got None, expected text or ids"),
+        (5, "prompt: got 5, expected text or ids"),
+        (
+            [5],
+            "text: has 1 tokens, expected two at least: the first has nothing to be predicted from",
+        ),
+    ],
+)
+def test_what_cannot_be_scored(model, text, words):
+    with pytest.raises(InputError) as caught:
         model.score(text)
+    assert str(caught.value) == words
 
 
-def test_too_little_to_score(model, run):
-    with pytest.raises(InputError, match="text: has 1 tokens, expected two at least"):
-        model.score([5])
-    code, out, err = run("score", "", "--model", TINY)
-    assert (code, out) == (3, "")
-    assert err.startswith("npgpt2: error: text: has 0 tokens, expected two at least")
+def test_too_little_to_score(run):
+    text = "text: has 0 tokens, expected two at least: the first has nothing to be predicted from"
+    assert run("score", "", "--model", TINY) == (3, "", f"npgpt2: error: {text}\n")
 
 
 @pytest.mark.parametrize(
@@ -1212,14 +1422,14 @@ def test_too_little_to_score(model, run):
         ([[True]], "input_ids: got bool numbers, expected whole ones"),
         ([[2**70]], "input_ids: got object numbers, expected whole ones"),
         ([1, 2], "input_ids: got shape (2,), expected (B, T)"),
-        ([[]], "input_ids: got float64 numbers"),
+        ([[]], "input_ids: got float64 numbers, expected whole ones"),
         ([[5] * 129], "input_ids: more tokens than the context holds: 129 > 128"),
     ],
 )
 def test_ids_of_a_forward_pass(model, ids, words):
     with pytest.raises(InputError) as caught:
         model(ids)
-    assert words in str(caught.value)
+    assert str(caught.value) == words
 
 
 def test_a_full_context_writes_one_token(model):
@@ -1336,6 +1546,7 @@ def test_a_megabyte_on_the_command_line(run):
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
 
 WHOLE = "expected a whole number from 1"
+SEED = "expected a whole number from 0 up to 18446744073709551615"
 NAN, INFINITY = float("nan"), float("inf")
 # The values of an option, and what was expected.
 OPTIONS = {
@@ -1355,7 +1566,7 @@ OPTIONS = {
     ),
     "seed": (
         [-1, 2**70, 2**64, 1.5, True, "7"],
-        "expected a whole number from 0 up to 18446744073709551615",
+        SEED,
     ),
     "stop": (["", ("",), ("a", ""), 5, (5,), None], "expected texts that are not empty"),
 }
@@ -1363,24 +1574,33 @@ OPTIONS = {
 ARGUMENTS = [
     ("--max-new-tokens", "0", f"got 0, {WHOLE}"),
     ("--max-new-tokens", "-1", f"got -1, {WHOLE}"),
-    ("--max-new-tokens", "1e9", "got '1e9', expected a whole number"),
+    ("--max-new-tokens", "1e9", "got '1e9', expected a whole number. See 'npgpt2 generate --help'"),
     ("--temperature", "nan", "got nan, expected a number from 0 (greedy) up"),
     ("--temperature", "-1", "got -1.0, expected a number from 0 (greedy) up"),
     ("--temperature", "inf", "got inf, expected a number from 0 (greedy) up"),
-    ("--temperature", "hot", "got 'hot', expected a number"),
+    ("--temperature", "hot", "got 'hot', expected a number. See 'npgpt2 generate --help'"),
     ("--top-k", "0", f"got 0, {WHOLE}. Leave it out for no limit"),
     ("--top-k", "-1", f"got -1, {WHOLE}. Leave it out for no limit"),
     ("--top-p", "0", "got 0.0, expected a number above 0, up to 1"),
     ("--top-p", "1.5", "got 1.5, expected a number above 0, up to 1"),
     ("--min-p", "1.5", "got 1.5, expected a number above 0, up to 1"),
-    ("--seed", "-1", "got -1, expected a whole number from 0 up to 18446744073709551615"),
-    ("--seed", str(2**70), f"got {2**70}, expected a whole number from 0 up to"),
-    pytest.param("--seed", "9" * 5000, "got '999", id="5,000 digits"),
+    ("--seed", "-1", f"got -1, {SEED}"),
+    ("--seed", str(2**70), f"got {2**70}, {SEED}"),
+    pytest.param(
+        "--seed",
+        "9" * 5000,
+        "got '999…9', expected a whole number. See 'npgpt2 generate --help'",
+        id="5,000 digits",
+    ),
     ("--stop", "", "got [''], expected texts that are not empty"),
     ("--repetition-penalty", "0", "got 0.0, expected a number from 1e-100 to 1e100"),
-    ("--num-samples", "0", f"got 0, {WHOLE}"),
-    ("--num-beams", "0", f"got 0, {WHOLE}"),
-    ("--dtype", "float16", "invalid choice: 'float16' (choose from "),
+    ("--num-samples", "0", f"got 0, {WHOLE} up to 4096"),
+    ("--num-beams", "0", f"got 0, {WHOLE} up to 4096"),
+    (
+        "--dtype",
+        "float16",
+        "invalid choice: 'float16' (choose from …). See 'npgpt2 generate --help'",
+    ),
 ]
 
 
@@ -1398,31 +1618,60 @@ def test_an_option_on_the_command_line(run, flag, value, words):
     """Before a model is looked for: it may take minutes to load."""
     code, out, err = run("generate", "text", "--model", "/none", flag, value)
     assert (code, out) == (2, "")
-    assert err.startswith(f"npgpt2: error: {flag}: {words}")
+    assert says(f"npgpt2: error: {flag}: {words}\n", err)
     assert err.count("\n") == 1
 
 
 COMMAND_LINES = {
     "nothing": ([], 2, "the following arguments are required: COMMAND. See 'npgpt2 --help'"),
-    "no such command": (["write"], 2, "COMMAND: invalid choice: 'write' (choose from "),
-    "no text": (["tokenize"], 2, "the following arguments are required: TEXT. See 'npgpt2 token"),
-    "no such option": (["info", "--a\nb"], 2, "unrecognized arguments: --a\\nb. See"),
-    "an empty model": (["tokenize", "a", "--model", ""], 4, "'': no such folder. Expected a"),
-    "two things": (["inspect", "wte", "--prompt", "a"], 2, "--prompt: got a tensor as well"),
-    "no name": (["inspect", "a b", "--model", TINY], 2, "TENSOR: got 'a b', expected a name"),
-    "no slice": (["inspect", "wpe.weight[0:9:0]", "--model", TINY], 2, "TENSOR: got the slice "),
-    "no index": (["inspect", "wpe.weight[512]", "--model", TINY], 2, "TENSOR: got the slice [512]"),
+    "no such command": (
+        ["write"],
+        2,
+        "COMMAND: invalid choice: 'write' (choose from …). See 'npgpt2 --help'",
+    ),
+    "no text": (
+        ["tokenize"],
+        2,
+        "the following arguments are required: TEXT. See 'npgpt2 tokenize --help'",
+    ),
+    "no such option": (
+        ["info", "--a\nb"],
+        2,
+        "unrecognized arguments: --a\\nb. See 'npgpt2 --help'",
+    ),
+    "an empty model": (["tokenize", "a", "--model", ""], 4, f"'': {NO_FOLDER}"),
+    "two things": (
+        ["inspect", "wte", "--prompt", "a"],
+        2,
+        "--prompt: got a tensor as well, expected one of the two",
+    ),
+    "no name": (
+        ["inspect", "a b", "--model", TINY],
+        2,
+        "TENSOR: got 'a b', expected a name such as wte.weight[:5]",
+    ),
+    "no slice": (
+        ["inspect", "wpe.weight[0:9:0]", "--model", TINY],
+        2,
+        "TENSOR: got the slice [0:9:0] of shape (128, 64): slice step cannot be zero",
+    ),
+    "no index": (
+        ["inspect", "wpe.weight[512]", "--model", TINY],
+        2,
+        "TENSOR: got the slice [512] of shape (128, 64): index 512 is out of bounds for axis 0 "
+        "with size 128",
+    ),
     "no such tensor": (
         ["inspect", "h.0.wte", "--model", TINY],
         3,
-        "h.0.wte: no parameter 'h.0.wte' in the checkpoint. ",
+        "h.0.wte: no parameter 'h.0.wte' in the checkpoint. 'npgpt2 inspect' lists all",
     ),
     "stride": (
         ["score", "a b c", "--stride", "0", "--model", TINY],
         2,
         "--stride: got 0, expected a whole number from 1 to 128",
     ),
-    "empty prompt": (["generate", "", "--model", TINY], 3, "prompt: is empty, expected one token"),
+    "empty prompt": (["generate", "", "--model", TINY], 3, EMPTY),
 }
 
 
@@ -1431,7 +1680,7 @@ def test_a_command_line(run, monkeypatch, argv, code, words):
     monkeypatch.delenv("NPGPT2_MODEL", raising=False)
     got, out, err = run(*argv)
     assert (got, out) == (code, "")
-    assert err.startswith(f"npgpt2: error: {words}")
+    assert says(f"npgpt2: error: {words}\n", err)
     assert err.count("\n") == 1
 
 
@@ -1494,7 +1743,7 @@ def test_debug_shows_the_traceback(run):
     lines = err.splitlines()
     assert (code, out) == (4, "")
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1].startswith("npgpt2: error: /none/such: no such folder. Expected a checkpoint")
+    assert lines[-1] == f"npgpt2: error: /none/such: {NO_FOLDER}"
 
 
 @pytest.mark.parametrize(

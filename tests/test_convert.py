@@ -217,9 +217,79 @@ def test_missing_tensors_and_a_wrong_checksum(npgpt2, folder, tmp_path, model):
 
 
 def test_nothing_to_check(npgpt2, tmp_path):
-    code, _, err = npgpt2("check", tmp_path / "none")
-    assert code == 4
-    assert "no such folder" in err
+    words = "no such folder. Expected a checkpoint folder or a hub name"
+    answer = npgpt2("check", tmp_path / "none")
+    assert answer == (4, "", f"npgpt2: error: {tmp_path / 'none'}: {words}\n")
     code, out, _ = npgpt2("check", tmp_path)
     assert code == 1
     assert "Expected one of model.safetensors" in out
+
+
+def test_weights_without_their_config(npgpt2, folder):
+    """They may be sound: without it nobody knows."""
+    (folder / "config.json").unlink()
+    words = f"{folder / 'config.json'}: no such file, expected it beside the weights"
+    code, out, _ = npgpt2("check", folder)
+    assert code == 1
+    assert out.splitlines()[-2:] == [f"fault       {words}", f"{folder}: 1 fault"]
+    out = folder.parent / "out"
+    assert npgpt2("convert", folder, "-o", out) == (4, "", f"npgpt2: error: {words}\n")
+    assert not out.exists()
+
+
+# ── OpenAI's vocabulary ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def openai(tmp_path, model):
+    return openai_folder(tmp_path / "openai", model)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_openais_folder_writes_as_it_is(openai, model, end):
+    for name in ("encoder.json", "vocab.bpe"):
+        (openai / name).write_bytes((openai / name).read_bytes().replace(b"\n", end))
+    options = {"max_new_tokens": 9, "temperature": 0}
+    got = GPT2.from_pretrained(openai).generate("O Romeo, ", **options)
+    assert got == model.generate("O Romeo, ", **options)
+
+
+def edited(**changes):
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def added(line):
+    return lambda path: path.write_text(path.read_text() + line)
+
+
+VOCABULARIES = {  # a file, what is done to it → exit code, the words
+    "gone": ("encoder.json", Path.unlink, 4, "No such file or directory"),
+    "merges gone": ("vocab.bpe", Path.unlink, 4, "No such file or directory"),
+    "a hole": ("encoder.json", edited(ARD=600), 3, "no token has id 511, expected ids without "
+               "holes"),
+    "an id twice": ("encoder.json", edited(ARD=6), 3, "id 6 is both '&' and 'ARD'"),
+    "an id as text": ("encoder.json", edited(ARD="511"), 3, "'ARD' has id '511', expected a whole "
+                      "number"),
+    "a list": ("encoder.json", lambda path: path.write_text("[]"), 3, "got a JSON list, expected "
+               "an object. Download again"),
+    "a web page": ("encoder.json", lambda path: path.write_text("<html>"), 3, "is a web page, "
+                   "expected JSON: the download failed. Download again"),
+    "a line": ("vocab.bpe", added("a b c\n"), 3, "line 257: got 'a b c', expected two tokens with "
+               "a space between"),
+    "no merges": ("vocab.bpe", lambda path: path.write_text(""), 3, "has 0 bytes, expected merges. "
+                  "Download again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage", "exit_code", "words"), VOCABULARIES.values(),
+                         ids=VOCABULARIES)  # fmt: skip
+def test_openais_vocabulary_damaged(npgpt2, openai, name, damage, exit_code, words):
+    damage(openai / name)
+    words = f"{openai / name}: {words}"
+    answer = npgpt2("tokenize", "KING", "--model", openai)
+    assert answer == (exit_code, "", f"npgpt2: error: {words}\n")
+    code, out, _ = npgpt2("check", openai)
+    assert (code, out.splitlines()[-2]) == (1, f"fault       {words}")
+    code, _, err = npgpt2("convert", openai, "-o", openai.parent / "out")
+    assert code == 0  # the weights are sound
+    assert err.splitlines()[0] == f"npgpt2: warning: the vocabulary is damaged: {words}"

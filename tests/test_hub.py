@@ -448,7 +448,8 @@ def test_a_folder_comes_before_a_name(hub, user, tiny):
     )
     assert folder["folder"] == "gpt2"
     assert file["error"] == (
-        "FileError: distilgpt2: is a file, expected a folder with config.json in it"
+        "FileError: distilgpt2: is a file, expected a folder with config.json in it. Of one of "
+        "nanoGPT's or llm.c's, 'npgpt2 convert' makes a folder"
     )
     rest = "no such folder. Expected a checkpoint folder or a hub name"
     assert none["error"] == f"FileError: ../gpt2-medium: {rest}"

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from npgpt2.config import GPT2Config
+from npgpt2.config import GPT2Config, config_of
 from npgpt2.errors import CheckpointError, ConfigError, FileError
-from npgpt2.files import read_json
+from npgpt2.files import read_json, require_regular
 from npgpt2.formats.safetensors_file import read_header
 from npgpt2.formats.tensors import SIZES, TensorInfo
 
@@ -41,6 +41,7 @@ class Found(NamedTuple):
     kind: str
     tensors: Table
     config: GPT2Config | None = None
+    told_by: str = "config.json"  # what tells the config
 
 
 def find(path: Path) -> Found:
@@ -61,7 +62,7 @@ def find(path: Path) -> Found:
         (NANOGPT, _nanogpt),
     )
     for name, reader in readers:
-        if (path / name).exists():
+        if os.path.lexists(path / name):  # also a link to nothing, to be told of
             return reader(path / name)
     hint = ""
     if any(path.glob("onnx/*.onnx")):
@@ -75,7 +76,7 @@ def find(path: Path) -> Found:
 def tells_config(path: Path) -> bool:
     """Whether weights that say what they are lie there: config.json need not."""
     alone = (TENSORFLOW, NANOGPT)
-    return not os.path.isdir(path) or any((path / name).exists() for name in alone)
+    return not os.path.isdir(path) or any(os.path.lexists(path / name) for name in alone)
 
 
 def _file(path: Path) -> Found:
@@ -85,10 +86,13 @@ def _file(path: Path) -> Found:
     from npgpt2.formats import llmc
 
     try:
+        require_regular(path)
         if llmc.is_one(path):
             config, tensors = llmc.read(path)
-            return Found("llm.c", tensors, config)
+            return Found("llm.c", tensors, config, "its header")
     except OSError as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path}: {error.strerror or error}") from None
     return _nanogpt(path)
 
@@ -143,9 +147,11 @@ def torch_tensors(file: "TorchFile", table: Any) -> Table:
         raise CheckpointError(f"{file.path}: holds no tensors by name, expected a state dictionary")
     found: Table = {}
     for name, tensor in table.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str):
+            raise CheckpointError(f"{file.path}: {name!r:.60} names a tensor, expected text")
+        if not isinstance(tensor, Tensor):
             raise CheckpointError(
-                f"{file.path}: {name!r:.60} is a {type(tensor).__name__}, expected a tensor"
+                f"{file.path}: {name!r:.60} is of type {type(tensor).__name__}, expected a tensor"
             )
         shape, strides = tensor.shape, tensor.strides
         plain = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
@@ -165,7 +171,7 @@ def _tensorflow(index: Path) -> Found:
     hparams = index.with_name("hparams.json")
     values = read_json(hparams, ConfigError)
     names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
-    config = GPT2Config.from_dict({names.get(k, k): v for k, v in values.items()}, str(hparams))
+    config = config_of(values, names, str(hparams))
     tensors: Table = {}
     for name, entry in tensorflow.read_index(index).items():
         tree = tensorflow.tree_name(name)
@@ -175,12 +181,13 @@ def _tensorflow(index: Path) -> Found:
         shape = entry.shape[1:] if len(entry.shape) == 3 and entry.shape[0] == 1 else entry.shape
         if math.prod(shape) * SIZES[entry.dtype] != entry.nbytes:
             raise CheckpointError(
-                f"{index}: {name} has {entry.nbytes:,} bytes, expected those of {entry.shape}"
+                f"{index}: {name} has {entry.nbytes:,} bytes, expected those of shape "
+                f"{entry.shape}. Download again"
             )
         tensors[tree] = TensorInfo(
             tree, entry.dtype, shape, entry.nbytes, entry.path, entry.start, None, entry.checksum
         )
-    return Found("TensorFlow", tensors, config)
+    return Found("TensorFlow", tensors, config, "hparams.json")
 
 
 def _nanogpt(path: Path) -> Found:
@@ -188,6 +195,5 @@ def _nanogpt(path: Path) -> Found:
 
     file = torch_file.read(path)
     config, table = nanogpt.settings(path, file.contents)
-    return Found(
-        "nanoGPT", nanogpt.as_stored(path, config, named(path, torch_tensors(file, table))), config
-    )
+    tensors = nanogpt.as_stored(path, config, named(path, torch_tensors(file, table)))
+    return Found("nanoGPT", tensors, config, "model_args")

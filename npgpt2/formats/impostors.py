@@ -1,21 +1,22 @@
-"""What people really have under the name of a weights file, by its first bytes."""
-
-from pathlib import Path
+"""What people really have under the name of a file, by its first bytes."""
 
 from npgpt2.errors import CheckpointError
 
 ZIP = b"PK\x03\x04"
-PAGE = "is a web page, expected the weights: the download failed. Download again"
+PAGE = "is a web page, expected {}: the download failed. Download again"
 IMPOSTORS = {
-    b"version https://git-lfs": "is a Git LFS pointer, expected the weights. Run 'git lfs pull'",
+    b"version https://git-lfs": "is a Git LFS pointer, expected {}. Run 'git lfs pull'",
     b"<!doctype html": PAGE,
     b"<html": PAGE,
     b"\x1f\x8b": "is compressed (gzip), expected {}. Unpack it first",
 }
 
 
-def refuse_impostor(path: Path, start: bytes, expected: str) -> None:
-    """Raises CheckpointError where a file begins as something else that is known."""
+def refuse_impostor(
+    source: object, start: bytes, expected: str, error: type[Exception] = CheckpointError
+) -> None:
+    """Raises `error` where a file begins as something else that is known."""
+    start = start[:64].lstrip().lower()
     for magic, text in IMPOSTORS.items():
-        if start.lstrip().lower().startswith(magic):
-            raise CheckpointError(f"{path}: {text.format(expected)}")
+        if start.startswith(magic):
+            raise error(f"{source}: {text.format(expected)}")

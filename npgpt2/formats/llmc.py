@@ -15,6 +15,7 @@ from npgpt2.formats.tensors import SIZES, TensorInfo
 from npgpt2.params import param_shapes
 
 MAGIC, HEADER = 20240326, 256
+OTHERS = {20240327: "debug state", 20240328: "tokenizer", 20240520: "tokens"}  # of its other files
 DTYPES = {1: "F32", 3: "F32", 5: "BF16"}  # by version; in 1 the vocabulary is not padded
 ORDER = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
@@ -24,9 +25,9 @@ ORDER = (
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file begins as they do."""
+    """Whether a file begins as llm.c's do."""
     with path.open("rb") as file:
-        return int.from_bytes(file.read(4), "little") == MAGIC
+        return int.from_bytes(file.read(4), "little") in (MAGIC, *OTHERS)
 
 
 def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
@@ -46,18 +47,32 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
             raise
         raise FileError(f"{path}: {error.strerror or error}") from None
     magic, version, positions, vocabulary, layers, heads, width, padded = header[:8]
-    if magic != MAGIC or version not in DTYPES:
+    if magic != MAGIC:
         raise CheckpointError(
-            f"{path}: magic number {magic}, version {version}: not a checkpoint of llm.c's, "
-            f"expected {MAGIC} and one of {', '.join(map(str, DTYPES))}"
+            f"{path}: is llm.c's {OTHERS.get(magic, 'file no more')}, expected a checkpoint, "
+            "such as gpt2_124M.bin"
         )
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_layer=layers, n_head=heads, n_embd=width,
-    )  # fmt: skip
-    rows = vocabulary if version == 1 else padded
-    if 24 * layers * width**2 > size or not vocabulary <= rows <= 2 * vocabulary + 128:
+    if size < 4 * HEADER:
         raise CheckpointError(
-            f"{path}: {layers} layers, {rows} rows of wte: damaged. Download again"
+            f"{path}: has {size} of {4 * HEADER:,} bytes of header: download again"
+        )
+    if version not in DTYPES:
+        raise CheckpointError(
+            f"{path}: version {version} of llm.c's checkpoints, "
+            f"expected one of {', '.join(map(str, DTYPES))}"
+        )
+    sizes = {"vocab_size": vocabulary, "n_positions": positions, "n_layer": layers,
+             "n_head": heads, "n_embd": width}  # fmt: skip
+    config = GPT2Config.from_dict(sizes, f"{path}: header")
+    rows = vocabulary if version == 1 else padded
+    if not vocabulary <= rows <= 2 * vocabulary + 128:
+        raise CheckpointError(
+            f"{path}: header: {rows:,} rows of wte for {vocabulary:,} tokens. Download again"
+        )
+    if 24 * layers * width**2 > size:  # asked before each layer's place is: there may be a billion
+        raise CheckpointError(
+            f"{path}: header: {layers:,} layers of width {width:,}, more than {size:,} bytes hold. "
+            "Download again"
         )
     shapes, dtype = param_shapes(config), DTYPES[version]
     at, item = 4 * HEADER, SIZES[dtype]
@@ -78,6 +93,8 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
     for leaf in ORDER:
         take([f"h.{i}.{leaf}" for i in range(layers)], 0)
     take(["ln_f.weight", "ln_f.bias"], 0)
-    if at != size:
-        raise CheckpointError(f"{path}: has {size:,} of {at:,} bytes. Download again")
+    if size < at:
+        raise CheckpointError(f"{path}: has {size:,} of {at:,} bytes: download again")
+    if size > at:
+        raise CheckpointError(f"{path}: {size - at:,} bytes too many at the end. Download again")
     return config, tensors

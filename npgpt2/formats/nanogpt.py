@@ -8,7 +8,7 @@ False) there are none to read: they are zeros. The vocabulary may be padded to a
 from pathlib import Path
 from typing import Any
 
-from npgpt2.config import GPT2Config
+from npgpt2.config import GPT2Config, config_of
 from npgpt2.errors import CheckpointError
 from npgpt2.formats.tensors import TensorInfo
 from npgpt2.params import param_shapes
@@ -30,14 +30,14 @@ def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
             "needs its config.json: name the folder that both lie in"
         )
     size = arguments.get("vocab_size")
-    config = GPT2Config.from_dict(
+    config = config_of(
         {
             "vocab_size": REAL if size in (None, PADDED) else size,
-            "n_positions": arguments.get("block_size"),
             "activation_function": "gelu",
-            "resid_pdrop": arguments.get("dropout", 0.0),
-            **{name: arguments.get(name) for name in ("n_layer", "n_head", "n_embd")},
+            "dropout": arguments.get("dropout", 0.0),
+            **{name: arguments.get(name) for name in ("block_size", "n_layer", "n_head", "n_embd")},
         },
+        {"block_size": "n_positions", "dropout": "resid_pdrop"},
         f"{path}: model_args",
     )
     return config, contents["model"]

@@ -83,11 +83,17 @@ class _Machine:
         except CheckpointError:
             raise
         except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            raise self.refuse(f"is a damaged pickle ({error or type(error).__name__})") from None
+            why = "it takes what is not there" if isinstance(error, LookupError) else error
+            raise self.damaged(
+                f"is no file of torch.save's, or a damaged one ({why or type(error).__name__})"
+            ) from None
         raise self.refuse("is a pickle without an end")
 
     def refuse(self, why: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: {why}: expected tensors. It was not run")
+
+    def damaged(self, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.source}: {why}. Download again")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -176,7 +182,7 @@ class _Machine:
             raise self.refuse(f"has a storage {entry[1:]!r:.100}")
         storage = Storage(key, dtype, count)
         if self.storages.setdefault(key, storage) != storage:
-            raise self.refuse(f"has two storages named {key!r:.60}")
+            raise self.damaged(f"has two storages named {key!r:.60}")
         return storage
 
     def made(self, call: Any, values: Any) -> Any:
@@ -198,19 +204,21 @@ class _Machine:
         """A view that stays inside of its storage."""
         shapes_good = _counts(shape) and _counts(strides) and len(shape) == len(strides)
         if not (isinstance(storage, Storage) and _count(offset) and shapes_good):
-            raise self.refuse(f"has a tensor of shape {shape!r:.60}, strides {strides!r:.60}")
+            raise self.damaged(
+                f"has a tensor at {offset!r:.20} of shape {shape!r:.60}, strides {strides!r:.60}"
+            )
         if len(shape) > MOST_AXES:
-            raise self.refuse(f"has a tensor of {len(shape)} axes")
+            raise self.damaged(f"has a tensor of {len(shape)} axes")
         reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if all(shape) and offset + reach >= storage.size:
-            raise self.refuse(
+            raise self.damaged(
                 f"has a tensor that reaches number {offset + reach:,} of a storage of "
                 f"{storage.size:,}"
             )
         if (
             math.prod(shape) > storage.size
         ):  # a number seen twice: files would grow as they are read
-            raise self.refuse(f"has a tensor of shape {shape} over {storage.size:,} numbers")
+            raise self.damaged(f"has a tensor of shape {shape} over {storage.size:,} numbers")
         return Tensor(storage, offset, shape, strides)
 
 

@@ -29,7 +29,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         size = require_regular(path)
         with path.open("rb") as file:
             start = file.read(32)
-            refuse_impostor(path, start, "safetensors")
+            refuse_impostor(path, start, "the weights")
             if start.startswith(ZIP):
                 raise CheckpointError(
                     f"{path}: is a zip archive (of PyTorch?), expected safetensors. Call it "

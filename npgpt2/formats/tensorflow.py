@@ -8,14 +8,16 @@ tensorflow/core/protobuf/tensor_bundle.proto: which numbers, of which shape, at 
 data file. Every block and every tensor has a checksum, CRC-32C, which is checked here.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt2.errors import CheckpointError
-from npgpt2.files import read_file
+from npgpt2.errors import CheckpointError, FileError
+from npgpt2.files import read_file, require_regular
 from npgpt2.formats.checksums import require_sum
+from npgpt2.formats.impostors import refuse_impostor
 
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
 DTYPES = {1: "F32", 2: "F64", 9: "I64", 3: "I32", 14: "BF16", 19: "F16"}  # of types.proto
@@ -40,11 +42,14 @@ def read_index(path: Path) -> dict[str, Entry]:
     """Every tensor of a checkpoint, by TensorFlow's name.
 
     Raises:
-        FileError: the index cannot be read.
-        CheckpointError: it is damaged, or a checksum is not that of its bytes.
+        FileError: the index, or a file of its numbers, cannot be read.
+        CheckpointError: it is damaged, a checksum is not that of its bytes, or a file of its
+            numbers is too short.
         MissingPackage: no library for the checksums.
     """
-    table = _Table(path, read_file(path))
+    data = read_file(path)
+    refuse_impostor(path, data, "TensorFlow's index")
+    table = _Table(path, data)
     entries: dict[str, Entry] = {}
     shards = 1
     for key, value in table.entries():
@@ -63,7 +68,28 @@ def read_index(path: Path) -> dict[str, Entry]:
         entries[name] = table.entry(name, value, shards)
     if not entries:
         raise table.damaged("no tensor in it")
+    ends: dict[Path, int] = {}
+    for entry in entries.values():
+        ends[entry.path] = max(ends.get(entry.path, 0), entry.start + entry.nbytes)
+    for data_file, end in sorted(ends.items()):
+        _require_whole(data_file, end, path)
     return entries
+
+
+def _require_whole(path: Path, end: int, index: Path) -> None:
+    """Asked before any number is read: what is no file may never end."""
+    if not os.path.lexists(path):
+        raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
+    try:
+        size = require_regular(path)
+        if size < end:
+            with path.open("rb") as file:
+                refuse_impostor(path, file.read(64), "the weights")
+            raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes: download again")
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"{path}: {error.strerror or error}") from None
 
 
 def tree_name(name: str) -> str | None:

@@ -52,6 +52,8 @@ def read(path: Path) -> TorchFile:
             if start.startswith(ZIP):
                 return _zip(path, file, size)
             refuse_impostor(path, start, "the weights")
+            if not start:
+                raise CheckpointError(f"{path}: has 0 bytes, expected the weights. Download again")
             if start[8:9] == b"{":
                 raise CheckpointError(
                     f"{path}: is a safetensors file, expected one of PyTorch's. Call it "
@@ -111,7 +113,10 @@ def _require_small_directory(path: Path, file: IO[bytes], size: int) -> None:
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0:
-        return  # no archive: zipfile says so
+        raise CheckpointError(
+            f"{path}: is a zip archive of {size:,} bytes without its end: the download broke off. "
+            "Download again"
+        )
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
     locator = tail.rfind(b"PK\x06\x07", 0, at)
     if locator >= 0:  # of an archive with long numbers
@@ -153,7 +158,7 @@ def _stream(path: Path, file: IO[bytes], size: int) -> TorchFile:
     magic, _ = load(file, source)
     protocol, _ = load(file, source)
     if (magic, protocol) != (MAGIC, PROTOCOL):
-        raise CheckpointError(f"{path}: not a file of torch.save's. Download again")
+        raise CheckpointError(f"{path}: is no file of torch.save's. Download again")
     system, _ = load(file, source)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path}: was written on a big-endian machine, expected little")

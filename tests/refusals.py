@@ -1,0 +1,28 @@
+"""How a refusal is held against what it has to be: its text, its time, its memory."""
+
+import re
+import time
+import tracemalloc
+
+import pytest
+
+
+def says(words, text):
+    """Whether a text is just these words. A … in them is what a library says in its own."""
+    return re.fullmatch(".*".join(map(re.escape, words.split("…"))), text, re.DOTALL) is not None
+
+
+def cheaply(error, call):
+    """The error that a call ends with, in less than a second and 16 MB."""
+    begun = time.process_time()
+    with pytest.raises(error) as caught:
+        call()
+    assert time.process_time() - begun < 1
+    tracemalloc.start()  # by itself: it makes Python three times as slow
+    try:
+        with pytest.raises(error):
+            call()
+        assert tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()
+    return caught.value

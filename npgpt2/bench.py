@@ -269,7 +269,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """Prefill and decode by context, each engine a line; what memory allows is dashed."""
     from matplotlib.figure import Figure
 
-    from npgpt2.files import replaced
+    from npgpt2.files import output
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
@@ -290,7 +290,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     axes.plot([], [], linestyle="--", color="gray", label="what memory allows")
     axes.legend(fontsize="small")
-    with replaced(path) as work:
+    with output(path) as work:
         figure.savefig(work, format="png", dpi=120)
 
 

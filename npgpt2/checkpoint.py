@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
 from npgpt2.files import read_json, replaced
 from npgpt2.formats.find import SINGLE, Found, find, tells_config
+from npgpt2.formats.safetensors_file import write
 from npgpt2.formats.tensors import DTYPES, Files, TensorInfo
 from npgpt2.ops import Array
 from npgpt2.params import Params, build_tree, named_parameters, param_shapes, stored_name
@@ -137,11 +136,8 @@ def save(
 
 def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """One safetensors file, whole or not at all. Raises FileError where it cannot be written."""
-    with replaced(path) as work:
-        try:
-            save_file(dict(tensors), work, {"format": "pt"})  # transformers asks for this word
-        except SafetensorError as error:
-            raise FileError(f"{path}: {error}") from None
+    with replaced(path) as work, work.open("wb") as file:
+        write(file, tensors)
 
 
 def read_config(folder: Path) -> GPT2Config:

@@ -185,9 +185,18 @@ def _alone(work: Path) -> Iterator[Path]:
         yield work
     finally:
         if work.exists() and work.stat().st_ino == mine:
-            shutil.rmtree(work, ignore_errors=True)
-        if fcntl:
-            os.close(handle)
+            _clear(work)
+        _release(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all of a folder that can be removed. Ctrl-C waits until it is done."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as end:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(end, OSError):  # of a handle that cannot be closed it raises all the same
+            raise
 
 
 def _remove(path: Path) -> None:
@@ -202,10 +211,15 @@ def _locked(work: Path) -> int:
     """Make the folder, or take over what a killed process left; a handle that holds the lock."""
     if work.is_symlink():  # it could point anywhere
         work.unlink()
-    work.mkdir(exist_ok=True)
-    if not fcntl:
-        return -1
-    handle = os.open(work, os.O_RDONLY)
+    try:
+        work.mkdir(exist_ok=True)
+        if not fcntl:
+            return -1
+        handle = os.open(work, os.O_RDONLY)
+    except BaseException:  # Ctrl-C as well
+        with suppress(OSError):  # what is not empty is another's
+            work.rmdir()
+        raise
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,6 +234,12 @@ def _locked(work: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def _release(handle: int) -> None:
+    """Unlock. What a disk says now is of no use: all that counts was synced before."""
+    with suppress(OSError):
+        os.close(handle)
 
 
 def _sync(folder: Path) -> None:
@@ -244,18 +264,17 @@ def fsync(path: Path) -> None:
 def _swap(work: Path, target: Path) -> None:
     """Put a finished folder in its place; the one that was there goes when the new one stands."""
     old = _old(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _clear(old)
     try:
         if target.exists():
             work.chmod(stat.S_IMODE(target.stat().st_mode))
             target.rename(old)
         work.rename(target)
-    except BaseException:  # Ctrl-C as well
+        fsync(target.parent)
+    finally:  # after an error and Ctrl-C as well: the old one stands again, or it goes
         if old.exists() and not target.exists():
             os.rename(old, target)
-        raise
-    fsync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        _clear(old)
 
 
 def _old(target: Path) -> Path:
@@ -282,12 +301,11 @@ def held(folder: Path) -> Iterator[None]:
             for left in folder.glob(".*.new"):
                 _remove(left)
         except OSError as problem:
-            raise FileError(f"{problem.filename}: {problem.strerror}") from None
+            raise FileError(f"{problem.filename or folder}: {problem.strerror}") from None
         yield
     finally:
         (folder / "pid").unlink(missing_ok=True)
-        if fcntl:
-            os.close(handle)
+        _release(handle)
 
 
 @contextmanager
@@ -327,8 +345,19 @@ def take_alone(file: BinaryIO) -> None:
         raise FileBusy(f"{file.name}: another process is writing there. Wait for it") from None
 
 
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """A file that a person named, to write as `replaced` does: what a link points to; what is a
+    pipe or a device is written to as it is."""
+    if path.exists() and not path.is_file():
+        yield path
+    else:
+        with replaced(Path(os.path.realpath(path))) as work:
+            yield work
+
+
 def _umask() -> int:
-    """It can only be read by setting it. Some libraries (safetensors) write as if it were 077."""
+    """It can only be read by setting it."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask

@@ -13,6 +13,7 @@ collect_ignore = [
     "data",
     "cases.py",
     "command_line.py",
+    "faults.py",
     "foreign_files.py",
     "onnx_cases.py",
     "readme_commands.py",

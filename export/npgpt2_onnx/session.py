@@ -292,6 +292,8 @@ def _open(
         if cache_dir is None:
             return ort.InferenceSession(str(path), options, providers=[provider])
         return _open_kept(graph, options, provider, cache_dir)
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{error.filename or cache_dir}: {error.strerror or error}") from None
     except Exception as error:  # onnxruntime's own family, one class for each code
@@ -336,8 +338,14 @@ def _optimize(
             "session.save_external_prepacked_constant_initializers": "0" if quantized else "1",
         }.items():
             options.add_session_config_entry(name, value)
-        session = ort.InferenceSession(str(path), options, providers=[provider])
-    return session
+        try:
+            return ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
+        except Exception as error:  # of the graph, or of the disk: no class tells
+            ort.InferenceSession(str(path), _as_it_is(options), providers=[provider])
+            told = runtime_error(kept, error)
+            raise FileError(
+                f"{told}: the cache cannot be written. Make room, or do without it"
+            ) from None
 
 
 def _as_it_is(options: ort.SessionOptions) -> ort.SessionOptions:

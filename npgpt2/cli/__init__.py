@@ -2,16 +2,19 @@
 
 Results go to standard output; notes, timings and errors to standard error. An error is one line.
 
-Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C.
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C,
+143 told to end (SIGTERM).
 """
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
@@ -92,9 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     # What NumPy meets in damaged weights: the loader has warned, and the logits are checked.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="npgpt2")
-    args = build_parser().parse_args(argv)
+    args = argparse.Namespace(debug=False)
     try:
-        code = int(args.run(args))
+        with _cleared_up():
+            args = build_parser().parse_args(argv)
+            code = int(args.run(args))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head -1`: the reader has what it wanted
@@ -104,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error.__cause__, SystemExit):  # a library that was being imported says
+            raise error.__cause__ from None  # ImportError, from what it was told
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return 130
         try:
             sys.stdout.flush()
         except OSError:  # the disk is full: likely the very error
@@ -114,6 +124,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             print(f"npgpt2: error: {one_line(text)}", file=sys.stderr)
         return code
+
+
+@contextmanager
+def _cleared_up() -> Iterator[None]:
+    """Told to end, a command leaves nothing half-written behind, as after Ctrl-C."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
+    if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
+        ours = []
+
+    def stop(number: int, _: Any) -> None:
+        for other in ours:  # clearing up is not interrupted
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -6,8 +6,6 @@ appears; one that is there is replaced only with --force, and only by a good one
 """
 
 import argparse
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,9 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from npgpt2_onnx import export
 
-    for name in ("SIGTERM", "SIGHUP"):  # so that nothing half-written is left behind
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _stop)
     every = args.graph and "all" in args.graph
     optional: dict[str, Any] = {} if args.opset is None else {"opset": args.opset}
     started = time.perf_counter()
@@ -107,7 +102,3 @@ def _written(folder: Path, shared: bool) -> list[Path]:
     if shared:
         return sorted([*folder.glob("model*.onnx"), *folder.glob("genai_config.json")])
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _stop(number: int, _: Any) -> None:
-    sys.exit(128 + number)

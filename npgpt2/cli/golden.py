@@ -105,6 +105,7 @@ def _write(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from npgpt2.files import output
     from npgpt2.golden import check
     from npgpt2.golden.report import in_words
 
@@ -112,7 +113,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.html is not None:
         from npgpt2.golden.page import page
 
-        Path(args.html).write_text(page(report), encoding="utf-8")
+        with output(Path(args.html)) as work:
+            work.write_text(page(report), encoding="utf-8")
     say(map(one_line, in_words(report, every=args.all)))
     if args.html is not None:
         note(f"the same as a page: {args.html}")

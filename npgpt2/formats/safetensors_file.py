@@ -1,21 +1,30 @@
-"""Headers of safetensors files (https://huggingface.co/docs/safetensors).
+"""safetensors files: headers, and whole ones written (https://huggingface.co/docs/safetensors).
 
 The library checks offsets, overlaps, holes, sizes and dtypes; what it takes and the format forbids
 is refused before.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from npgpt2.errors import CheckpointError, FileError
 from npgpt2.files import parse_json, require_regular
 from npgpt2.formats.impostors import ZIP, refuse_impostor
 from npgpt2.formats.tensors import TensorInfo
+from npgpt2.ops import Array
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
+# NumPy's names and the format's, in the order in which the library writes them.
+WRITTEN = {
+    "uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32",
+    "int32": "I32", "bfloat16": "BF16", "float16": "F16", "uint16": "U16", "int16": "I16",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -99,3 +108,25 @@ def _require_complete(path: Path, header: dict[str, Any], size: int) -> None:
         raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes of data: download again")
     if size > end:
         raise CheckpointError(f"{path}: {size - end:,} bytes too many at the end. Download again")
+
+
+def write(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
+    """To the byte what the library writes. Killed, that leaves a file under a name of its own."""
+    ranks = list(WRITTEN)
+    names = sorted(tensors, key=lambda name: (ranks.index(tensors[name].dtype.name), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for this word
+    end = 0
+    for name in names:
+        array = tensors[name]
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": WRITTEN[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        array = tensors[name].astype(tensors[name].dtype.newbyteorder("<"), copy=False)
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +47,9 @@ def writing(path: Path) -> Iterator[Callable[[Line], None]]:
         except OSError as error:
             raise FileError(f"{path}: {error.strerror or error}") from None
 
-    with path.open("ab", buffering=0) as file:
+    file = path.open("ab", buffering=0)
+    try:
         yield write
+    finally:
+        with suppress(OSError):  # every line was written, and synced before a checkpoint
+            file.close()

@@ -122,6 +122,22 @@ def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
+_begun: list[object] = []
+
+
+@contextmanager
+def unfinished() -> Iterator[None]:
+    """While the block lasts something is half-written, which it clears up when it fails."""
+    _begun.append(None)
+    try:
+        yield
+    finally:
+        _begun.pop()
+
+
+def is_unfinished() -> bool:
+    return bool(_begun)
+
 
 @contextmanager
 def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
@@ -147,7 +163,7 @@ def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]
             old.rename(target)
         require_replaceable(target, replaces)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.with_name(f".{target.name}.new")) as work:
+        with unfinished(), _alone(target.with_name(f".{target.name}.new")) as work:
             yield work
             _sync(work)
             require_replaceable(target, replaces)
@@ -295,17 +311,18 @@ def held(folder: Path) -> Iterator[None]:
         if isinstance(problem, FileError):
             raise
         raise FileError(f"{folder}: {problem.strerror or problem}") from None
-    try:
+    with unfinished():
         try:
-            (folder / "pid").write_text(str(os.getpid()))
-            for left in folder.glob(".*.new"):
-                _remove(left)
-        except OSError as problem:
-            raise FileError(f"{problem.filename or folder}: {problem.strerror}") from None
-        yield
-    finally:
-        (folder / "pid").unlink(missing_ok=True)
-        _release(handle)
+            try:
+                (folder / "pid").write_text(str(os.getpid()))
+                for left in folder.glob(".*.new"):
+                    _remove(left)
+            except OSError as problem:
+                raise FileError(f"{problem.filename or folder}: {problem.strerror}") from None
+            yield
+        finally:
+            (folder / "pid").unlink(missing_ok=True)
+            _release(handle)
 
 
 @contextmanager
@@ -316,19 +333,20 @@ def replaced(path: Path) -> Iterator[Path]:
         FileError: it cannot be written; what was there stays.
     """
     work = path.with_name(f".{path.name}.new")
-    try:
-        yield work
-        fsync(work)
-        work.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
-        work.replace(path)
-        fsync(path.parent)
-    except OSError as problem:
-        if isinstance(problem, FileError):
-            raise
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
-    finally:
-        with suppress(OSError):  # it is there only after an error
-            work.unlink()
+    with unfinished():
+        try:
+            yield work
+            fsync(work)
+            work.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
+            work.replace(path)
+            fsync(path.parent)
+        except OSError as problem:
+            if isinstance(problem, FileError):
+                raise
+            raise FileError(f"{path}: {problem.strerror or problem}") from None
+        finally:
+            with suppress(OSError):  # it is there only after an error
+                work.unlink()
 
 
 def take_alone(file: BinaryIO) -> None:

@@ -394,8 +394,8 @@ class Stand:
         wrong = ""
         program = outcome.code == -fault.signal and self.case.argv.startswith("save")
         if fault.signal != signal.SIGKILL and not program:  # which has asked for no signal
-            begun = outcome.code != -fault.signal or outcome.calls
-            if outcome.code not in (0, 130, 128 + fault.signal) and begun:
+            # Before anything was begun it ends as any process does.
+            if outcome.code not in (0, 130, 128 + fault.signal, -fault.signal):
                 wrong = f"exit code {outcome.code}: {outcome.err}"
             if "Traceback" in outcome.err or "error:" in outcome.err:
                 wrong = outcome.err

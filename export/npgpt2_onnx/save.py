@@ -28,7 +28,7 @@ import npgpt2
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckFailed, FileError, OptionError
-from npgpt2.files import fsync, new_folder, require_replaceable, require_space
+from npgpt2.files import fsync, new_folder, require_replaceable, require_space, unfinished
 from npgpt2.hub import resolve
 from npgpt2_onnx import clients
 from npgpt2_onnx.builder import FLOAT, Tensor
@@ -360,6 +360,19 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
             what = "is there already. --force replaces it" if path.is_file() else "is no file"
             raise FileError(f"{path}: {what}")
     fresh = {name: folder / f".{name}.new" for name in files}
+    with unfinished():
+        _fill(plan, folder, files, fresh, proof, progress)
+
+
+def _fill(
+    plan: _Plan,
+    folder: Path,
+    files: dict[str, bytes],
+    fresh: dict[str, Path],
+    proof: bool,
+    progress: Progress,
+) -> None:
+    """Write files under other names, and rename them when all are good."""
     try:
         for name, data in files.items():
             fresh[name].write_bytes(data)

@@ -128,13 +128,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _cleared_up() -> Iterator[None]:
-    """Told to end, a command leaves nothing half-written behind, as after Ctrl-C."""
+    """Told to end, a command leaves nothing half-written behind, as after Ctrl-C.
+
+    One that has begun nothing ends at once: an exception in the middle of an import brings some
+    libraries down.
+    """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
     if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
         ours = []
 
     def stop(number: int, _: Any) -> None:
+        files = sys.modules.get("npgpt2.files")
+        if files is None or not files.is_unfinished():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         for other in ours:  # clearing up is not interrupted
             signal.signal(other, signal.SIG_IGN)
         sys.exit(128 + number)

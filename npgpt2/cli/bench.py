@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from npgpt2.cli.common import add_model, model_folder, note, progress, say, table, whole
 from npgpt2.errors import FileError, MissingPackage, OptionError
-from npgpt2.files import output
 
 if TYPE_CHECKING:
     from npgpt2.bench import Variant
@@ -76,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     report = {"machine": _machine(), "threads": args.threads, "rounds": args.rounds} | report
     if args.json is not None:
+        from npgpt2.files import output
+
         with output(Path(args.json)) as work:
             work.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:

@@ -6,11 +6,20 @@ option), what was got, what was expected, what to do.
 """
 
 
+def printable(text: str) -> str:
+    """Text with words from files in it: they begin no line, and do not move a terminal's cursor.
+
+    >>> printable("wte\\n\\x1b[2J: missing")
+    'wte\\\\n\\\\x1b[2J: missing'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class NpGPT2Error(Exception):
     """The family. Never raised itself."""
 
     def __str__(self) -> str:  # KeyError would print the repr of its argument
-        return str(self.args[0]) if self.args else ""
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class ConfigError(NpGPT2Error, ValueError):

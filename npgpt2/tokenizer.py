@@ -530,7 +530,7 @@ class LibraryTokenizer:
         library.no_truncation()
         library.no_padding()
         self._library = library
-        self._size = 1 + max(library.get_vocab().values(), default=-1)
+        self._size = 1 + max(library.get_vocab().values(), default=-1)  # there may be holes
 
     @classmethod
     def from_file(cls, path: Path) -> "LibraryTokenizer":
@@ -579,11 +579,16 @@ class LibraryTokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         require_unicode(text)
         self._library.encode_special_tokens = not special
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing narrower
+            raise TokenizerError(f"text: the vocabulary cannot encode it ({error})") from None
         return ids
 
     def piece(self, token: int) -> str:
-        piece: str | None = self._library.id_to_token(token) if token >= 0 else None
+        piece: str | None = None
+        if 0 <= token < self.size:  # the library counts in 32 bits
+            piece = self._library.id_to_token(token)
         if piece is None:
             raise TokenizerError(
                 f"id {token}: not in the vocabulary, expected 0 to {self.size - 1}"

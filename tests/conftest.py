@@ -15,6 +15,7 @@ collect_ignore = [
     "command_line.py",
     "faults.py",
     "foreign_files.py",
+    "fuzz",
     "onnx_cases.py",
     "readme_commands.py",
     "refusals.py",

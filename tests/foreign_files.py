@@ -178,6 +178,11 @@ def tensorflow(arrays, per_block=20, kind=b"\0"):
         value += field(5, len(raw)) + varint(6 << 3 | 5) + struct.pack("<I", masked(raw))
         entries.append((name.encode(), value))
         data += raw
+    return sorted_table(entries, per_block, kind), data
+
+
+def sorted_table(entries, per_block=20, kind=b"\0"):
+    """A table as LevelDB writes them, of [(key, value)] in order."""
     table, places = b"", []
 
     def put(pairs):
@@ -192,7 +197,7 @@ def tensorflow(arrays, per_block=20, kind=b"\0"):
         places.append((pairs[-1][0] + b"~", put(pairs)))
     footer = put([]) + put(places)
     table += footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-    return table, data
+    return table
 
 
 def openai_names(params):
@@ -210,3 +215,17 @@ def openai_names(params):
         leaf = "b" if leaf == "bias" else "g" if norm else "w"
         found["/".join(["model", *parts, leaf])] = array[None] if leaf == "w" else array
     return found
+
+
+def llmc(params, config):
+    """A checkpoint of llm.c's, float32, its vocabulary not padded, of {name: array} of a tree."""
+    leaves = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    names = ["wte.weight", "wpe.weight"]
+    for leaf in (f"{part}.{end}" for part in leaves for end in ("weight", "bias")):
+        names += [f"h.{i}.{leaf}" for i in range(config.n_layer)]
+    arrays = [params[name] for name in (*names, "ln_f.weight", "ln_f.bias")]
+    turned = [a.T if ".c_" in n and a.ndim == 2 else a for n, a in zip(names, arrays, strict=False)]
+    header = np.zeros(256, "<i4")
+    header[:7] = (20240326, 1, config.n_positions, config.vocab_size, config.n_layer,
+                  config.n_head, config.n_embd)  # fmt: skip
+    return header.tobytes() + b"".join(a.tobytes() for a in (*turned, *arrays[len(names) :]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from npgpt2.errors import FileError, InputError, OptionError
+from npgpt2.errors import FileError, InputError, OptionError, printable
 
 if TYPE_CHECKING:
     from npgpt2.gpt2 import GPT2
@@ -281,11 +281,7 @@ def number(text: str) -> float:
 
 
 def one_line(text: str) -> str:
-    """Text with names from files in it, fit for a terminal: no newlines, no escape sequences.
-
-    >>> one_line("wte\\n\\x1b[2J: missing")
-    'wte\\\\n\\\\x1b[2J: missing'
-    """
+    """Text with words from files in it, fit for a terminal: not too long, and on one line."""
     if len(text) > 2000:
         text = f"{text[:1000]} … {text[-1000:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)

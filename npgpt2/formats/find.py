@@ -12,6 +12,7 @@ In this order: where a folder has several, they are the same weights.
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ from npgpt2.config import GPT2Config, config_of
 from npgpt2.errors import CheckpointError, ConfigError, FileError
 from npgpt2.files import read_json, require_regular
 from npgpt2.formats.safetensors_file import read_header
-from npgpt2.formats.tensors import SIZES, TensorInfo
+from npgpt2.formats.tensors import NOWHERE, SIZES, TensorInfo
 
 if TYPE_CHECKING:  # each reader is imported where a file is of its kind
     from npgpt2.formats.torch_file import TorchFile
@@ -51,8 +52,12 @@ def find(path: Path) -> Found:
         FileError: nothing that is known, or it cannot be read.
         CheckpointError, ConfigError: it is damaged.
     """
-    if not os.path.isdir(path):
-        return _file(path)
+    found = _folder(path) if os.path.isdir(path) else _file(path)
+    _require_once(found.tensors)
+    return found
+
+
+def _folder(path: Path) -> Found:
     readers: tuple[tuple[str, Callable[[Path], Found]], ...] = (
         (SINGLE, lambda at: Found("safetensors", named(at, read_header(at)))),
         (INDEX, lambda at: Found("safetensors in shards", sharded(at, read_header))),
@@ -71,6 +76,19 @@ def find(path: Path) -> Found:
         f"{path / SINGLE}: no such file. {hint}Expected one of "
         f"{', '.join(name for name, _ in readers)} in the folder"
     )
+
+
+def _require_once(tensors: Table) -> None:
+    """No file grows as it is read: its tensors may share numbers, as the head does with wte's."""
+    read: Counter[Path] = Counter()
+    for info in tensors.values():
+        read[info.path] += math.prod(info.shape) * SIZES.get(info.dtype, 0)
+    for path, count in read.items():
+        if path != NOWHERE and path.exists() and count > 2 * path.stat().st_size:
+            raise CheckpointError(
+                f"{path}: its tensors have {count:,} bytes, it has {path.stat().st_size:,}: "
+                "expected each number in one tensor, or in two"
+            )
 
 
 def tells_config(path: Path) -> bool:

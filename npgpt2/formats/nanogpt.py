@@ -6,10 +6,11 @@ False) there are none to read: they are zeros. The vocabulary may be padded to a
 """
 
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from npgpt2.config import GPT2Config, config_of
-from npgpt2.errors import CheckpointError
+from npgpt2.errors import CheckpointError, ConfigError
 from npgpt2.formats.tensors import TensorInfo
 from npgpt2.params import param_shapes
 
@@ -29,6 +30,11 @@ def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
             f"{path}: has no model_args, expected a checkpoint of nanoGPT's. A state dictionary "
             "needs its config.json: name the folder that both lie in"
         )
+    for name, value in arguments.items():
+        if not isinstance(value, (str, int, float, NoneType)):
+            raise ConfigError(
+                f"{path}: model_args: {name!s:.60}: got a {type(value).__name__}, expected a number"
+            )
     size = arguments.get("vocab_size")
     config = config_of(
         {

@@ -8,6 +8,7 @@ else is refused by its name, and nothing of the file is ever called. Opcodes are
 
 import math
 import pickletools
+from reprlib import repr as brief  # what is nested, or refers to itself, has no end otherwise
 from typing import IO, Any, NamedTuple
 
 from npgpt2.errors import CheckpointError
@@ -146,7 +147,7 @@ class _Machine:
             stack.append(self.memo[argument])
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             parts = argument.split(" ") if argument is not None else [self.pop(), self.pop()][::-1]
-            stack.append(self.known(".".join(map(str, parts))))
+            stack.append(self.known(".".join(parts)))
         elif name == "BINPERSID":
             stack.append(self.storage(self.pop()))
         elif name == "REDUCE":
@@ -179,7 +180,8 @@ class _Machine:
         _, kind, key, _, count, *view = entry
         dtype = STORAGES.get(getattr(kind, "name", "").removeprefix("torch."))
         if dtype is None or not _count(count) or not isinstance(key, str) or any(view):
-            raise self.refuse(f"has a storage {entry[1:]!r:.100}")
+            name = brief(getattr(kind, "name", kind))
+            raise self.refuse(f"has a storage of {name}, {brief(key)}, {brief(count)} numbers")
         storage = Storage(key, dtype, count)
         if self.storages.setdefault(key, storage) != storage:
             raise self.damaged(f"has two storages named {key!r:.60}")
@@ -192,7 +194,7 @@ class _Machine:
             raise ValueError("arguments that are no tuple")
         if name == "collections.OrderedDict" and not values:
             return {}
-        if name == "torch.Size" and len(values) == 1:
+        if name == "torch.Size" and len(values) == 1 and len(values[0]) <= MOST_AXES:
             return tuple(values[0])
         if name in ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"):
             return self.tensor(*values[:4])
@@ -205,7 +207,7 @@ class _Machine:
         shapes_good = _counts(shape) and _counts(strides) and len(shape) == len(strides)
         if not (isinstance(storage, Storage) and _count(offset) and shapes_good):
             raise self.damaged(
-                f"has a tensor at {offset!r:.20} of shape {shape!r:.60}, strides {strides!r:.60}"
+                f"has a tensor at {brief(offset)} of shape {brief(shape)}, strides {brief(strides)}"
             )
         if len(shape) > MOST_AXES:
             raise self.damaged(f"has a tensor of {len(shape)} axes")

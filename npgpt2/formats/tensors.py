@@ -103,6 +103,9 @@ class Files:
                 raise _shrunk(info, len(mapped))
             return np.frombuffer(mapped, np.uint8, info.nbytes, info.start)
         try:
+            size = info.path.stat().st_size
+            if size < info.start + info.nbytes:  # asked first: memory is taken for all of them
+                raise _shrunk(info, size)
             flat = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.start)
         except OSError as error:
             raise FileError(f"{info.path}: {error.strerror or error}") from None

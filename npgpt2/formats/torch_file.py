@@ -21,7 +21,7 @@ from npgpt2.formats.tensors import SIZES
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the old format
 PROTOCOL = 1001
-MOST_PICKLE = 1 << 26  # bytes of data.pkl, in which no number of a tensor lies
+MOST_PICKLE = 1 << 26  # bytes of what describes tensors, in which none of their numbers lies
 MOST_DIRECTORY = 1 << 24  # bytes of an archive's directory: 50 for each entry and its name
 
 
@@ -155,17 +155,21 @@ def _entry(
 
 def _stream(path: Path, file: IO[bytes], size: int) -> TorchFile:
     source = str(path)
-    magic, _ = load(file, source)
-    protocol, _ = load(file, source)
+    # Read before it is looked at: a text that says it is long is given that memory by a file.
+    head = io.BytesIO(file.read(min(size, MOST_PICKLE)))
+    magic, _ = load(head, source)
+    protocol, _ = load(head, source)
     if (magic, protocol) != (MAGIC, PROTOCOL):
         raise CheckpointError(f"{path}: is no file of torch.save's. Download again")
-    system, _ = load(file, source)
+    system, _ = load(head, source)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path}: was written on a big-endian machine, expected little")
-    contents, storages = load(file, source)
-    keys, _ = load(file, source)
-    if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, storages)):
+    contents, storages = load(head, source)
+    keys, _ = load(head, source)
+    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise CheckpointError(f"{path}: its list of storages is not that of its tensors")
+    file.seek(head.tell())
     starts = {}
     for key in keys:
         storage = storages[key]

@@ -13,6 +13,10 @@ B, T, E = 2, 7, 5
 SMALL = {"vocab_size": 23, "n_positions": 16, "n_embd": 12, "n_layer": 3, "n_head": 3}
 
 
+# What `data/make_tensorflow.py` saved. By name h10 comes before h2.
+FROM_TENSORFLOW = GPT2Config(vocab_size=17, n_positions=8, n_embd=4, n_layer=11, n_head=2)
+
+
 def uniforms(key, shape):
     """Numbers from −1 to 1. Philox's raw stream is promised never to change."""
     count = int(np.prod(shape))

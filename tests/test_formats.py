@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import FROM_TENSORFLOW, formula_tensors
 from command_line import runner
 from foreign_files import (
     Call,
@@ -475,6 +476,19 @@ def openai(tmp_path, model):
         return folder
 
     return make
+
+
+def test_what_tensorflow_wrote():
+    """Tensors, their places and their checksums, of a file that is TensorFlow's own."""
+    folder = Path(__file__).parent / "data" / "tensorflow"
+    checkpoint = Checkpoint.open(folder)
+    assert checkpoint.config == FROM_TENSORFLOW
+    found = dict(named_parameters(checkpoint.read()))
+    wanted = formula_tensors(FROM_TENSORFLOW)
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array.astype("f4"))
+    assert all(info.checksum is not None for info in checkpoint.tensors.values())
 
 
 @pytest.mark.parametrize("per_block", [1, 7, 1000])

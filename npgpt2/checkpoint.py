@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +72,13 @@ class Checkpoint:
         _require_sound(folder, config, found.told_by, tensors)
         named = {name: tensors[name] for name in param_shapes(config)}
         return cls(folder, config, named, found.kind)
+
+    def config_json(self) -> dict[str, Any]:
+        """The folder's own config.json with all that it says; where there is none, what the
+        weights tell."""
+        own = self.folder / "config.json"
+        values = read_json(own, ConfigError) if own.is_file() else self.config.to_dict()
+        return values | {"tie_word_embeddings": self.config.tie_word_embeddings}
 
     def read(
         self,

@@ -10,8 +10,8 @@ import numpy as np
 
 from npgpt2 import tokenizer
 from npgpt2.checkpoint import Checkpoint, save_tensors
-from npgpt2.errors import ConfigError, MissingPackage, NpGPT2Error, OptionError
-from npgpt2.files import Progress, new_folder, read_json, require_space
+from npgpt2.errors import MissingPackage, NpGPT2Error, OptionError
+from npgpt2.files import Progress, new_folder, require_space
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.ops import Array
@@ -134,13 +134,10 @@ def stored(x: Array, dtype: str) -> Array:
 
 
 def _write_config(checkpoint: Checkpoint, folder: Path, kinds: Iterable[str]) -> None:
-    """The source's own config.json with all that it says, or one that says what the weights do."""
-    own = checkpoint.folder / "config.json"
-    values = read_json(own, ConfigError) if own.is_file() else checkpoint.config.to_dict()
+    values = checkpoint.config_json()
     values.pop("torch_dtype", None)
     spelled = {kind: name for name, kind in NAMES.items()}
     values["dtype"] = next(spelled[kind] for kind in kinds)
-    values["tie_word_embeddings"] = checkpoint.config.tie_word_embeddings
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 

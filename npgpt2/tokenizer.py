@@ -128,14 +128,19 @@ def end_id(tokenizer: Tokenizer) -> int | None:
     return ids[0] if len(ids) == 1 and tokenizer.piece(ids[0]) == END else None
 
 
+def vocabulary_files(folder: Path) -> dict[str, Path]:
+    """The files of a vocabulary, whichever there are; OpenAI's by our names."""
+    names = {name: name for name in FILES}
+    found = {}
+    for theirs, ours in (OPENAI | names).items():
+        if (folder / theirs).is_file():
+            found[ours] = folder / theirs
+    return found
+
+
 def copy_vocabulary(source: Path, target: Path) -> None:
-    """Copy the files of a vocabulary, whichever there are; OpenAI's by our names."""
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    for theirs, ours in OPENAI.items():
-        if (source / theirs).is_file() and not (target / ours).exists():
-            shutil.copyfile(source / theirs, target / ours)
+    for name, path in vocabulary_files(source).items():
+        shutil.copyfile(path, target / name)
 
 
 def _load(folder: Path) -> Tokenizer:

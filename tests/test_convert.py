@@ -1,6 +1,7 @@
 """`npgpt2 convert` and `npgpt2 check`: any format → what transformers loads; every fault told."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from npgpt2.convert import convert
 from npgpt2.errors import FileError, OptionError
 from npgpt2.golden.llmc import write_llmc
 from npgpt2.params import named_parameters
+from npgpt2_onnx import OnnxModel, export
 
 TINY = Path(__file__).parent / "data" / "tiny"
 HPARAMS = {"n_vocab": 512, "n_ctx": 128, "n_embd": 64, "n_head": 4, "n_layer": 3}
@@ -246,12 +248,15 @@ def openai(tmp_path, model):
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_openais_folder_writes_as_it_is(openai, model, end):
+def test_openais_folder_writes_as_it_is(openai, model, end, tmp_path):
     for name in ("encoder.json", "vocab.bpe"):
         (openai / name).write_bytes((openai / name).read_bytes().replace(b"\n", end))
     options = {"max_new_tokens": 9, "temperature": 0}
-    got = GPT2.from_pretrained(openai).generate("O Romeo, ", **options)
-    assert got == model.generate("O Romeo, ", **options)
+    expected = model.generate("O Romeo, ", **options)
+    assert GPT2.from_pretrained(openai).generate("O Romeo, ", **options) == expected
+    out = export(openai, tmp_path / "out")  # config.json and the vocabulary's names are made
+    assert OnnxModel.from_pretrained(out).generate("O Romeo, ", **options) == expected
+    assert {"config.json", "tokenizer.json", "vocab.json", "merges.txt"} <= set(os.listdir(out))
 
 
 def edited(**changes):

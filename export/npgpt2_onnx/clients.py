@@ -12,15 +12,21 @@ from typing import Any
 import onnx
 
 from npgpt2 import tokenizer
+from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
-from npgpt2.errors import ConfigError, TokenizerError
+from npgpt2.errors import TokenizerError
 from npgpt2.files import parse_json, read_file, read_json
-from npgpt2.tokenizer import added_tokens, read_merges, special_tokens, tokenizer_settings
+from npgpt2.tokenizer import (
+    added_tokens,
+    read_merges,
+    special_tokens,
+    tokenizer_settings,
+    vocabulary_files,
+)
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, FLOAT16, INT64
 from npgpt2_onnx.precision import Precision
 
-COPIED = [name for name in tokenizer.FILES if not name.startswith("tokenizer")]
 NAMES = ("config.json", "generation_config.json", *tokenizer.FILES)
 END = "<|endoftext|>"
 TRITON_TYPES = {FLOAT: "TYPE_FP32", FLOAT16: "TYPE_FP16", INT64: "TYPE_INT64"}
@@ -30,17 +36,14 @@ def to_json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def small_files(
-    folder: Path, config: GPT2Config, precisions: Sequence[Precision]
-) -> dict[str, bytes]:
+def small_files(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> dict[str, bytes]:
     """config.json, generation_config.json and the tokenizer's files, by name.
 
     Args:
-        folder: the checkpoint's.
         precisions: of the export; clients that ask for none get the first.
     """
-    values = read_json(folder / "config.json", ConfigError)
-    values["tie_word_embeddings"] = config.tie_word_embeddings  # as the weights have it
+    folder, config = checkpoint.folder, checkpoint.config
+    values = checkpoint.config_json()
     values["transformers.js_config"] = {
         # In a browser it has to be told of a graph's second file, and what keys and values are;
         # its default is a q8 that may not be there.
@@ -56,9 +59,6 @@ def small_files(
     else:
         ids = {"bos_token_id": config.bos_token_id, "eos_token_id": _eos(config)}
         found["generation_config.json"] = to_json({k: v for k, v in ids.items() if v is not None})
-    for name in COPIED:
-        if (folder / name).exists():
-            found[name] = read_file(folder / name)
     return found | _tokenizer_files(folder, config)
 
 
@@ -68,12 +68,9 @@ def _eos(config: GPT2Config) -> int | list[int] | None:
 
 
 def _tokenizer_files(folder: Path, config: GPT2Config) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json: the checkpoint's, or made from its vocabulary."""
-    found = {}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            found[name] = read_file(folder / name)
-    if "tokenizer.json" not in found and (folder / "vocab.json").exists():
+    """The checkpoint's, and a tokenizer.json and a tokenizer_config.json, if it has none."""
+    found = {name: read_file(path) for name, path in vocabulary_files(folder).items()}
+    if "tokenizer.json" not in found and "vocab.json" in found:
         spec = tokenizer_json(folder)
         found["tokenizer.json"] = json.dumps(spec, ensure_ascii=False).encode()  # large: no indent
     if "tokenizer.json" in found and "tokenizer_config.json" not in found:
@@ -91,7 +88,9 @@ def _tokenizer_files(folder: Path, config: GPT2Config) -> dict[str, bytes]:
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
     """vocab.json and merges.txt in the form of the library `tokenizers`, byte-level BPE."""
-    vocab = read_json(folder / "vocab.json", TokenizerError)
+    files = vocabulary_files(folder)
+    vocab = read_json(files["vocab.json"], TokenizerError)
+    merges = read_merges(files.get("merges.txt", folder / "merges.txt"))
     settings = tokenizer_settings(folder)
     bytes_ = {"type": "ByteLevel", "add_prefix_space": bool(settings.get("add_prefix_space")),
               "trim_offsets": True, "use_regex": True}  # fmt: skip
@@ -109,7 +108,7 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
             "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False,
             "ignore_merges": False, "vocab": vocab,
-            "merges": [list(pair) for pair in read_merges(folder / "merges.txt")],
+            "merges": [list(pair) for pair in merges],
         },
     }  # fmt: skip
 

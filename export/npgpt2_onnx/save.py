@@ -254,7 +254,7 @@ def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress:
             about = {"checkpoint_sha256": json.dumps(digests.result())}
         for name, data in plan.graphs(layouts, about).items():
             (work / "onnx" / name).write_bytes(data)
-        small = clients.small_files(plan.checkpoint.folder, plan.config, plan.precisions)
+        small = clients.small_files(plan.checkpoint, plan.precisions)
         for name, data in (small | plan.genai("onnx/")).items():
             (work / name).write_bytes(data)
         if proof:

@@ -18,9 +18,6 @@ EXAMPLES = """examples:
   npgpt2 convert out/ckpt.pt -o mine
   npgpt2 convert DIR -o OUT --max-shard-size 500MB"""
 
-VOCABULARIES = (
-    "tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"
-)  # fmt: skip
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -54,12 +51,13 @@ def size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2.convert import convert
+    from npgpt2.tokenizer import WHOLE
 
     checkpoint = convert(
         named(args.source), args.out, args.dtype, args.max_shard_size, args.force, progress
     )
     out = Path(args.out)
-    if not any((out / name).exists() for name in VOCABULARIES):
+    if not any((out / name).exists() for name in WHOLE):
         note(f"{out}: has no vocabulary: put GPT-2's vocab.json and merges.txt there, or its own")
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     tensors = len(checkpoint.tensors)

@@ -83,4 +83,8 @@ for checkpoint in "$here/../data/tiny" "$here/../../../shared/data/checkpoints/s
 
     (cd "$both" && sha256sum --quiet --check "$work/sums") || failed=1 # a client changed it
 done
+
+printf '\nother heads\n'
+"$python" "$here/heads.py" "$work/heads"
+client "$optimum" "$here/optimum_heads_client.py" "$work/heads"
 exit "$failed"

@@ -105,6 +105,15 @@ def require_regular(path: Path) -> int:
     return info.st_size
 
 
+def is_beside(name: str) -> bool:
+    """Whether a name that stands in a file is of one in the same folder: it leads nowhere else.
+
+    >>> is_beside("model-00001-of-00002.safetensors"), is_beside("../x"), is_beside("")
+    (True, False, False)
+    """
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
 def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
     """Of a file of any size. Raises FileError: it cannot be read."""
     digest = hashlib.sha256()

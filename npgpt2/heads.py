@@ -118,12 +118,11 @@ class HeadModel(TextModel, ABC):
         probable. The two are read one after the other, as they stand."""
         self._require("qa_outputs")
         asked, ids = self._ids(question), self._ids(text)
-        out = self([self.encode([*asked, *ids])])
-        begin, end = (softmax(out[f"{at}_logits"][0, len(asked) :]) for at in ("start", "end"))
         if not ids:
             raise InputError("text: is empty, expected one with an answer in it")
-        spans = np.triu(begin[:, None] * end)
-        spans = np.tril(spans, LONGEST - 1)
+        out = self([self.encode([*asked, *ids])])
+        begin, end = (softmax(out[f"{at}_logits"][0, len(asked) :]) for at in ("start", "end"))
+        spans = np.tril(np.triu(begin[:, None] * end), LONGEST - 1)
         first, last = np.unravel_index(spans.argmax(), spans.shape)
         words = self.tokenizer.decode(ids[first : last + 1]) if self.has_vocabulary else ""
         return Answer(words, int(first), int(last) + 1, float(spans.max()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from npgpt2 import tokenizer
 from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
-from npgpt2.files import read_json
+from npgpt2.files import is_beside, read_json
 from npgpt2.formats.find import INDEX, SINGLE, TORCH, TORCH_INDEX
 
 if TYPE_CHECKING:
@@ -204,13 +204,13 @@ def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index names, as far as it is one that can be read."""
+    """The files beside an index that it names, as far as it is one that can be read."""
     try:
         where = read_json(index, CheckpointError).get("weight_map")
     except NpGPT2Error:  # whoever opens the checkpoint is told
         return []
     files = where.values() if isinstance(where, dict) else []
-    return sorted({file for file in files if isinstance(file, str)})
+    return sorted({file for file in files if isinstance(file, str) and is_beside(file)})
 
 
 class Unreachable(Exception):

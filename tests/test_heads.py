@@ -155,6 +155,17 @@ def test_an_answer_is_the_most_probable_span_of_the_text():
     assert 0 < found.end - found.start <= LONGEST
 
 
+def test_nothing_to_look_at():
+    model = build(config_of("answers"))
+    with pytest.raises(InputError) as error:
+        model.answer([1, 2], [])
+    assert str(error.value) == "text: is empty, expected one with an answer in it"
+    assert model.answer([], [1]).end == 1
+    with pytest.raises(InputError) as error:
+        build(config_of("choices")).choose([])
+    assert str(error.value) == "texts: the list is empty, expected one at least"
+
+
 def test_a_choice_is_what_it_is_alone():
     model = build(config_of("choices, own head"))
     texts = [[1, 2, 3, 4], [5, 6], [7]]

@@ -654,6 +654,19 @@ def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
     )  # fmt: skip
 
 
+def test_an_index_leads_nowhere_else(hub, user, sharded):
+    index = json.loads(sharded[f"{SINGLE}.index.json"])
+    where = {"wte.weight": "../outside", "wpe.weight": "a/inside"} | index["weight_map"]
+    evil = {f"{SINGLE}.index.json": json.dumps({"weight_map": where}).encode()}
+    hub.push("someone/evil", sharded | evil | {"../outside": b"-", "a/inside": b"-"})
+    assert user.cli("fetch", "someone/evil", "-o", "top/mine")[0] == 0
+    assert not (user.home / "top" / "outside").exists()
+    assert not (user.home / "top" / "mine" / "a").exists()
+    code, _, err = user.cli("inspect", "--model", "top/mine")
+    assert code == 3
+    assert "names the shard '../outside', expected a file in the same folder" in err
+
+
 # ── interruptions ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -9,7 +9,7 @@ import onnx
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError
-from npgpt2.files import parse_json, read_file, require_regular
+from npgpt2.files import is_beside, parse_json, read_file, require_regular
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import Tensor
 from npgpt2_onnx.precision import PRECISIONS, Precision
@@ -98,11 +98,10 @@ def _require_inputs(
 def _tensor(path: Path, proto: onnx.TensorProto) -> Tensor:
     where = {entry.key: entry.value for entry in proto.external_data}
     location = where.get("location", "")
-    plain = location not in ("", ".", "..") and not set(location) & set("/\\\0")
     size = onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize
     nbytes = math.prod(proto.dims) * size
     offset = where.get("offset", "0")
-    if not plain or not offset.isdecimal() or where.get("length") != str(nbytes):
+    if not is_beside(location) or not offset.isdecimal() or where.get("length") != str(nbytes):
         raise CheckpointError(
             f"{path}: {proto.name} lies at {where}, expected {nbytes} bytes of a file beside the "
             "graph. Export again"

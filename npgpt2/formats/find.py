@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from npgpt2.config import GPT2Config, config_of
 from npgpt2.errors import CheckpointError, ConfigError, FileError
-from npgpt2.files import read_json, require_regular
+from npgpt2.files import is_beside, read_json, require_regular
 from npgpt2.formats.safetensors_file import read_header
 from npgpt2.formats.tensors import NOWHERE, SIZES, TensorInfo
 
@@ -133,7 +133,7 @@ def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
         raise CheckpointError(f"{index}: weight_map is not a table of tensor → file")
     tensors: Table = {}
     for shard in sorted(set(where.values())):
-        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+        if not is_beside(shard):
             raise CheckpointError(
                 f"{index}: names the shard {shard!r}, expected a file in the same folder"
             )

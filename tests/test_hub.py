@@ -359,7 +359,8 @@ def test_either_name_of_gpt2_finds_what_the_other_fetched(hub, user, online, off
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
-def test_on_a_terminal_a_bar_shows_the_download(hub, user):
+@pytest.mark.parametrize("words", [(*GREEDY, "gpt2"), ("fetch", "gpt2", "-o", "mine")])
+def test_on_a_terminal_a_bar_shows_the_download(hub, user, words):
     import fcntl
     import pty
     import struct
@@ -367,7 +368,7 @@ def test_on_a_terminal_a_bar_shows_the_download(hub, user):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    command = [sys.executable, "-m", "npgpt2", *GREEDY, "gpt2"]
+    command = [sys.executable, "-m", "npgpt2", *words]
     with subprocess.Popen(
         command, env=user.env, cwd=user.home, stdout=subprocess.PIPE, stderr=theirs
     ) as process:

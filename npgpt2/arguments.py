@@ -84,7 +84,7 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
         return None
     x = array(name, value)
     if x.shape != shape:
-        raise InputError(f"{name}: got shape {x.shape}, expected {shape} (past and new tokens)")
+        raise InputError(f"{name}: got shape {x.shape}, expected {shape}")
     if not ((x == 0) | (x == 1)).all():
         raise InputError(f"{name}: expected 1 for real tokens and 0 for padding, got other numbers")
     return None if x.all() else x.astype(bool)

@@ -85,8 +85,10 @@ def in_words(config: GPT2Config) -> str:
     >>> in_words(GPT2Config())
     '12 layers, 12 heads, n_embd 768, context 1,024, vocabulary 50,257'
     """
+    labels = f", labels {', '.join(config.labels)}" if config.labels else ""
+    what = "" if config.head == "lm_head" else f"{config.architectures[0]}{labels}; "
     return (
-        f"{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd:,}, "
+        f"{what}{config.n_layer} layers, {config.n_head} heads, n_embd {config.n_embd:,}, "
         f"context {config.n_positions:,}, vocabulary {config.vocab_size:,}"
     )
 

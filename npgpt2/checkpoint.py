@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,14 +14,11 @@ import numpy.typing as npt
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
 from npgpt2.files import read_json, replaced
-from npgpt2.formats.find import SINGLE, Found, find, tells_config
+from npgpt2.formats.find import MASK_BUFFER, SINGLE, Found, find, tells_config
 from npgpt2.formats.safetensors_file import write
 from npgpt2.formats.tensors import DTYPES, Files, TensorInfo
 from npgpt2.ops import Array
 from npgpt2.params import Params, build_tree, named_parameters, param_shapes, stored_name
-
-# Old checkpoints carry each layer's causal mask and the value behind it as if they were weights.
-MASK_BUFFER = re.compile(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
 
 Progress = Callable[[Iterable[str], str], Iterable[str]]
 

@@ -31,6 +31,7 @@ HEADS = {
     "GPT2ForQuestionAnswering": "qa_outputs",
     "GPT2DoubleHeadsModel": "multiple_choice_head",
 }
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 # Fields that others neither read nor write.
 OF_HEADS = {
     "id2label": ("score", "classifier"),
@@ -195,19 +196,34 @@ class GPT2Config:
 
     def _normalize_labels(self) -> None:
         """JSON's text keys become numbers. Where nothing is said there are two, unnamed."""
+        names = self.architectures or GPT2Config.architectures
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"architectures: got {_short(names)}, expected names of classes")
+        object.__setattr__(self, "architectures", names)
+        kind = self.problem_type
+        if kind is not None and kind not in PROBLEMS:
+            raise ConfigError(
+                f"problem_type: got {_short(kind)}, expected null or one of {', '.join(PROBLEMS)}"
+            )
+        act = self.summary_activation or None
+        if act is not None and (not isinstance(act, str) or act not in ACTIVATIONS):
+            raise ConfigError(
+                f"summary_activation: got {_short(act)}, "
+                f"expected null or one of {', '.join(sorted(ACTIVATIONS))}"
+            )
+        object.__setattr__(self, "summary_activation", act)
         if self.head not in ("score", "classifier"):
             return
         given: Any = self.id2label or {0: "LABEL_0", 1: "LABEL_1"}
         try:
-            labels = {int(i): label for i, label in given.items()}
+            labels = {int(i): str(label) for i, label in given.items()}
         except (AttributeError, OverflowError, TypeError, ValueError):
-            labels = {}
-        names = all(isinstance(label, str) for label in labels.values())
-        if not names or sorted(labels) != list(range(len(labels))) or not labels:
             raise ConfigError(
                 f"id2label: got {_short(given)}, expected a name for each number from 0 on"
-            )
-        object.__setattr__(self, "id2label", dict(sorted(labels.items())))
+            ) from None
+        # So many as there are names; one that has none is called as transformers would.
+        named = {i: labels.get(i, f"LABEL_{i}") for i in range(len(labels))}
+        object.__setattr__(self, "id2label", named)
 
     @property
     def head(self) -> str:
@@ -306,8 +322,9 @@ class GPT2Config:
         if given.get("pruned_heads") is None:
             given.pop("pruned_heads", None)
         given["architectures"] = tuple(map(_plain, names)) or cls.architectures
-        if not given.get("id2label") and isinstance(given.get("num_labels"), int):
-            given["id2label"] = {i: f"LABEL_{i}" for i in range(min(given["num_labels"], 10**6))}
+        count, named = given.get("num_labels"), given.get("id2label")
+        if isinstance(count, int) and not (isinstance(named, dict) and len(named) == count):
+            given["id2label"] = {i: f"LABEL_{i}" for i in range(min(count, 10**6))}
         given = _of_head(given)
         try:
             return cls(**{key: value for key, value in given.items() if key in known})
@@ -358,12 +375,6 @@ def _require_head(head: str | None, values: Mapping[str, Any], source: str) -> N
             raise ConfigError(
                 f"{source}: {key} is {values[key]!r}: not implemented here. Expected {expected!r}"
             )
-    name = values.get("summary_activation")
-    if name is not None and (not isinstance(name, str) or name not in ACTIVATIONS):
-        raise ConfigError(
-            f"{source}: summary_activation: got {name!r}, "
-            f"expected one of {', '.join(sorted(ACTIVATIONS))}"
-        )
 
 
 def _short(value: Any) -> str:

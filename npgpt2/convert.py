@@ -1,6 +1,7 @@
 """Any checkpoint that is known → a safetensors folder that transformers loads."""
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,8 @@ import numpy as np
 
 from npgpt2 import tokenizer
 from npgpt2.checkpoint import Checkpoint, save_tensors
-from npgpt2.errors import MissingPackage, NpGPT2Error, OptionError
-from npgpt2.files import Progress, new_folder, require_space
+from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, OptionError
+from npgpt2.files import Progress, holds_only, new_folder, require_space
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.ops import Array
@@ -60,7 +61,14 @@ def convert(
     require_space(out, sum(size for _, size in shards))
     vocabulary = source if source.is_dir() else source.parent
     _warn_of_vocabulary(vocabulary)
-    with new_folder(out, replaces=lambda there: force) as folder:
+    where, target = source.resolve(), out.resolve()
+    if target == where or target in where.parents:
+        raise FileError(f"{out}: the source lies there, expected another folder")
+
+    def replaces(there: Path) -> bool:
+        return force and holds_only(there, _is_ours, "a converted checkpoint")
+
+    with new_folder(out, replaces) as folder:
         _write_config(checkpoint, folder, sorted(set(kinds.values())))
         tokenizer.copy_vocabulary(vocabulary, folder)
         if (vocabulary / "generation_config.json").is_file():
@@ -69,6 +77,12 @@ def convert(
             )
         _write_weights(checkpoint, folder, kinds, shards, progress)
     return checkpoint
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file may be one that `convert` wrote."""
+    small = ("config.json", "generation_config.json", SINGLE, INDEX, *tokenizer.FILES)
+    return name in small or bool(re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name))
 
 
 def plan(

@@ -9,14 +9,23 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from npgpt2 import hub
-from npgpt2.errors import FileError
+from npgpt2.errors import FileBusy, FileError
 from npgpt2.files import Progress, fsync, read_file, sha256_of, take_alone
+from npgpt2.formats.find import weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
+
+
+class Fetched(NamedTuple):
+    """What lies there now, each file of the hub's size and sum."""
+
+    folder: Path
+    files: int
+    nbytes: int
 
 
 def fetch(
@@ -26,10 +35,10 @@ def fetch(
     token: str | None = None,
     force: bool = False,
     progress: Progress = lambda loop, what: loop,
-) -> Path:
-    """Download a model, or what is missing of it; returns its folder.
+) -> Fetched:
+    """Download a model, or what is missing of it.
 
-    config.json comes last: a folder that has it is whole.
+    config.json comes last, and goes first where something changes: a folder that has it is whole.
 
     Args:
         name: of the model on the hub, such as "gpt2".
@@ -42,6 +51,7 @@ def fetch(
     Raises:
         FileError: there is no such model, or the hub cannot be asked; what it sends is twice not
             what it says; a file of another content is there; the disk is full.
+        CheckpointError: the index of its weights cannot be read, or leads elsewhere.
         MissingPackage: `huggingface_hub` is not installed.
     """
     if not hub.REPO_ID.fullmatch(name):
@@ -63,7 +73,7 @@ def _fetch(
     token: str | None,
     force: bool,
     progress: Progress,
-) -> Path:
+) -> Fetched:
     info = hub.ask(name, revision, token, sums=True)
     known = {file.rfilename: file for file in info.siblings or ()}
     folder = _blobs(name) if out is None else Path(out)
@@ -85,15 +95,34 @@ def _fetch(
 
     def download(files: Iterable[str]) -> None:
         for file in files:
+            if out is not None:  # until all of it is there
+                place("config.json").unlink(missing_ok=True)
             _download(name, info.sha, known[file], place(file), token, progress)
 
     main = hub.weights_of(name, info)
-    first = lacking([file for file in (*hub.FILES, main) if file in known])
+    files = [file for file in (*hub.FILES, main) if file in known]
+    first = lacking(files)
     download(file for file in first if file != "config.json")
     if main in hub.INDICES:
-        download(lacking(file for file in hub.shards(place(main)) if file in known))
-    download(file for file in first if file == "config.json")
-    return folder if out is not None else hub.into_cache(name, info, revision, token, weights=True)
+        shards = sorted(set(weight_map(place(main)).values()))
+        for file in shards:
+            if file not in known:
+                raise FileError(f"{name}: {main} names {file}, the hub has no such file. "
+                                "Tell the model's owner")  # fmt: skip
+        files += shards
+        download(lacking(shards))
+    if "config.json" in first or not place("config.json").exists():
+        download(["config.json"])
+    if out is None:
+        folder = hub.into_cache(name, info, revision, token, weights=True)
+        if folder.name != info.sha:
+            raise FileError(f"{name}: was changed on the hub meanwhile. Fetch it again")
+        for file in files:  # a cache that was copied has no links
+            path = folder / file
+            apart = path.resolve() != place(file).resolve()
+            if apart and (text := _difference(path, known[file], progress)):
+                raise FileError(f"{path}: {text}. Remove it, and fetch again")
+    return Fetched(folder, len(files), sum(known[file].size or 0 for file in files))
 
 
 def _blobs(name: str) -> Path:
@@ -148,24 +177,27 @@ def _download(
     for _ in range(2):
         with part.open("ab") as target:
             take_alone(target)
+            if not part.exists() or os.fstat(target.fileno()).st_ino != part.stat().st_ino:
+                raise FileBusy(f"{path}: another process has just written it. Fetch again")
             have = target.tell()
             if have < (file.size or 0):
+                # It is not told the size: of another one it would say that the network is broken.
                 http_get(
                     url,
                     target,
                     resume_size=have,
                     headers=build_hf_headers(token=token),
-                    expected_size=file.size,
                     displayed_filename=file.rfilename,
                 )
             target.flush()
             difference = _difference(part, file, progress)
-            if not difference:
-                fsync(part)
-                part.replace(path)
-                fsync(path.parent)
-                return
-            part.unlink()
+            if difference:
+                part.unlink()
+                continue
+            fsync(part)
+            part.replace(path)
+            fsync(path.parent)
+            return
     raise FileError(
         f"{name}: {file.rfilename} {difference}. Try again later, or tell the model's owner"
     )

@@ -195,6 +195,22 @@ def require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
         raise FileError(f"{target}: is there already, expected a new folder. --force replaces it")
 
 
+def holds_only(folder: Path, known: Callable[[str], bool], what: str) -> bool:
+    """True, of a folder in which every name is known: it may be replaced, nothing is lost.
+
+    Raises:
+        FileError: it holds something else. `what` is expected there, in words.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not known(name):
+            raise FileError(
+                f"{folder}: is there already, expected {what}: it holds {name}, which none wrote, "
+                "and is not replaced. Choose another folder"
+            )
+    return True
+
+
 @contextmanager
 def _alone(work: Path) -> Iterator[Path]:
     """An empty folder that one process at a time works in, gone afterwards unless it was renamed.

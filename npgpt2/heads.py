@@ -24,9 +24,11 @@ from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import HEADS, GPT2Config
 from npgpt2.errors import ConfigError, InputError
 from npgpt2.files import Progress
+from npgpt2.generate import sound
 from npgpt2.gpt2 import GPT2, numpy_float
 from npgpt2.hub import resolve
 from npgpt2.language_model import Prompt, TextModel
+from npgpt2.model import lm_head
 from npgpt2.ops import ACTIVATIONS, Array, product, softmax
 from npgpt2.params import Head, Params, Summary
 
@@ -57,6 +59,16 @@ class Answer(NamedTuple):
     score: float
 
 
+class HeadOutput(dict[str, Array]):
+    """Arrays by transformers' names, as items and as attributes."""
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no output {name!r}, there are {', '.join(self)}") from None
+
+
 class HeadModel(TextModel, ABC):
     """What a head says of text, over any engine."""
 
@@ -67,8 +79,11 @@ class HeadModel(TextModel, ABC):
         *,
         attention_mask: npt.ArrayLike | None = None,
         mc_token_ids: npt.ArrayLike | None = None,
-    ) -> dict[str, Array]:
+    ) -> HeadOutput:
         """One forward pass, by transformers' names.
+
+        A token's position is its index among the real ones of its row. (transformers takes the
+        column, so that rows padded on the left come out otherwise, unless it is given positions.)
 
         Args:
             input_ids: (B, T) ids; of a model that chooses (B, N, T).
@@ -97,18 +112,20 @@ class HeadModel(TextModel, ABC):
         [('no', 0.509), ('yes', 0.491)]
         """
         self._require("score")
-        logits = self([self.encode(text)])["logits"][0]
-        if len(logits) > 1 and self.config.problem_type != "regression":
-            several = self.config.problem_type == "multi_label_classification"
-            logits = 1 / (1 + np.exp(-logits)) if several else softmax(logits)
-        found = map(Labelled, self.config.labels, logits.tolist())
+        x = sound(self([self.encode(text, "text")]).logits[0])
+        kind = self.config.problem_type
+        if kind == "multi_label_classification":
+            x = np.exp(-np.logaddexp(0, -x))  # 1 / (1 + e^−x)
+        elif len(x) > 1 and kind != "regression":
+            x = softmax(x)
+        found = map(Labelled, self.config.labels, x.tolist())
         return sorted(found, key=lambda one: -one.score)
 
     def classify_tokens(self, text: Prompt) -> list[LabelledToken]:
         """The most probable label of each token."""
         self._require("classifier")
-        ids = self.encode(text)
-        probs = softmax(self([ids])["logits"][0])
+        ids = self.encode(text, "text")
+        probs = softmax(sound(self([ids]).logits[0]))
         pieces = [self.tokenizer.piece(i) if self.has_vocabulary else str(i) for i in ids]
         labels = [self.config.labels[i] for i in probs.argmax(-1)]
         return list(map(LabelledToken, ids, pieces, labels, probs.max(-1).tolist()))
@@ -120,8 +137,9 @@ class HeadModel(TextModel, ABC):
         asked, ids = self._ids(question), self._ids(text)
         if not ids:
             raise InputError("text: is empty, expected one with an answer in it")
-        out = self([self.encode([*asked, *ids])])
-        begin, end = (softmax(out[f"{at}_logits"][0, len(asked) :]) for at in ("start", "end"))
+        out = self([self.encode([*asked, *ids], "question and text")])
+        scores = (sound(out[f"{at}_logits"][0, len(asked) :]) for at in ("start", "end"))
+        begin, end = map(softmax, scores)
         spans = np.tril(np.triu(begin[:, None] * end), LONGEST - 1)
         first, last = np.unravel_index(spans.argmax(), spans.shape)
         words = self.tokenizer.decode(ids[first : last + 1]) if self.has_vocabulary else ""
@@ -130,20 +148,25 @@ class HeadModel(TextModel, ABC):
     def choose(self, texts: Sequence[Prompt]) -> list[float]:
         """How probable each text is as the choice among them."""
         self._require("multiple_choice_head")
-        rows = [self.encode(text) for text in texts]
+        if isinstance(texts, str):
+            raise InputError("texts: got one text, expected a list of them")
+        rows = [self.encode(text, f"text {number}") for number, text in enumerate(texts, 1)]
         if not rows:
             raise InputError("texts: the list is empty, expected one at least")
         ids, mask = _padded(rows)
         last = mask.sum(1) - 1
-        out = self(ids[None], attention_mask=mask[None], mc_token_ids=last[None])
-        probs: list[float] = softmax(out["mc_logits"][0]).tolist()
-        return probs
+        logits = self._mc_logits(ids[None], mask[None], last[None])[0]
+        return [float(p) for p in softmax(sound(logits))]
+
+    def _mc_logits(self, ids: Array, mask: Array, at: Array) -> Array:
+        return self(ids, attention_mask=mask, mc_token_ids=at).mc_logits
 
     def _require(self, head: str) -> None:
         if self.config.head != head:
             (expected,) = (name for name, known in HEADS.items() if known == head)
             raise ConfigError(
-                f"{self.folder}: is a {self.config.architectures[0]}, expected a {expected}"
+                f"{self.folder or 'the model'}: is a {self.config.architectures[0]}, "
+                f"expected a {expected}"
             )
 
 
@@ -167,8 +190,8 @@ class GPT2WithHead(HeadModel):
     def __init__(self, config: GPT2Config, params: Params, folder: Path | None = None) -> None:
         if config.head == "lm_head":
             raise ConfigError(
-                f"{folder}: is a language model, expected one of {', '.join(HEADS)}. "
-                "'npgpt2 generate' runs it, in Python npgpt2.GPT2"
+                f"{folder or 'the model'}: is a language model, expected one of "
+                f"{', '.join(HEADS)}. 'npgpt2 generate' runs it, in Python npgpt2.GPT2"
             )
         self.config, self.params, self.folder = config, params, folder
         self.body = GPT2(config, params, folder)
@@ -208,19 +231,23 @@ class GPT2WithHead(HeadModel):
         *,
         attention_mask: npt.ArrayLike | None = None,
         mc_token_ids: npt.ArrayLike | None = None,
-    ) -> dict[str, Array]:
+    ) -> HeadOutput:
         config = self.config
-        ids = arguments.array("input_ids", input_ids)
-        mask = None if attention_mask is None else arguments.array("attention_mask", attention_mask)
-        if config.head == "multiple_choice_head":
-            return self._choose(ids, mask, mc_token_ids)
+        ids, mask, at = checked(config, input_ids, attention_mask, mc_token_ids)
+        if at is not None:
+            x, chosen = self._chosen(ids, mask, at)
+            logits = lm_head(x, self.params)
+            return HeadOutput(logits=logits.reshape(*ids.shape, -1), mc_logits=chosen)
         x = self.states(ids, mask)
         if config.head == "score":
             x = x[np.arange(len(x)), last_real(ids, mask, config.pad_token_id)]
         y = apply(self.dense, x)
         if config.head != "qa_outputs":
-            return {"logits": y}
-        return {"start_logits": y[..., 0], "end_logits": y[..., 1]}
+            return HeadOutput(logits=y)
+        return HeadOutput(start_logits=y[..., 0], end_logits=y[..., 1])
+
+    def __repr__(self) -> str:
+        return f"GPT2WithHead({self.config.architectures[0]}, {self.body.dtype}, {self.config})"
 
     def states(self, ids: Array, mask: Array | None = None) -> Array:
         """(B, T) ids → (B, T, C), what stands under the head."""
@@ -234,25 +261,46 @@ class GPT2WithHead(HeadModel):
         found: Head = head.summary if isinstance(head, Summary) else head
         return found
 
-    def _choose(self, ids: Array, mask: Array | None, at: npt.ArrayLike | None) -> dict[str, Array]:
+    def _mc_logits(self, ids: Array, mask: Array, at: Array) -> Array:
+        return self._chosen(ids, mask, at)[1]  # without those over the vocabulary
+
+    def _chosen(self, ids: Array, mask: Array | None, at: Array) -> tuple[Array, Array]:
         """(B, N, T): each choice is a row by itself, and one of its tokens stands for it."""
-        if ids.ndim != 3 or 0 in ids.shape:
-            raise InputError(f"input_ids: got shape {ids.shape}, expected (B, N, T)")
-        b, n, t = ids.shape
-        if mask is not None and mask.shape != ids.shape:
-            raise InputError(f"attention_mask: got shape {mask.shape}, expected {ids.shape}")
-        last = np.full((b, n), t - 1)
-        at = last if at is None else arguments.ids("mc_token_ids", at, (b, n), t)
-        out = self.body(
-            ids.reshape(-1, t),
-            attention_mask=None if mask is None else mask.reshape(-1, t),
-            use_cache=False,
+        t = ids.shape[-1]
+        x = self.states(ids.reshape(-1, t), None if mask is None else mask.reshape(-1, t))
+        y = apply(self.dense, x[np.arange(len(x)), at.reshape(-1)]).reshape(at.shape)
+        act = self.config.summary_activation
+        return x, y if act is None else ACTIVATIONS[act](y)
+
+
+def checked(
+    config: GPT2Config, input_ids: Any, attention_mask: Any, mc_token_ids: Any
+) -> tuple[Array, Array | None, Array | None]:
+    """The arguments of a call: ids, the mask as bool, and the tokens of choices, if the head takes
+    them.
+
+    Raises:
+        InputError: shapes, dtypes or ids that do not fit, named.
+    """
+    chooses = config.head == "multiple_choice_head"
+    ids = arguments.array("input_ids", input_ids)
+    if ids.ndim != (3 if chooses else 2) or not ids.size:
+        wanted = "(B, N, T)" if chooses else "(B, T)"
+        raise InputError(f"input_ids: got shape {ids.shape}, expected {wanted}")
+    ids = arguments.ids("input_ids", ids, ids.shape, config.vocab_size)
+    t = ids.shape[-1]
+    if t > config.n_positions:
+        raise InputError(
+            f"input_ids: are longer than the context: {t:,} > {config.n_positions:,} tokens"
         )
-        states = out.last_hidden_state[np.arange(b * n), at.reshape(-1)]
-        chosen = apply(self.dense, states)[:, 0]
-        if self.config.summary_activation:
-            chosen = ACTIVATIONS[self.config.summary_activation](chosen, out=None)
-        return {"logits": out.logits.reshape(b, n, t, -1), "mc_logits": chosen.reshape(b, n)}
+    mask = None
+    if attention_mask is not None:
+        mask = arguments.mask("attention_mask", attention_mask, ids.shape)
+    if not chooses:
+        return ids, mask, None
+    last = np.full(ids.shape[:2], t - 1)
+    at = last if mc_token_ids is None else mc_token_ids
+    return ids, mask, arguments.ids("mc_token_ids", at, ids.shape[:2], t)
 
 
 def apply(p: Head, x: Array) -> Array:

@@ -4,6 +4,7 @@ Cache, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and revisions are as transformers h
 the same library does them.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npgpt2 import tokenizer
-from npgpt2.errors import CheckpointError, FileError, MissingPackage, NpGPT2Error
-from npgpt2.files import is_beside, read_json
-from npgpt2.formats.find import INDEX, SINGLE, TORCH, TORCH_INDEX
+from npgpt2.errors import FileError, MissingPackage, NpGPT2Error
+from npgpt2.formats.find import INDEX, SINGLE, TORCH, TORCH_INDEX, weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -206,11 +206,9 @@ def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
 def shards(index: Path) -> list[str]:
     """The files beside an index that it names, as far as it is one that can be read."""
     try:
-        where = read_json(index, CheckpointError).get("weight_map")
+        return sorted(set(weight_map(index).values()))
     except NpGPT2Error:  # whoever opens the checkpoint is told
         return []
-    files = where.values() if isinstance(where, dict) else []
-    return sorted({file for file in files if isinstance(file, str) and is_beside(file)})
 
 
 class Unreachable(Exception):
@@ -245,9 +243,10 @@ def told(
         problem = problem.__cause__ or problem  # why it has to be local
     if isinstance(problem, OSError) and problem.errno is not None:  # the network's have no number
         advice = "Set HF_HOME to" if out is None else "Choose"
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FileError(
             f"{problem.filename or out or constants.HF_HUB_CACHE}: {problem.strerror}, expected to "
-            f"write {name} there. {advice} a folder with room"
+            f"write {name} there. {advice} {'a folder with room' if full else 'another folder'}"
         )
     raise Unreachable(_explain(name, problem, looked))
 

@@ -85,8 +85,8 @@ class TextModel:
             raise TokenizerError("this model has no vocabulary. Give ids, not text")
         return load_tokenizer(self.folder)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt as ids the model can take.
+    def encode(self, prompt: Prompt, what: str = "prompt") -> list[int]:
+        """A prompt as ids the model can take; errors call it `what`.
 
         Raises:
             InputError: empty, longer than the context, or an id outside the vocabulary.
@@ -98,12 +98,12 @@ class TextModel:
         """
         ids = self._ids(prompt)
         if len(ids) > self.config.n_positions:
-            raise InputError(f"prompt: is longer than the context: {len(ids):,} > "
+            raise InputError(f"{what}: is longer than the context: {len(ids):,} > "
                              f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
         if not ids:
-            first = self._first()
+            first = self._first() if what == "prompt" else ""
             hint = f". To write from nothing, begin with {first!r}" if first else ""
-            raise InputError(f"prompt: is empty, expected one token at least{hint}")
+            raise InputError(f"{what}: is empty, expected one token at least{hint}")
         self._require_ids(ids)
         return [int(token) for token in ids]
 

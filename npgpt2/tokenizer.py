@@ -43,6 +43,7 @@ END = "<|endoftext|>"  # stands before every document GPT-2 was trained on
 
 # What a token may be there for, as tokenizer_config.json and special_tokens_map.json say it.
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+MORE_ROLES = ("additional_special_tokens", "extra_special_tokens")
 
 # How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
@@ -434,15 +435,15 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
 def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """What the small files name by its role: {"unk_token": "[UNK]"}."""
     path = folder / "special_tokens_map.json"
-    table = settings | (read_json(path, TokenizerError) if path.exists() else {})
-    named = {}
-    for role in ROLES:
-        token = table.get(role)
-        if isinstance(token, dict):  # with flags
-            token = token["content"]
-        if token:
-            named[role] = str(token)
-    return named
+    table = read_json(path, TokenizerError) if path.exists() else {}
+    table |= {key: value for key, value in settings.items() if value is not None}
+    named = {role: table.get(role) for role in ROLES}
+    for role in MORE_ROLES:
+        more = table.get(role) or []
+        more = more.values() if isinstance(more, dict) else more
+        named |= {f"{role}.{number}": token for number, token in enumerate(more)}
+    texts = {role: t["content"] if isinstance(t, dict) else t for role, t in named.items()}
+    return {role: str(text) for role, text in texts.items() if text}
 
 
 def added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:

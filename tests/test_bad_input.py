@@ -1637,7 +1637,12 @@ COMMAND_LINES = {
     "no such option": (
         ["info", "--a\nb"],
         2,
-        "unrecognized arguments: --a\\nb. See 'npgpt2 --help'",
+        "unrecognized arguments: --a\\nb. See 'npgpt2 info --help'",
+    ),
+    "a text without quotes": (
+        ["tokenize", "O", "Romeo"],
+        2,
+        "unrecognized arguments: Romeo: a text needs quotes. See 'npgpt2 tokenize --help'",
     ),
     "an empty model": (["tokenize", "a", "--model", ""], 4, f"'': {NO_FOLDER}"),
     "two things": (

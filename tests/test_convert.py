@@ -109,8 +109,26 @@ def test_a_folder_that_is_there_stays(tmp_path):
     with pytest.raises(FileError, match="is there already"):
         convert(TINY, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+    with pytest.raises(FileError) as error:  # what nobody converted is somebody's
+        convert(TINY, tmp_path / "out", force=True)
+    assert str(error.value) == (
+        f"{tmp_path}/out: is there already, expected a converted checkpoint: it holds mine, which "
+        "none wrote, and is not replaced. Choose another folder"
+    )
+    (tmp_path / "out" / "mine").rename(tmp_path / "out" / "config.json")
+    convert(TINY, tmp_path / "out", max_shard_size=100_000, force=True)
     convert(TINY, tmp_path / "out", force=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    assert not list((tmp_path / "out").glob("*-of-*"))
+
+
+def test_the_source_is_not_replaced(tmp_path):
+    convert(TINY, tmp_path / "top")
+    convert(TINY, tmp_path / "top" / "below")
+    before = (tmp_path / "top" / "model.safetensors").read_bytes()
+    for source in ("top", "top/below", "top/../top"):
+        with pytest.raises(FileError, match=r"the source lies there, expected another folder$"):
+            convert(tmp_path / source, tmp_path / "top", "float16", force=True)
+    assert (tmp_path / "top" / "model.safetensors").read_bytes() == before
 
 
 def test_what_is_wrong_leaves_nothing(tmp_path):

@@ -36,6 +36,7 @@ from npgpt2.formats.find import find
 from npgpt2.formats.tensors import Files
 from npgpt2.golden.llmc import write_llmc
 from npgpt2.params import named_parameters
+from npgpt2_onnx import export
 
 TINY = Path(__file__).parent / "data" / "tiny"
 BIN, DATA = "pytorch_model.bin", "model.ckpt.data-00000-of-00001"
@@ -654,12 +655,21 @@ def test_nanogpts_checkpoint_is_the_model(tmp_path, model, arrays, prefix):
         assert checkpoint.config.tie_word_embeddings
 
 
+def test_a_bias_of_nanogpts_that_is_missing(tmp_path, arrays):
+    """Zeros stand for biases where model_args says that there are none, and nowhere else."""
+    without = {name: x for name, x in arrays.items() if not name.endswith("c_attn.bias")}
+    (tmp_path / "ckpt.pt").write_bytes(nanogpt_file(without))
+    with pytest.raises(CheckpointError, match=r"h\.0\.attn\.c_attn\.bias.* missing, 3 of 40"):
+        Checkpoint.open(tmp_path)
+
+
 def test_nanogpt_without_biases_has_zeros(tmp_path, arrays):
     (tmp_path / "ckpt.pt").write_bytes(nanogpt_file(arrays, bias=False))
     found = dict(named_parameters(Checkpoint.open(tmp_path).read()))
     for name, array in arrays.items():
         got = found[name.removeprefix("transformer.")]
         np.testing.assert_array_equal(got, 0 * array if name.endswith("bias") else array)
+    assert (export(tmp_path, tmp_path / "out") / "config.json").exists()  # proved, too
 
 
 @pytest.fixture

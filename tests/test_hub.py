@@ -660,12 +660,59 @@ def test_an_index_leads_nowhere_else(hub, user, sharded):
     where = {"wte.weight": "../outside", "wpe.weight": "a/inside"} | index["weight_map"]
     evil = {f"{SINGLE}.index.json": json.dumps({"weight_map": where}).encode()}
     hub.push("someone/evil", sharded | evil | {"../outside": b"-", "a/inside": b"-"})
-    assert user.cli("fetch", "someone/evil", "-o", "top/mine")[0] == 0
-    assert not (user.home / "top" / "outside").exists()
-    assert not (user.home / "top" / "mine" / "a").exists()
-    code, _, err = user.cli("inspect", "--model", "top/mine")
-    assert code == 3
-    assert "names the shard '../outside', expected a file in the same folder" in err
+    for out in (["-o", "top/mine"], []):
+        code, _, err = user.cli("fetch", "someone/evil", *out)
+        assert code == 3
+        assert "names the shard '../outside', expected a file in the same folder" in err
+    assert not list(user.home.rglob("outside"))
+    assert not list(user.home.rglob("inside"))
+    assert not (user.home / "top" / "mine" / "config.json").exists()  # it is not whole
+
+
+def test_an_index_of_shards_that_the_hub_has_not(hub, user, sharded):
+    del sharded["second.part"]
+    hub.push("someone/half", sharded)
+    for out in (["-o", "mine"], []):
+        code, _, err = user.cli("fetch", "someone/half", *out)
+        assert (code, err) == (
+            4,
+            f"npgpt2: error: someone/half: {SINGLE}.index.json names second.part, the hub has no "
+            "such file. Tell the model's owner\n",
+        )
+    assert not (user.home / "mine" / "config.json").exists()
+
+
+def test_what_changes_is_no_checkpoint_until_it_is_whole(hub, user, files):
+    assert user.cli("fetch", "gpt2", "-o", "mine")[0] == 0
+    shifted = load(files[SINGLE])
+    shifted[WTE] = shifted[WTE] + 1
+    hub.push(GPT2, files | {SINGLE: save(shifted)})
+    hub.held.add(SINGLE)
+    with user.start("-m", "npgpt2", "fetch", "gpt2", "-o", "mine", "--force") as process:
+        wait_until(lambda: any(is_download(r) and r.path.endswith(SINGLE) for r in hub.seen[-9:]))
+        wait_until(lambda: not (user.home / "mine" / "config.json").exists())
+        process.kill()
+        process.communicate()
+    hub.held.clear()
+    assert not (user.home / "mine" / "config.json").exists()
+    assert user.cli("fetch", "gpt2", "-o", "mine", "--force")[0] == 0
+    assert (user.home / "mine" / "config.json").exists()
+    assert (user.home / "mine" / SINGLE).read_bytes() == save(shifted)
+
+
+def test_a_cache_without_links_is_checked_as_well(hub, user):
+    folder = user.folder("gpt2")
+    weights = folder / SINGLE
+    data = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(data[:-1] + b"x")
+    code, _, err = user.cli("fetch", "gpt2")
+    assert code == 4
+    assert re.fullmatch(
+        rf"npgpt2: error: .*{SINGLE}: sha256 is .*\. Remove it, and fetch .*\n", err
+    )
+    weights.unlink()
+    assert user.cli("fetch", "gpt2")[0] == 0
 
 
 # ── interruptions ────────────────────────────────────────────────────────────────────────────────
@@ -857,7 +904,7 @@ def test_a_cache_that_cannot_be_written(hub, user):
     code, out, err = user.cli("inspect", "--model", "gpt2", HF_HOME=str(user.home / "file"))
     assert (code, out) == (4, "")
     assert re.fullmatch(
-        r"npgpt2: error: .*file.*: .+, expected to write gpt2 there\. Set HF_HOME to a folder .*",
+        r"npgpt2: error: .*file.*: .+, expected to write gpt2 there\. Set HF_HOME to another .*",
         err.splitlines()[-1],
     )
 

@@ -608,7 +608,7 @@ def test_the_packages_names():
     import npgpt2_onnx
 
     assert npgpt2_onnx.OnnxModel is OnnxModel
-    assert dir(npgpt2_onnx) == ["OnnxModel", "Session", "export", "quality"]
+    assert dir(npgpt2_onnx) == ["OnnxModel", "OnnxWithHead", "Session", "export", "quality"]
     with pytest.raises(AttributeError, match="no attribute 'OnnxModels'"):
         _ = npgpt2_onnx.OnnxModels
 

@@ -246,7 +246,7 @@ def test_files_that_are_none(tmp_path, write):
     assert fails(FileError, ["/dev/zero"], 0.1) == device
     fifo.unlink()
     (tmp_path / "in" / "link.txt").symlink_to(missing)
-    said = f"{tmp_path}/in/link.txt: No such file or directory"
+    said = f"{tmp_path}/in/link.txt: is a link to {missing}, which is not there. Download again"
     assert fails(FileError, [tmp_path], 0.1) == said
     below = good / "below.txt"
     assert fails(FileError, [below], 0.1) == f"{below}: Not a directory"

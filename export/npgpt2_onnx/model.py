@@ -14,7 +14,7 @@ from npgpt2.cache import KVCache
 from npgpt2.config import HEADS
 from npgpt2.errors import ConfigError, InputError
 from npgpt2.generate import Rewindable
-from npgpt2.heads import HeadModel
+from npgpt2.heads import HeadModel, HeadOutput, checked
 from npgpt2.language_model import LanguageModel
 from npgpt2.ops import Array
 from npgpt2_onnx import names
@@ -87,15 +87,13 @@ class OnnxWithHead(_Opened, HeadModel):
         *,
         attention_mask: npt.ArrayLike | None = None,
         mc_token_ids: npt.ArrayLike | None = None,
-    ) -> dict[str, Array]:
-        ids = np.asarray(input_ids, np.int64)
-        mask = np.ones(ids.shape) if attention_mask is None else np.asarray(attention_mask)
-        feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask.astype(np.int64)}
-        if self.config.head == "multiple_choice_head":
-            last = np.full(ids.shape[:2], ids.shape[-1] - 1)
-            chosen = last if mc_token_ids is None else np.asarray(mc_token_ids)
-            feeds[names.MC_TOKEN_IDS] = chosen.astype(np.int64)
-        return self.session.outputs(feeds)
+    ) -> HeadOutput:
+        ids, mask, at = checked(self.config, input_ids, attention_mask, mc_token_ids)
+        mask = np.ones(ids.shape, np.int64) if mask is None else mask.astype(np.int64)
+        feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask}
+        if at is not None:
+            feeds[names.MC_TOKEN_IDS] = at
+        return HeadOutput(self.session.outputs(feeds))
 
 
 class OnnxModel(_Opened, LanguageModel):

@@ -28,7 +28,15 @@ import npgpt2
 from npgpt2.checkpoint import Checkpoint
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckFailed, FileError, OptionError
-from npgpt2.files import fsync, new_folder, require_replaceable, require_space, unfinished
+from npgpt2.files import (
+    fsync,
+    holds_only,
+    new_folder,
+    require_replaceable,
+    require_space,
+    unfinished,
+)
+from npgpt2.formats.tensors import NOWHERE
 from npgpt2.hub import resolve
 from npgpt2_onnx import clients
 from npgpt2_onnx.builder import FLOAT, Tensor
@@ -285,16 +293,7 @@ def _may_replace(folder: Path, force: bool, known: set[str]) -> bool:
     Raises:
         FileError: with `force`, of a folder that holds what no export wrote.
     """
-    if not force:
-        return False
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name not in known:
-            raise FileError(
-                f"{folder}: is there already, expected an export: it holds {name}, which no export "
-                "wrote, and is not replaced. Choose another folder"
-            )
-    return True
+    return force and holds_only(folder, known.__contains__, "an export")
 
 
 def _size(tensors: Layout) -> int:
@@ -308,7 +307,8 @@ def _digests(checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
 
     def read() -> dict[str, str]:
         found = {}
-        for path in sorted({info.path for info in checkpoint.tensors.values()}):
+        files = {info.path for info in checkpoint.tensors.values()} - {NOWHERE}
+        for path in sorted(files):
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 while not ended.is_set() and (piece := file.read(1 << 20)):

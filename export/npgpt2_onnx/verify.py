@@ -226,11 +226,13 @@ def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
         ids = generator.integers(0, model.config.vocab_size, mask.shape)
         if model.config.pad_token_id is not None:
             ids[~mask] = model.config.pad_token_id
-            ids[0, -1] = model.config.pad_token_id  # also where no mask says so
+            ids[0, [-1, tokens // 2 % ids.shape[1]]] = model.config.pad_token_id  # unmasked, too
         chosen = None
         if chooses:
             last = (np.arange(mask.shape[1]) * mask).argmax(1)
-            chosen, mask, ids = last[None], mask[None], ids[None]
+            # Two rows of choices, the second in another order.
+            last, mask, ids = (np.stack([x, x[::-1]]) for x in (last, mask, ids))
+            chosen = last
         feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask.astype(np.int64)}
         if chosen is not None:
             feeds[names.MC_TOKEN_IDS] = chosen

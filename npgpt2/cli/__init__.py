@@ -2,8 +2,8 @@
 
 Results go to standard output; notes, timings and errors to standard error. An error is one line.
 
-Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C,
-143 told to end (SIGTERM).
+Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C
+(and a training that was told to end, and saved), 129 and 143 told to end (SIGHUP, SIGTERM).
 """
 
 import argparse
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser
 
 
@@ -98,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace(debug=False)
     try:
         with _cleared_up():
-            args = build_parser().parse_args(argv)
+            args, left = build_parser().parse_known_args(argv)
+            if left:
+                hint = "" if any(word.startswith("-") for word in left) else ": a text needs quotes"
+                args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))
         sys.stdout.flush()
         return code
@@ -138,14 +141,16 @@ def _cleared_up() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
         ours = []
 
+    told: list[int] = []
+
     def stop(number: int, _: Any) -> None:
-        files = sys.modules.get("npgpt2.files")
-        if files is None or not files.is_unfinished():
+        files = sys.modules.get("npgpt2.files")  # None, or a part of it while it is imported
+        if not getattr(files, "is_unfinished", bool)():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        for other in ours:  # clearing up is not interrupted
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
+        if not told:  # clearing up is not interrupted
+            told.append(number)
+            sys.exit(128 + number)
 
     for number in ours:
         signal.signal(number, stop)
@@ -154,6 +159,8 @@ def _cleared_up() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+        if told:  # also where it came in a callback, whose exceptions nobody hears of
+            sys.exit(128 + told[0])
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -2,7 +2,8 @@
 
 GPT2ForSequenceClassification   each TEXT gets its label, or its reward
 GPT2ForTokenClassification      each token of each TEXT gets a label
-GPT2ForQuestionAnswering        two TEXTs, a question and where to look: the answer in it
+GPT2ForQuestionAnswering        two TEXTs, a question and where to look: the answer in it; with
+                                --json its first token and the one behind its last, too
 GPT2DoubleHeadsModel            all TEXTs are choices, the most probable first
 """
 
@@ -35,7 +36,9 @@ SHOWN = 10  # labels of one text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("texts", metavar="TEXT", nargs="+", help="- reads standard input")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="+", help="what to label; - is all of standard input"
+    )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each result")
     add_model(parser)
     add_precision(parser)
@@ -58,10 +61,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """What a person reads: a number, what it is of, and a label."""
-    for label, score in list(result.get("labels", {}).items())[:SHOWN]:
-        yield f"{score:.4f}", label, ""
+    labels = result.get("labels", ())
+    for one in labels[:SHOWN]:
+        yield f"{one['score']:.4f}", one_line(one["label"]), ""
+    if len(labels) > SHOWN:
+        yield "", f"… and {len(labels) - SHOWN} more: --json has all", ""
     for token in result.get("tokens", ()):
-        yield f"{token['score']:.4f}", token["piece"], token["label"]
+        yield f"{token['score']:.4f}", one_line(token["piece"]), one_line(token["label"])
     for choice in result.get("choices", ()):
         yield f"{choice['score']:.4f}", one_line(choice["text"]), ""
     if "answer" in result:
@@ -70,7 +76,7 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _classify(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
     for text in progress(texts, "classifying"):
-        yield {"text": text, "labels": dict(model.classify(text))}
+        yield {"text": text, "labels": [one._asdict() for one in model.classify(text)]}
 
 
 def _classify_tokens(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:

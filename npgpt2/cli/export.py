@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from npgpt2.tokenizer import WHOLE
     from npgpt2_onnx import export
 
     every = args.graph and "all" in args.graph
@@ -93,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     print("\n".join(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr")))
     proved = "not verified" if args.no_verify else "verified against NumPy"
+    if not any((folder / name).exists() for name in WHOLE):
+        note(f"{folder}: has no vocabulary: ids go in and come out, no text")
     note(f"{proved}, {time.perf_counter() - started:.1f} s")
     return 0
 

@@ -29,13 +29,12 @@ def run(args: argparse.Namespace) -> int:
     from npgpt2.fetch import fetch
     from npgpt2.hub import EMBEDDED
 
-    if args.out == "":
-        raise OptionError("out", "got '', expected a folder")
+    for option, what in (("out", "a folder"), ("revision", "a branch, tag or commit")):
+        if getattr(args, option) == "":
+            raise OptionError(option, f"got '', expected {what}")
     if args.name == EMBEDDED:
         raise OptionError("NAME", f"{EMBEDDED} is part of this package: nothing to fetch")
-    folder = fetch(args.name, args.out, args.revision, force=args.force, progress=progress)
-    files = [path for path in folder.iterdir() if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    note(f"{len(files)} files, {size:,} bytes: sizes and checksums are the hub's")
-    print(folder)
+    found = fetch(args.name, args.out, args.revision, force=args.force, progress=progress)
+    note(f"{found.files} files, {found.nbytes:,} bytes: sizes and checksums are the hub's")
+    print(found.folder)
     return 0

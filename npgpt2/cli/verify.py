@@ -8,6 +8,7 @@ Exit code 1 where one is over its bound.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             say([
                 f"{graph.path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
                 f"checkpoint's but for rounding; the farthest is {worst.parameter}, "
-                f"by {worst.error:.2g}{_mark(worst.good)}"
+                f"{_apart(worst.error)}{_mark(worst.good)}"
             ])  # fmt: skip
     rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
     good &= all(row.good for row in rows)
@@ -124,6 +125,10 @@ def _quality(
          _mark(q.good)) for q in found
     )], "lrrrrl"))  # fmt: skip
     return all(q.good for q in found)
+
+
+def _apart(error: float) -> str:
+    return "of another shape, or not finite" if math.isinf(error) else f"by {error:.2g}"
 
 
 def _mark(good: bool) -> str:

@@ -30,6 +30,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TENSORFLOW, NANOGPT = "model.ckpt.index", "ckpt.pt"
 
+# Old checkpoints carry each layer's causal mask and the value behind it as if they were weights.
+MASK_BUFFER = re.compile(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
+
 # What training wraps a model in, and the name of the model without its head.
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(transformer\.)?")
 
@@ -81,7 +84,9 @@ def _folder(path: Path) -> Found:
 def _require_once(tensors: Table) -> None:
     """No file grows as it is read: its tensors may share numbers, as the head does with wte's."""
     read: Counter[Path] = Counter()
-    for info in tensors.values():
+    for name, info in tensors.items():
+        if MASK_BUFFER.fullmatch(name):  # one may serve all layers: it is not read
+            continue
         read[info.path] += math.prod(info.shape) * SIZES.get(info.dtype, 0)
     for path, count in read.items():
         if path != NOWHERE and path.exists() and count > 2 * path.stat().st_size:
@@ -101,6 +106,9 @@ def _file(path: Path) -> Found:
     """A file by itself: one of llm.c's, or of nanoGPT's."""
     if not os.path.exists(path):
         raise FileError(f"{path}: no such file or folder")
+    if path.name in (SINGLE, TORCH, "config.json") and (path.parent / "config.json").exists():
+        raise FileError(f"{path}: is one file of a checkpoint, expected its folder. Name "
+                        f"{path.parent}")  # fmt: skip
     from npgpt2.formats import llmc
 
     try:
@@ -126,17 +134,28 @@ def named(path: Path, tensors: Table) -> Table:
     return found
 
 
-def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
-    """The tensors of the files that an index names."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor → the file beside the index that holds it.
+
+    Raises:
+        FileError, CheckpointError: it cannot be read; or a name leads elsewhere.
+    """
     where = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
         raise CheckpointError(f"{index}: weight_map is not a table of tensor → file")
-    tensors: Table = {}
     for shard in sorted(set(where.values())):
         if not is_beside(shard):
             raise CheckpointError(
                 f"{index}: names the shard {shard!r}, expected a file in the same folder"
             )
+    return where
+
+
+def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
+    """The tensors of the files that an index names."""
+    where = weight_map(index)
+    tensors: Table = {}
+    for shard in sorted(set(where.values())):
         path = index.with_name(shard)
         if not os.path.exists(path):
             raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
@@ -212,6 +231,6 @@ def _nanogpt(path: Path) -> Found:
     from npgpt2.formats import nanogpt, torch_file
 
     file = torch_file.read(path)
-    config, table = nanogpt.settings(path, file.contents)
-    tensors = nanogpt.as_stored(path, config, named(path, torch_tensors(file, table)))
+    config, biases, table = nanogpt.settings(path, file.contents)
+    tensors = nanogpt.as_stored(path, config, biases, named(path, torch_tensors(file, table)))
     return Found("nanoGPT", tensors, config, "model_args")

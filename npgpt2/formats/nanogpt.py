@@ -17,8 +17,8 @@ from npgpt2.params import param_shapes
 PADDED, REAL = 50_304, 50_257  # GPT-2's vocabulary, as train.py pads it
 
 
-def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
-    """The config that `model_args` tells, and the table of tensors.
+def settings(path: Path, contents: Any) -> tuple[GPT2Config, bool, Any]:
+    """The config that `model_args` tells, whether there are biases, and the table of tensors.
 
     Raises:
         CheckpointError: it is not one of nanoGPT's.
@@ -46,11 +46,11 @@ def settings(path: Path, contents: Any) -> tuple[GPT2Config, Any]:
         {"block_size": "n_positions", "dropout": "resid_pdrop"},
         f"{path}: model_args",
     )
-    return config, contents["model"]
+    return config, bool(arguments.get("bias", True)), contents["model"]
 
 
 def as_stored(
-    path: Path, config: GPT2Config, tensors: dict[str, TensorInfo]
+    path: Path, config: GPT2Config, biases: bool, tensors: dict[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
     """Linear weights seen as (in, out), padding cut off, zeros for biases that it does without."""
     if config.n_layer > len(tensors):  # asked first: it may claim a billion
@@ -67,9 +67,8 @@ def as_stored(
             info = info._replace(shape=(config.vocab_size, *info.shape[1:]))
             info = info._replace(nbytes=info.nbytes // PADDED * config.vocab_size)
         found[name] = info
-    for name, shape in param_shapes(config).items():
-        if name.endswith(".bias") and name not in found and "ln_f.weight" in found:
-            if any(n.endswith("c_attn.bias") for n in tensors):
-                continue  # it has biases: this one is missing
+    zeros = {} if biases else param_shapes(config)
+    for name, shape in zeros.items():
+        if name.endswith(".bias") and name not in found:
             found[name] = TensorInfo.zeros(name, shape)
     return found

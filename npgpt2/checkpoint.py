@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from npgpt2.config import GPT2Config
+from npgpt2.config import HEADS, GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
 from npgpt2.files import read_json, replaced
 from npgpt2.formats.find import MASK_BUFFER, SINGLE, Found, find, tells_config
@@ -218,7 +218,16 @@ def _require_sound(
     if faults:
         raise CheckpointError(
             f"{folder}: {'; '.join(faults)}. Expected the tensors of the GPT-2 in {told_by}"
+            f"{_other_head(config, extra)}"
         )
+
+
+def _other_head(config: GPT2Config, extra: list[str]) -> str:
+    """Whose head tensors are, that the config does not know of."""
+    for kind, head in HEADS.items():
+        if any(name.split(".")[0] == head for name in extra):
+            return f", whose architectures name {config.architectures[0]}: {head} is a {kind}'s"
+    return ""
 
 
 def _some(names: list[str]) -> str:

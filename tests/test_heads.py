@@ -292,7 +292,8 @@ def test_a_head_that_is_not_there(tmp_path):
         Checkpoint.open(folder)
     assert str(error.value) == (
         f"{folder}: classifier.weight, classifier.bias missing, 2 of 42; 1 unexpected "
-        "(score.weight). Expected the tensors of the GPT-2 in config.json"
+        "(score.weight). Expected the tensors of the GPT-2 in config.json, whose architectures "
+        "name GPT2ForTokenClassification: score is a GPT2ForSequenceClassification's"
     )
 
 

@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from npgpt2 import __version__, errors
@@ -133,34 +134,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _cleared_up() -> Iterator[None]:
     """Told to end, a command leaves nothing half-written behind, as after Ctrl-C.
 
-    One that has begun nothing ends at once: an exception in the middle of an import brings some
-    libraries down.
+    One that has begun nothing ends at once; after Ctrl-C if it is importing: an exception in the
+    middle of that brings some libraries down.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
+    keys = signal.getsignal(signal.SIGINT) == signal.default_int_handler
     if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
-        ours = []
+        ours, keys = [], False
 
     told: list[int] = []
 
-    def stop(number: int, _: Any) -> None:
+    def unfinished() -> bool:
         files = sys.modules.get("npgpt2.files")  # None, or a part of it while it is imported
-        if not getattr(files, "is_unfinished", bool)():
+        return bool(getattr(files, "is_unfinished", bool)())
+
+    def stop(number: int, _: Any) -> None:
+        if not unfinished():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if not told:  # clearing up is not interrupted
             told.append(number)
             sys.exit(128 + number)
 
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if _importing(frame) and not unfinished():
+            os.write(2, b"\n")
+            os._exit(130)
+        raise KeyboardInterrupt
+
     for number in ours:
         signal.signal(number, stop)
+    if keys:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+        if keys:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if told:  # also where it came in a callback, whose exceptions nobody hears of
             sys.exit(128 + told[0])
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -108,9 +108,11 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
     if absent:
         import tempfile
 
+        from npgpt2.files import unfinished
         from npgpt2_onnx import export
 
         note(f"{folder} has no graph in {', '.join(absent)}: exporting for the while")
+        stack.enter_context(unfinished())
         made = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "onnx")
         export(
             args.model or folder, made, precisions=absent, proof=False, revision=args.revision,

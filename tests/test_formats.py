@@ -790,8 +790,9 @@ HEADERS = {  # number of the header's field, its value → the words
     "much context": (2, 2**31 - 1, "has 765,184 of 549,756,546,048 bytes: download again"),
     "much vocabulary": (3, 2**31 - 1, "header: 512 rows of wte for 2,147,483,647 tokens. "
                         "Download again"),
-    "many layers": (4, 10**9, f"header: 1,000,000,000 layers of width 64, more than 765,184 "
-                    f"{BYTES}"),
+    "many layers": (4, 10**9, "header: 1,000,000,000 layers, expected 1,000 at most. "
+                    "Download again"),
+    "some layers": (4, 1000, f"header: 1,000 layers of width 64, more than 765,184 {BYTES}"),
     "a layer more": (4, 4, "has 765,184 of 965,120 bytes: download again"),
     "much width": (6, 2**30, f"header: 3 layers of width 1,073,741,824, more than 765,184 {BYTES}"),
     "few rows": (7, 500, "header: 500 rows of wte for 512 tokens. Download again"),

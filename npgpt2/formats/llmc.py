@@ -17,6 +17,7 @@ from npgpt2.params import param_shapes
 MAGIC, HEADER = 20240326, 256
 OTHERS = {20240327: "debug state", 20240328: "tokenizer", 20240520: "tokens"}  # of its other files
 DTYPES = {1: "F32", 3: "F32", 5: "BF16"}  # by version; in 1 the vocabulary is not padded
+MOST_LAYERS = 1000  # ten times those of the largest GPT that is known of
 ORDER = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -69,7 +70,12 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
         raise CheckpointError(
             f"{path}: header: {rows:,} rows of wte for {vocabulary:,} tokens. Download again"
         )
-    if 24 * layers * width**2 > size:  # asked before each layer's place is: there may be a billion
+    # Asked before each layer's place is: there may be a billion, each of next to nothing.
+    if layers > MOST_LAYERS:
+        raise CheckpointError(
+            f"{path}: header: {layers:,} layers, expected {MOST_LAYERS:,} at most. Download again"
+        )
+    if 24 * layers * width**2 > size:
         raise CheckpointError(
             f"{path}: header: {layers:,} layers of width {width:,}, more than {size:,} bytes hold. "
             "Download again"

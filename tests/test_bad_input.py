@@ -725,7 +725,8 @@ SETS = {
     ),
     "unexpected": (
         changed(h__3__ln_1__bias=lambda t: np.zeros(64), classifier=lambda t: np.zeros(2)),
-        f"2 unexpected (classifier, h.3.ln_1.bias). {TENSORS}",
+        f"2 unexpected (classifier, h.3.ln_1.bias). {TENSORS}, whose architectures name "
+        "GPT2LMHeadModel: classifier is a GPT2ForTokenClassification's",
     ),
     "all together": (
         lambda t: {

@@ -24,6 +24,17 @@ Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 MAX_BYTES = 2**28  # of a file that is read whole; the largest vocabularies have a tenth of it
 
 
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """What the operating system refuses in the block is a FileError that names the file."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as problem:
+        raise FileError(f"{path}: {problem.strerror or problem}") from None
+
+
 def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
     """One JSON object from a file.
 
@@ -74,15 +85,11 @@ def read_file(path: Path) -> bytes:
     Raises:
         FileError: it is not one, is larger than `MAX_BYTES`, or cannot be read.
     """
-    try:
+    with named_errors(path):
         size = require_regular(path)
         if size > MAX_BYTES:
             raise FileError(f"{path}: has {size:,} bytes, expected {MAX_BYTES:,} at most")
         return path.read_bytes()
-    except FileError:
-        raise
-    except OSError as problem:
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
 
 
 def require_regular(path: Path) -> int:
@@ -117,15 +124,11 @@ def is_beside(name: str) -> bool:
 def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
     """Of a file of any size. Raises FileError: it cannot be read."""
     digest = hashlib.sha256()
-    try:
+    with named_errors(path):
         blocks = range(0, require_regular(path), 1 << 20)
         with path.open("rb") as file:
             for _ in progress(blocks, f"checking {path.name}"):
                 digest.update(file.read(1 << 20))
-    except OSError as problem:
-        if isinstance(problem, FileError):
-            raise
-        raise FileError(f"{path}: {problem.strerror or problem}") from None
     return digest.hexdigest()
 
 

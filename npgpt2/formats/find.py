@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from npgpt2.config import GPT2Config, config_of
 from npgpt2.errors import CheckpointError, ConfigError, FileError
-from npgpt2.files import is_beside, read_json, require_regular
+from npgpt2.files import is_beside, named_errors, read_json, require_regular
 from npgpt2.formats.safetensors_file import read_header
 from npgpt2.formats.tensors import NOWHERE, SIZES, TensorInfo
 
@@ -111,15 +111,12 @@ def _file(path: Path) -> Found:
                         f"{path.parent}")  # fmt: skip
     from npgpt2.formats import llmc
 
-    try:
+    with named_errors(path):
         require_regular(path)
-        if llmc.is_one(path):
-            config, tensors = llmc.read(path)
-            return Found("llm.c", tensors, config, "its header")
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: {error.strerror or error}") from None
+        ours = llmc.is_one(path)
+    if ours:
+        config, tensors = llmc.read(path)
+        return Found("llm.c", tensors, config, "its header")
     return _nanogpt(path)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from npgpt2.config import GPT2Config
-from npgpt2.errors import CheckpointError, FileError
-from npgpt2.files import require_regular
+from npgpt2.errors import CheckpointError
+from npgpt2.files import named_errors, require_regular
 from npgpt2.formats.tensors import SIZES, TensorInfo
 from npgpt2.params import param_shapes
 
@@ -39,14 +39,10 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
         CheckpointError: it is not one of llm.c's, or has another length than its header says.
         ConfigError: the header's numbers are no GPT-2.
     """
-    try:
+    with named_errors(path):
         size = require_regular(path)
         with path.open("rb") as file:
             header = np.frombuffer(file.read(4 * HEADER).ljust(4 * HEADER, b"\0"), "<i4").tolist()
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: {error.strerror or error}") from None
     magic, version, positions, vocabulary, layers, heads, width, padded = header[:8]
     if magic != MAGIC:
         raise CheckpointError(

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from npgpt2.errors import CheckpointError, FileError
-from npgpt2.files import parse_json, require_regular
+from npgpt2.errors import CheckpointError
+from npgpt2.files import named_errors, parse_json, require_regular
 from npgpt2.formats.impostors import ZIP, refuse_impostor
 from npgpt2.formats.tensors import TensorInfo
 from npgpt2.ops import Array
@@ -34,7 +34,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         FileError: it is not a regular file, or cannot be read.
         CheckpointError: it is not a sound safetensors file.
     """
-    try:
+    with named_errors(path):
         size = require_regular(path)
         with path.open("rb") as file:
             start = file.read(32)
@@ -57,14 +57,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             file.seek(8)
             header = _parse_header(path, file.read(length))
         _require_complete(path, header, size - 8 - length)
-        with safe_open(path, framework="numpy"):
-            pass  # the library checks offsets, overlaps, holes, sizes and dtypes
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged header ({error}). Download again") from None
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: {error.strerror or error}") from None
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # the library checks offsets, overlaps, holes, sizes and dtypes
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged header ({error}). Download again") from None
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]

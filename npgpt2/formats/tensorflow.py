@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from npgpt2.errors import CheckpointError, FileError
-from npgpt2.files import read_file, require_regular
+from npgpt2.files import named_errors, read_file, require_regular
 from npgpt2.formats.checksums import require_sum
 from npgpt2.formats.impostors import refuse_impostor
 
@@ -80,16 +80,12 @@ def _require_whole(path: Path, end: int, index: Path) -> None:
     """Asked before any number is read: what is no file may never end."""
     if not os.path.lexists(path):
         raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
-    try:
+    with named_errors(path):
         size = require_regular(path)
         if size < end:
             with path.open("rb") as file:
                 refuse_impostor(path, file.read(64), "the weights")
             raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes: download again")
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: {error.strerror or error}") from None
 
 
 def tree_name(name: str) -> str | None:

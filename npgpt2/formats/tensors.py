@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt2.errors import CheckpointError, FileError
+from npgpt2.errors import CheckpointError
+from npgpt2.files import named_errors
 from npgpt2.formats.checksums import require_sum
 from npgpt2.ops import Array
 
@@ -102,13 +103,11 @@ class Files:
             if len(mapped) < info.start + info.nbytes:
                 raise _shrunk(info, len(mapped))
             return np.frombuffer(mapped, np.uint8, info.nbytes, info.start)
-        try:
+        with named_errors(info.path):
             size = info.path.stat().st_size
             if size < info.start + info.nbytes:  # asked first: memory is taken for all of them
                 raise _shrunk(info, size)
             flat = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.start)
-        except OSError as error:
-            raise FileError(f"{info.path}: {error.strerror or error}") from None
         if flat.size < info.nbytes:
             raise _shrunk(info, info.start + flat.size)
         return flat
@@ -116,10 +115,8 @@ class Files:
 
 def _map(path: Path) -> mmap_.mmap:
     try:
-        with path.open("rb") as file:
+        with named_errors(path), path.open("rb") as file:
             return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_READ)
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
     except ValueError:  # an empty file cannot be mapped
         raise CheckpointError(f"{path}: has become empty. Download again") from None
 

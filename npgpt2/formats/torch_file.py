@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from npgpt2.errors import CheckpointError, FileError
-from npgpt2.files import require_regular
+from npgpt2.errors import CheckpointError
+from npgpt2.files import named_errors, require_regular
 from npgpt2.formats.impostors import ZIP, refuse_impostor
 from npgpt2.formats.pickled import Storage, Tensor, load
 from npgpt2.formats.tensors import SIZES
@@ -45,7 +45,7 @@ def read(path: Path) -> TorchFile:
         FileError: it cannot be read.
         CheckpointError: it is no such file, is damaged, or holds more than tensors need.
     """
-    try:
+    with named_errors(path):
         size = require_regular(path)
         with path.open("rb") as file:
             start = file.read(32)
@@ -61,10 +61,6 @@ def read(path: Path) -> TorchFile:
                 )
             file.seek(0)
             return _stream(path, file, size)
-    except OSError as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(f"{path}: {error.strerror or error}") from None
 
 
 # ── since PyTorch 1.6 ────────────────────────────────────────────────────────────────────────────

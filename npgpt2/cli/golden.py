@@ -133,7 +133,7 @@ def _llmc(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from npgpt2.checkpoint import read_config
     from npgpt2.golden.cases import CASES, TOKENS
-    from npgpt2.golden.taps import tap_names
+    from npgpt2.taps import tap_names
 
     config = read_config(model_folder(args, weights=False))
     sizes = {"B": 1, "T": TOKENS, "S": TOKENS, "C": config.n_embd, "F": config.mlp_width,

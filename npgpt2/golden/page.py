@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from npgpt2.golden.check import Report
 from npgpt2.golden.compare import Verdict
 from npgpt2.golden.report import in_words, of_one
-from npgpt2.golden.taps import BLOCK
+from npgpt2.taps import BLOCK
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;

@@ -1,0 +1,60 @@
+"""One HTML file with nothing beside it: no request leaves it, and no text in it is markup.
+
+Its Content-Security-Policy names the sha256 of its own style and script; whatever else a text may
+bring along is not run. (https://www.w3.org/TR/CSP3/)
+"""
+
+import base64
+import hashlib
+import html
+
+STYLE = """
+:root { color-scheme: light dark; --paper: light-dark(#fdfdfc, #16181c);
+  --raised: light-dark(#f1f1ee, #22252b); --ink: light-dark(#1b1b1a, #e8e6e3);
+  --faint: light-dark(#63635e, #a09f9b); --line: light-dark(#d4d3cd, #3a3d44);
+  --accent: light-dark(#0b5cad, #7cb8f5) }
+* { box-sizing: border-box }
+body { margin: 0 auto; padding: 1rem; max-width: 72rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0 }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
+code, pre, .text { font-family: ui-monospace, monospace }
+pre { white-space: pre-wrap; background: var(--raised); padding: 1rem; border-radius: 4px }
+.faint { color: var(--faint) }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px }
+"""
+
+
+def document(title: str, body: str, style: str = "", script: str = "", policy: str = "") -> str:
+    """A whole file.
+
+    Args:
+        title: plain text.
+        body: markup. What comes from a prompt or a file was escaped by `html.escape`.
+        style: CSS behind `STYLE`. (Attributes named `style` are refused by the policy.)
+        script: one module, run when the body is there.
+        policy: directives beside the usual ones, for pages that load what lies beside them.
+
+    >>> page = document("a < b", "<p>1</p>")
+    >>> "<title>a &lt; b</title>" in page, "default-src 'none'" in page
+    (True, True)
+    """
+    style = STYLE + style
+    rules = [
+        "default-src 'none'", f"style-src {_digest(style)}", "base-uri 'none'", "form-action 'none'"
+    ]  # fmt: skip
+    if script:
+        rules += [f"script-src {_digest(script)}", "require-trusted-types-for 'script'"]
+        script = f'<script type="module">{script}</script>\n'
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy or "; ".join(rules)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n"
+        f"<body>\n{body}\n{script}</body>\n</html>\n"
+    )
+
+
+def _digest(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

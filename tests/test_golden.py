@@ -26,8 +26,8 @@ from npgpt2.golden.forward import Port, Switches
 from npgpt2.golden.mistakes import ADAMW, forward_mistakes
 from npgpt2.golden.reference import SLICE, Piece, reference, sliced, stride, sums
 from npgpt2.golden.report import in_words
-from npgpt2.taps import tap_names
 from npgpt2.params import named_parameters
+from npgpt2.taps import tap_names
 from npgpt2.train import gradients
 
 TINY = "tests/data/tiny"

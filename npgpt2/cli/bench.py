@@ -12,8 +12,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npgpt2.cli.common import add_model, model_folder, note, progress, say, table, whole
-from npgpt2.errors import FileError, MissingPackage, OptionError
+from npgpt2.cli.common import (
+    add_model,
+    model_folder,
+    note,
+    progress,
+    require_matplotlib,
+    require_place,
+    say,
+    table,
+    whole,
+    write_file,
+)
+from npgpt2.errors import OptionError
 
 if TYPE_CHECKING:
     from npgpt2.bench import Variant
@@ -57,16 +68,10 @@ def run(args: argparse.Namespace) -> int:
     from npgpt2.bench import bench, draw
 
     if args.plot is not None:
-        try:
-            import matplotlib  # noqa: F401  (before anything takes long)
-        except ImportError:
-            raise MissingPackage(
-                "--plot: needs matplotlib. Run: pip install 'npgpt2[train]'"
-            ) from None
+        require_matplotlib()
     for option in ("json", "plot"):
-        file = getattr(args, option)
-        if file is not None and not Path(file).absolute().parent.is_dir():
-            raise FileError(f"{file}: its folder is not there, expected one to write to")
+        if getattr(args, option) is not None:
+            require_place(option, getattr(args, option))
     with ExitStack() as stack:
         variants = _variants(args, stack)
         report = bench(
@@ -75,10 +80,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     report = {"machine": _machine(), "threads": args.threads, "rounds": args.rounds} | report
     if args.json is not None:
-        from npgpt2.files import output
-
-        with output(Path(args.json)) as work:
-            work.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_file(args.json, json.dumps(report, indent=1) + "\n")
     if args.plot is not None:
         draw(report, Path(args.plot))
     say(_in_words(report))

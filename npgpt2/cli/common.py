@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from npgpt2.errors import FileError, InputError, OptionError, printable
+from npgpt2.errors import FileError, InputError, MissingPackage, OptionError, printable
 
 if TYPE_CHECKING:
     from npgpt2.gpt2 import GPT2
@@ -76,6 +76,35 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_filters(options: "argparse._ArgumentGroup") -> None:
+    """How a token is chosen, in the order in which the filters run."""
+    options.add_argument(
+        "--temperature",
+        type=number,
+        metavar="T",
+        help="0 is greedy, below 1 sharper, above 1 flatter (default: 0.8)",
+    )
+    options.add_argument(
+        "--top-k",
+        type=whole,
+        metavar="K",
+        help="only the K most probable tokens (default: no limit)",
+    )
+    options.add_argument(
+        "--top-p",
+        type=number,
+        metavar="P",
+        help="only the fewest tokens that have probability P together; 1 is no "
+        "limit (default: 0.95)",
+    )
+    options.add_argument(
+        "--min-p",
+        type=number,
+        metavar="P",
+        help="only tokens P times as probable as the best, at least (default: no limit)",
+    )
+
+
 def load_engine(args: argparse.Namespace) -> "LanguageModel":
     model: LanguageModel = _load(args, load_model, "OnnxModel")
     return model
@@ -132,6 +161,13 @@ def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
         raise OptionError("revision", "is of a model on the hub. Name it with --model")
     note(f"no --model: taking {EMBEDDED}, which is part of this package")
     return embedded()  # whatever lies in this folder under that name
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """What a page calls a model that was named by a path, by its name on the hub, or not at all."""
+    from npgpt2.hub import EMBEDDED
+
+    return Path(args.model or EMBEDDED).absolute().name
 
 
 def named(source: str) -> Path:
@@ -200,6 +236,27 @@ def read_file(path: Path) -> str:
         raise FileError(f"{path}: {error.strerror or error}") from None
 
 
+def require_place(option: str, file: str) -> None:
+    """Asked before anything takes long: whether the file of an option could be written.
+
+    Raises:
+        OptionError: it names none.
+        FileError: its folder is not there.
+    """
+    if not file:
+        raise OptionError(option, "got '', expected a file to write")
+    if not Path(file).absolute().parent.is_dir():
+        raise FileError(f"{file}: its folder is not there, expected one to write to")
+
+
+def write_file(file: str, text: str) -> None:
+    """A text, whole or not at all. Raises FileError where it cannot be written."""
+    from npgpt2.files import output
+
+    with output(Path(file)) as work:
+        work.write_text(text, encoding="utf-8", newline="\n")
+
+
 def say(lines: Iterable[str]) -> None:
     """Print lines. A reader that goes away has what it wanted; what follows is done all the same,
     and the exit code tells what was found."""
@@ -245,6 +302,14 @@ def _bar(what: str, done: int, total: int | None) -> Any:
     bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
     bar.start_t -= 2  # the time left is reckoned from the beginning
     return bar
+
+
+def require_matplotlib() -> None:
+    """Asked before anything takes long. Raises MissingPackage."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingPackage("--plot: needs matplotlib. Run: pip install 'npgpt2[train]'") from None
 
 
 def cores() -> int:

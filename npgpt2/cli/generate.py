@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 
 from npgpt2.cli.common import (
     add_engine,
+    add_filters,
     add_model,
     add_precision,
     given_prompt,
@@ -57,31 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="above 1: what was said becomes less likely (default: 1)",
     )
-    options.add_argument(
-        "--temperature",
-        type=number,
-        metavar="T",
-        help="0 is greedy, below 1 sharper, above 1 flatter (default: 0.8)",
-    )
-    options.add_argument(
-        "--top-k",
-        type=whole,
-        metavar="K",
-        help="only the K most probable tokens (default: no limit)",
-    )
-    options.add_argument(
-        "--top-p",
-        type=number,
-        metavar="P",
-        help="only the fewest tokens that have probability P together; 1 is no "
-        "limit (default: 0.95)",
-    )
-    options.add_argument(
-        "--min-p",
-        type=number,
-        metavar="P",
-        help="only tokens P times as probable as the best, at least (default: no limit)",
-    )
+    add_filters(options)
     options.add_argument(
         "--num-beams", type=whole, metavar="N", help="beam search with N beams instead of sampling"
     )

@@ -7,7 +7,6 @@ the files that llm.c's own test reads. list says which names there are.
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npgpt2.cli.common import (
@@ -16,9 +15,11 @@ from npgpt2.cli.common import (
     note,
     one_line,
     progress,
+    require_place,
     say,
     table,
     whole,
+    write_file,
 )
 
 if TYPE_CHECKING:
@@ -105,16 +106,16 @@ def _write(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from npgpt2.files import output
     from npgpt2.golden import check
     from npgpt2.golden.report import in_words
 
+    if args.html is not None:
+        require_place("html", args.html)
     report = check(args.dump, args.against)
     if args.html is not None:
         from npgpt2.golden.page import page
 
-        with output(Path(args.html)) as work:
-            work.write_text(page(report), encoding="utf-8")
+        write_file(args.html, page(report))
     say(map(one_line, in_words(report, every=args.all)))
     if args.html is not None:
         note(f"the same as a page: {args.html}")

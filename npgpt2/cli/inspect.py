@@ -2,12 +2,15 @@
 
 Without TENSOR: every parameter with its shape, dtype and bytes, and the total. With TENSOR, or a
 slice of it: its numbers. With --prompt: its ids and pieces, their rows of wte and wpe, and the
-shapes of the keys and values that each layer keeps after it.
+shapes of the keys and values that each layer keeps after it. --plot draws how the weights are
+spread, and lists those that lie farthest out.
 """
 
 import argparse
 import difflib
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npgpt2.cli.common import (
     add_model,
@@ -15,16 +18,25 @@ from npgpt2.cli.common import (
     given_prompt,
     load_model,
     model_folder,
+    model_name,
+    note,
     progress,
+    require_matplotlib,
+    require_place,
     table,
 )
 from npgpt2.errors import OptionError, TensorNotFound
+
+if TYPE_CHECKING:
+    from npgpt2.pictures.weights import Spread
 
 HELP = "list parameters, show a tensor's numbers, or what a prompt becomes"
 EXAMPLES = """examples:
   npgpt2 inspect
   npgpt2 inspect 'transformer.wte.weight[:5]'
   npgpt2 inspect 'h.0.attn.c_attn.bias[10:20]' --model DIR
+  npgpt2 inspect --plot weights.png
+  npgpt2 inspect h.0.attn.c_attn.weight --plot tensor.png
   npgpt2 inspect --prompt 'The meaning of life is' --model gpt2"""
 
 TENSOR = re.compile(r"(?P<name>[\w.]+)(\[(?P<index>[-\d:, .]*)\])?")
@@ -41,12 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="show what this text becomes; - reads standard input"
     )
+    parser.add_argument(
+        "--plot", metavar="FILE.png",
+        help="draw how the numbers of each tensor, or of TENSOR, are spread (needs matplotlib)",
+    )  # fmt: skip
     add_precision(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.tensor and args.prompt is not None:
         raise OptionError("prompt", "got a tensor as well, expected one of the two")
+    if args.plot is not None:
+        if args.prompt is not None:
+            raise OptionError("plot", "is of weights, got a prompt as well. Leave one out")
+
+        require_matplotlib()
+        require_place("plot", args.plot)
     if args.prompt is not None:
         show_prompt(args)
     elif args.tensor:
@@ -60,6 +82,12 @@ def list_parameters(args: argparse.Namespace) -> None:
     from npgpt2.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(model_folder(args))
+    found: list[Spread] = []
+    if args.plot is not None:
+        from npgpt2.pictures.weights import draw_all, spreads
+
+        found = spreads(checkpoint, args.dtype, args.strict, progress)
+        draw_all(found, model_name(args), Path(args.plot))
     infos = checkpoint.tensors.values()
     rows = [(i.name, " × ".join(map(str, i.shape)), i.dtype, f"{i.nbytes:,}") for i in infos]
     print("\n".join(table([("parameter", "shape", "dtype", "bytes"), *rows], "lllr")))
@@ -77,6 +105,25 @@ def list_parameters(args: argparse.Namespace) -> None:
         f"{len(rows)} tensors, {numbers:,} parameters, {sum(i.nbytes for i in infos):,} bytes; "
         f"{head}"
     )
+    if args.plot is not None:
+        show_outliers(found, args.plot)
+
+
+def show_outliers(found: "list[Spread]", picture: str) -> None:
+    """What lies farthest out, and where the picture is."""
+    from npgpt2.pictures.weights import FAR, farthest
+
+    rows = [
+        (o.tensor, f"[{', '.join(map(str, o.place))}]", f"{o.value:.6g}", f"{o.deviations:.2f}")
+        for o in farthest(found)
+    ]
+    print()
+    if rows:
+        head = ("farthest out", "index", "value", "standard deviations")
+        print("\n".join(table([head, *rows], "llrr")))
+    else:
+        print(f"no number is beyond {FAR:g} standard deviations")
+    note(f"how the numbers are spread: {picture}")
 
 
 def show_tensor(args: argparse.Namespace) -> None:
@@ -104,9 +151,19 @@ def show_tensor(args: argparse.Namespace) -> None:
             raise OptionError(
                 "TENSOR", f"got the slice [{match['index']}] of shape {array.shape}: {error}"
             ) from None
+    found: list[Spread] = []
+    if args.plot is not None:
+        from npgpt2.pictures.weights import draw_one, spread
+
+        if not np.size(array):
+            raise OptionError("plot", f"got {args.tensor} without a number, expected some")
+        found = [spread(args.tensor, np.asarray(array))]  # places are those in the slice
+        draw_one(found[0], args.tensor, Path(args.plot))
     shape = " × ".join(map(str, array.shape)) or "one number"
     print(f"{args.tensor}  {shape}  {array.dtype}")
     print(np.array2string(np.asarray(array), precision=8, max_line_width=100))
+    if args.plot is not None:
+        show_outliers(found, args.plot)
 
 
 def parse_index(text: str) -> tuple[int | slice, ...]:

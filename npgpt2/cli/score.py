@@ -2,7 +2,7 @@
 
 The first token has nothing before it and is not scored, unless the text begins with <|endoftext|>.
 A text longer than the context is scored through a sliding window. Each token is listed for texts
-of up to 200 tokens; --json lists all.
+of up to 200 tokens; --json lists all; --html draws them, as a page that needs nothing beside it.
 """
 
 import argparse
@@ -18,18 +18,22 @@ from npgpt2.cli.common import (
     add_precision,
     given_text,
     load_engine,
+    model_name,
     note,
     progress,
     read_file,
+    require_place,
     table,
     whole,
+    write_file,
 )
 from npgpt2.errors import FileError
 
 HELP = "how probable a text is: per token, perplexity, bits per byte"
 EXAMPLES = """examples:
   npgpt2 score 'To be, or not to be'
-  npgpt2 score book.txt --stride 512 --model gpt2"""
+  npgpt2 score book.txt --stride 512 --model gpt2
+  npgpt2 score book.txt --html surprise.html"""
 LISTED = 200
 
 
@@ -48,9 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     add_precision(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write the text as a page as well, coloured by surprise"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+
+    if args.html is not None:
+        require_place("html", args.html)
     if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
         note(f"reading the file {args.text}")
         text = read_file(Path(args.text))
@@ -63,6 +73,11 @@ def run(args: argparse.Namespace) -> int:
         text = given_text(args.text, "TEXT")
     model = load_engine(args)
     score = model.score(text, args.stride, progress)
+    if args.html is not None:
+        from npgpt2.pictures.text import surprise_page
+
+        write_file(args.html, surprise_page(score, model.tokenizer, model_name(args)))
+        note(f"the text coloured by surprise: {args.html}")
     pieces = [model.tokenizer.piece(i) for i in score.ids.tolist()]
     logprobs = [None if math.isnan(p) else p for p in score.logprobs.tolist()]
     if args.json:

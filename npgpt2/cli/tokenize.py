@@ -1,17 +1,28 @@
 """Show the tokens of a text: id, piece and bytes.
 
 A piece is spelled as in vocab.json: Ġ is a space, Ċ a newline. Text such as <|endoftext|> is the
-special token of that name, unless --plain.
+special token of that name, unless --plain. --html draws where each ends, as a page that needs
+nothing beside it.
 """
 
 import argparse
 import json
 
-from npgpt2.cli.common import add_model, given_text, model_folder, table
+from npgpt2.cli.common import (
+    add_model,
+    given_text,
+    model_folder,
+    model_name,
+    note,
+    require_place,
+    table,
+    write_file,
+)
 
 HELP = "show the tokens of a text"
 EXAMPLES = """examples:
   npgpt2 tokenize 'O Romeo, '
+  npgpt2 tokenize 'O Romeo, ' --html tokens.html
   npgpt2 tokenize - --json --model gpt2 < poem.txt"""
 
 
@@ -20,14 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--plain", action="store_true", help="no special tokens: all is plain text")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write the text as a page as well, with its tokens' borders"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2.tokenizer import load_tokenizer
 
+    if args.html is not None:
+        require_place("html", args.html)
     text = given_text(args.text, "TEXT")
     tokenizer = load_tokenizer(model_folder(args, weights=False))
     ids = tokenizer.encode(text, special=not args.plain)
+    if args.html is not None:
+        from npgpt2.pictures.text import tokens_page
+
+        write_file(args.html, tokens_page(text, ids, tokenizer, model_name(args)))
+        note(f"the text with its tokens' borders: {args.html}")
     pieces = [tokenizer.piece(i) for i in ids]
     data = [tokenizer.token_bytes(i) for i in ids]
     if args.json:

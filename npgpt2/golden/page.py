@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from npgpt2.golden.check import Report
 from npgpt2.golden.compare import Verdict
 from npgpt2.golden.report import in_words, of_one
+from npgpt2.pictures.document import document
 from npgpt2.taps import BLOCK
 
+GREENS, REDS = 5, 9  # shades: of the share of the bound, and of the powers of ten beyond it
+
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff }
-pre { white-space: pre-wrap; background: #f4f4f4; padding: 1rem; border-radius: 4px }
 table { border-collapse: collapse; margin: 1rem 0 }
-th { font-weight: normal; text-align: right; padding: 0 .5rem; color: #444; font-size: 12px }
+th { font-weight: normal; text-align: right; padding: 0 .5rem; color: var(--faint);
+  font-size: 12px }
 thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
   padding: .4rem 0 }
-td { width: 2.2rem; height: 1.6rem; border: 1px solid #fff; text-align: center; font-size: 11px }
-.none { background: #eee } .first { outline: 3px solid #000 }
+td { width: 2.2rem; height: 1.6rem; border: 1px solid var(--paper); text-align: center;
+  font-size: 11px }
+.map { overflow-x: auto; padding: 3px }
+.none { background: var(--raised) } .first { outline: 3px solid var(--ink) }
 """
 
 
@@ -26,16 +29,30 @@ def page(report: Report) -> str:
     """One HTML file, with nothing beside it."""
     words = html.escape("\n".join(in_words(report)))
     title = "it agrees" if report.agrees else "it differs"
-    return (
-        "<!doctype html>\n<html lang='en'><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width'>"
-        f"<title>golden check: {title}</title><style>{STYLE}</style>\n"
+    return document(
+        f"golden check: {title}",
         f"<h1>A port against its references: {title}</h1>\n<pre>{words}</pre>\n"
         "<p>A cell is the worst error of a tensor, in units of its noise: what float32 itself "
         "costs there. Green is within the bound, red beyond, grey was not in the dump. "
-        "A black border marks the first that differs; ! has no such number.</p>\n"
-        + "".join(_maps(report))
-        + "</html>\n"
+        "A thick border marks the first that differs; ! has no such number.</p>\n"
+        + "".join(_maps(report)),
+        STYLE + _shades(),
+    )
+
+
+def _shades() -> str:
+    """Green, the nearer to paper the further inside; red, the further from it the further outside.
+
+    The ink has 4.5 : 1 on each.
+    """
+    greens = [(f"g{n}", 130, 45, 88 - 25 * n / (GREENS - 1), 14 + 12 * n / (GREENS - 1))
+              for n in range(GREENS)]  # fmt: skip
+    reds = [(f"r{n}", 5, 75, 88 - 27 * n / (REDS - 1), 20 + 18 * n / (REDS - 1))
+            for n in range(REDS)]  # fmt: skip
+    return "".join(
+        f".{name} {{ background: light-dark(hsl({hue} {full}% {light:.0f}%), "
+        f"hsl({hue} {full}% {dark:.0f}%)) }}\n"
+        for name, hue, full, light, dark in greens + reds
     )
 
 
@@ -53,9 +70,14 @@ def _maps(report: Report) -> Iterator[str]:
         if mine.keys() & blocks:
             head = "".join(f"<th>{tap.name}</th>" for tap in BLOCK)
             rows = "".join(_row(f"h.{i}", grid[i], mine, first) for i in layers)
-            yield f"<table><thead><tr><th></th>{head}</tr></thead>{rows}</table>\n"
+            yield _table(f"<thead><tr><th></th>{head}</tr></thead>{rows}")
         rest = [name for name in mine if name not in blocks]
-        yield f"<table>{''.join(_row(name, [name], mine, first) for name in rest)}</table>\n"
+        yield _table("".join(_row(name, [name], mine, first) for name in rest))
+
+
+def _table(rows: str) -> str:
+    """As wide as it is: on a phone it moves by itself."""
+    return f'<div class="map"><table>{rows}</table></div>\n'
 
 
 def _row(label: str, names: list[str], verdicts: dict[str, Verdict], first: str) -> str:
@@ -65,14 +87,11 @@ def _row(label: str, names: list[str], verdicts: dict[str, Verdict], first: str)
 
 def _cell(v: Verdict | None, first: str) -> str:
     if v is None:
-        return "<td class='none'></td>"
-    marked = " class='first'" if v.reference.name == first else ""
+        return '<td class="none"></td>'
+    marked = " first" if v.reference.name == first else ""
     measured = v.kept is not None and v.reference.dtype.kind == "f"
     text = "" if v.agrees else _short(v.units) if measured else "!"
-    return (
-        f"<td{marked} style='background:{_colour(v)}' title='{html.escape(of_one(v), True)}'>"
-        f"{text}</td>"
-    )
+    return f'<td class="{_shade(v)}{marked}" title="{html.escape(of_one(v))}">{text}</td>'
 
 
 def _short(units: float) -> str:
@@ -81,10 +100,10 @@ def _short(units: float) -> str:
     return f"{units:.0f}" if units < 1000 else f"1e{math.log10(units):.0f}"
 
 
-def _colour(v: Verdict) -> str:
-    """Green, the paler the further inside; red, the darker the further outside."""
+def _shade(v: Verdict) -> str:
+    """The class of its colour."""
     if v.agrees:
         share = min(1.0, v.units / v.allowed) if v.allowed else 0.0
-        return f"hsl(130 45% {88 - 25 * share:.0f}%)"
-    beyond = math.log10(max(1.0, v.units)) if math.isfinite(v.units) else 8.0
-    return f"hsl(5 75% {max(45.0, 85 - 5 * beyond):.0f}%)"
+        return f"g{round(share * (GREENS - 1))}"
+    beyond = math.log10(max(1.0, v.units)) if math.isfinite(v.units) else math.inf
+    return f"r{round(min(beyond, REDS - 1))}"

@@ -25,7 +25,7 @@ pre { white-space: pre-wrap; background: var(--raised); padding: 1rem; border-ra
 """
 
 
-def document(title: str, body: str, style: str = "", script: str = "", policy: str = "") -> str:
+def document(title: str, body: str, style: str = "", script: str = "", worker: bool = False) -> str:
     """A whole file.
 
     Args:
@@ -33,7 +33,7 @@ def document(title: str, body: str, style: str = "", script: str = "", policy: s
         body: markup. What comes from a prompt or a file was escaped by `html.escape`.
         style: CSS behind `STYLE`. (Attributes named `style` are refused by the policy.)
         script: one module, run when the body is there.
-        policy: directives beside the usual ones, for pages that load what lies beside them.
+        worker: it may start a worker that lies beside the file.
 
     >>> page = document("a < b", "<p>1</p>")
     >>> "<title>a &lt; b</title>" in page, "default-src 'none'" in page
@@ -45,10 +45,11 @@ def document(title: str, body: str, style: str = "", script: str = "", policy: s
     ]  # fmt: skip
     if script:
         rules += [f"script-src {_digest(script)}", "require-trusted-types-for 'script'"]
+        rules += ["worker-src 'self'"] if worker else []
         script = f'<script type="module">{script}</script>\n'
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy or "; ".join(rules)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n"
         f"<body>\n{body}\n{script}</body>\n</html>\n"

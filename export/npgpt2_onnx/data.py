@@ -64,15 +64,21 @@ def _rows_and_width(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def weights(
-    g: Graph, config: GPT2Config, precision: Precision, tensors: Layout
+    g: Graph,
+    config: GPT2Config,
+    precision: Precision,
+    tensors: Layout,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Weight]:
-    """The parameters as initializers, by checkpoint name."""
+    """The parameters as initializers, by checkpoint name: all, or those that are wanted."""
 
     def known(name: str) -> Value:
         return g.initializer(tensors[name].proto())
 
     found: dict[str, Weight] = {}
     for name, shape in param_shapes(config).items():
+        if not wanted(name):
+            continue
         bits = precision.bits_of(name)
         if not bits:
             found[name] = known(name)

@@ -15,7 +15,7 @@ Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V
 E tokens of an encoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from onnx import ModelProto
 
 from npgpt2.config import GPT2Config
 from npgpt2.params import build_tree
+from npgpt2.taps import TapName, tap_names
 from npgpt2_onnx import names
 from npgpt2_onnx.attention import Pair, Run, one_node
 from npgpt2_onnx.blocks import embed, lm_head, transformer
@@ -43,14 +44,15 @@ def build(
     kind: str,
     layout: Layout,
     opset: int = OPSET,
-    attentions: bool = False,
+    shown: Sequence[TapName] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
     """The graph of one GPT-2. Reads no weights: `layout` says where they lie.
 
     Args:
-        attentions: also put out hidden states and, from the portable graph, attention maps, named
-            as `npgpt2.model.Tap` names them.
+        shown: intermediates to put out as well, behind the presents and in this order. The
+            portable graph has all of `inside`; what an operator of the others does together, they
+            cannot show.
     """
     fused = kind != "portable"
     # A sum and its LayerNorm: one node is for CUDA; on a CPU it takes 7 times as long as two.
@@ -61,7 +63,7 @@ def build(
     positions = g.input(names.POSITION_IDS, INT64, [names.BATCH, names.NEW])
     layers = range(config.n_layer)
     past = [_pair(g, names.past(i), names.PAST, config, config.heads_left(i)) for i in layers]
-    run = Run(config, kind, past, want_probs=attentions)
+    run = Run(config, kind, past, want_probs=any(tap.name.endswith("attn.probs") for tap in shown))
     if config.add_cross_attention:
         run.cross = [_pair(g, names.cross(i), names.ENCODER, config, config.n_head) for i in layers]
         encoder = g.input(names.ENCODER_MASK, INT64, [names.BATCH, names.ENCODER])
@@ -74,7 +76,7 @@ def build(
         run.bias = causal_bias(masks, run, ids, mask)
 
     asked = _asked(g.at("lm_head"), ids, last) if fused else None
-    run.asked = None if attentions else asked  # hidden states are put out for every token
+    run.asked = None if shown else asked  # intermediates are put out for every token
     values: Any = weights(g, config, precision, layout)
     params: Any = build_tree(values)
     x = transformer(g, embed(g, params, ids, positions), params, run)
@@ -90,8 +92,8 @@ def build(
             value.name = name
             heads = config.heads_left(i)
             g.output(value, g.float, [names.BATCH, heads, names.TOTAL, config.head_dim])
-    if attentions:
-        _put_out_states(g, config)
+    for tap in shown:
+        _put_out(g, tap, config)
     return g.model("gpt2", metadata)
 
 
@@ -100,21 +102,62 @@ def _pair(g: Graph, pair: tuple[str, str], axis: str, config: GPT2Config, heads:
     return key, value
 
 
-def _put_out_states(g: Graph, config: GPT2Config) -> None:
-    """Hidden states (B, T, C) and attention maps (B, H, T, S), always float32."""
-    last = g.taps["ln_f"]
-    last.name = ""
-    g.tap("ln_f", wide(g, last))
-    shapes: dict[str, list[Axis]] = {"embed": [names.BATCH, names.NEW, config.n_embd]}
-    for i in range(config.n_layer):
-        heads = config.heads_left(i)
-        shapes[f"h.{i}.attn.probs"] = [names.BATCH, heads, names.NEW, names.TOTAL]
-        shapes[f"h.{i}.crossattention.probs"] = [names.BATCH, heads, names.NEW, names.ENCODER]
-        shapes[f"h.{i}.resid_mlp"] = shapes["embed"]
-    shapes["ln_f"] = shapes["embed"]
-    for name, shape in shapes.items():
-        if name in g.taps:
-            g.output(g.taps[name], FLOAT, shape)
+# ── what it shows of its inside ──────────────────────────────────────────────────────────────────
+
+# What a graph has in float32 whatever it multiplies in, by the end of the name.
+WIDE = ("wte", "wpe", "embed", "probs", "resid_attn", "resid_cross", "resid_mlp")
+
+
+def inside(config: GPT2Config) -> list[TapName]:
+    """Every intermediate of the portable graph, in the order of the data's flow.
+
+    Those of `tap_names` but for the logits, which every graph puts out, and a model's maps of an
+    encoder, (B, n_head, T, E).
+
+    >>> taps = inside(GPT2Config(n_layer=1, add_cross_attention=True))
+    >>> len(taps), taps[9].name, taps[-1].name
+    (16, 'h.0.crossattention.probs', 'ln_f')
+    """
+    found = []
+    for tap in tap_names(config)[:-1]:
+        found.append(tap)
+        if config.add_cross_attention and tap.name.endswith("resid_attn"):
+            name, axes = f"h.{tap.layer}.crossattention.probs", ("B", "n_head", "T", "E")
+            found.append(TapName(name, axes, "what each token looks at", tap.layer))
+    return found
+
+
+def states_and_maps(config: GPT2Config, kind: str) -> list[TapName]:
+    """Of these the hidden states and, where one operator does not do all of it, attention maps.
+
+    >>> [tap.name for tap in states_and_maps(GPT2Config(n_layer=1), "portable")]
+    ['embed', 'h.0.attn.probs', 'h.0.resid_mlp', 'ln_f']
+    """
+    ends = ["embed", "crossattention.probs", "resid_mlp", "ln_f"]
+    if kind == "portable":
+        ends.append("attn.probs")
+    return [tap for tap in inside(config) if tap.name.endswith(tuple(ends))]
+
+
+def _put_out(g: Graph, tap: TapName, config: GPT2Config) -> None:
+    """One intermediate, always float32."""
+    value = g.taps[tap.name]
+    if g.float != FLOAT and not tap.name.endswith(WIDE):
+        value.name = ""
+        value = g.tap(tap.name, wide(g, value))
+    g.output(value, FLOAT, _shape(tap, config))
+
+
+def _shape(tap: TapName, config: GPT2Config) -> list[Axis]:
+    """A tap's axes in the graph's own words: lengths, and names of those that vary."""
+    heads = 0 if tap.layer is None else config.heads_left(tap.layer)
+    width = heads * config.head_dim
+    known: dict[str, Axis] = {
+        "B": names.BATCH, "T": names.NEW, "S": names.TOTAL, "E": names.ENCODER,
+        "C": config.n_embd, "F": config.mlp_width, "V": config.vocab_size,
+        "H": heads, "n_head": config.n_head, "H·D": width, "3·H·D": 3 * width,
+    }  # fmt: skip
+    return [known[axis] for axis in tap.axes]
 
 
 # ── masks ────────────────────────────────────────────────────────────────────────────────────────

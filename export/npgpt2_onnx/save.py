@@ -38,11 +38,12 @@ from npgpt2.files import (
 )
 from npgpt2.formats.tensors import NOWHERE
 from npgpt2.hub import resolve
+from npgpt2.taps import TapName
 from npgpt2_onnx import clients
 from npgpt2_onnx.builder import FLOAT, Tensor
 from npgpt2_onnx.data import Layout, layout, write
 from npgpt2_onnx.exported import SHARED, Exported, header_digest
-from npgpt2_onnx.graph import OPSET, build
+from npgpt2_onnx.graph import OPSET, build, inside, states_and_maps
 from npgpt2_onnx.heads import build_head
 from npgpt2_onnx.names import KINDS
 from npgpt2_onnx.precision import PRECISIONS, Precision
@@ -62,6 +63,7 @@ def export(
     graphs: Sequence[str] | None = None,
     share_weights: bool = False,
     attentions: bool = False,
+    taps: bool = False,
     opset: int = OPSET,
     force: bool = False,
     proof: bool = True,
@@ -80,6 +82,8 @@ def export(
             first two, or the first where the model's head size has no GroupQueryAttention.
         share_weights: write no weights: the graphs point into the checkpoint's own safetensors.
         attentions: hidden states, and attention maps of the portable graph, as outputs.
+        taps: every intermediate of the portable graph as an output, named as the NumPy model's
+            `tap` names it; other graphs are as without.
         opset: of ai.onnx, from 17; from 23 on the portable graph uses its Attention.
         force: replace an export that is there, once the new one is good.
         proof: run every graph against NumPy before anything appears.
@@ -105,12 +109,14 @@ def export(
     source = resolve(model, revision, token)
     checkpoint = Checkpoint.open(source)
     kinds = _kinds(graphs, checkpoint.config)
-    if attentions and checkpoint.config.head != "lm_head":
-        raise OptionError("attentions", "is about a language model's graph. Leave it out")
-    for option, wanted in (("attentions", attentions), ("triton", triton)):
+    inner = {"attentions": attentions, "taps": taps}
+    for option, wanted in inner.items():
+        if wanted and checkpoint.config.head != "lm_head":
+            raise OptionError(option, "is about a language model's graph. Leave it out")
+    for option, wanted in (inner | {"triton": triton is not None}).items():
         if wanted and "portable" not in kinds:
             raise OptionError(option, "is about the portable graph. Add --graph portable")
-    plan = _Plan(checkpoint, chosen, kinds, opset, attentions)
+    plan = _Plan(checkpoint, chosen, kinds, opset, attentions, taps)
     served = {} if triton is None else {Path(triton) / f"gpt2{p.suffix}": p for p in chosen}
     for place in served:  # asked before what may take minutes
         require_replaceable(place, lambda there: _may_replace(there, force, _TRITON))
@@ -176,10 +182,17 @@ class _Plan:
     kinds: list[str]
     opset: int
     attentions: bool
+    taps: bool
 
     @property
     def config(self) -> GPT2Config:
         return self.checkpoint.config
+
+    def shown(self, kind: str) -> list[TapName]:
+        """What a graph of that kind puts out of its inside."""
+        if self.taps and kind == "portable":
+            return inside(self.config)
+        return states_and_maps(self.config, kind) if self.attentions else []
 
     def graphs(self, layouts: dict[str, Layout], about: dict[str, str]) -> dict[str, bytes]:
         """Every graph, serialized, by file name."""
@@ -196,9 +209,8 @@ class _Plan:
                 }
                 layout = layouts[precision.name]
                 if self.config.head == "lm_head":
-                    proto = build(
-                        self.config, precision, kind, layout, self.opset, self.attentions, metadata
-                    )
+                    shown = self.shown(kind)
+                    proto = build(self.config, precision, kind, layout, self.opset, shown, metadata)
                 else:
                     proto = build_head(self.config, precision, layout, self.opset, metadata)
                 data: bytes = proto.SerializeToString(deterministic=True)

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hidden states and the portable graph's attention maps as outputs",
     )
     parser.add_argument(
+        "--taps",
+        action="store_true",
+        help="every intermediate of the portable graph as an output, named as in NumPy",
+    )
+    parser.add_argument(
         "--opset",
         type=whole,
         metavar="N",
@@ -81,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         graphs=["portable", "gqa", "mha"] if every else args.graph,
         share_weights=args.share_weights,
         attentions=args.attentions,
+        taps=args.taps,
         force=args.force,
         proof=not args.no_verify,
         triton=args.triton,

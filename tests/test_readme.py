@@ -1,5 +1,7 @@
 """What the README says is run."""
 
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -14,6 +16,7 @@ from npgpt2 import GPT2
 from npgpt2.golden.cases import CASES, Subject
 
 ROOT = Path(__file__).parents[1]
+WEB_MODULES = os.environ.get("WEB_MODULES")
 
 
 def test_two_commands_do_all_set_up():
@@ -42,7 +45,14 @@ def done(tmp_path_factory):
         Subject(model), lambda name, a: shown.__setitem__(f"eight/{name}", a.copy())
     )
     save_file(shown, folder / "DUMP")
-    return {command: run(command, folder) for command in usage()}
+    if WEB_MODULES:
+        (folder / "node_modules").symlink_to(WEB_MODULES)
+    return {command: run(command, folder) for command in usage() if not wants_npm(command)}
+
+
+def wants_npm(command):
+    """Packages of npm are those that WEB_MODULES names; nothing is installed here."""
+    return command.startswith("npm ") or ("--live" in command and not WEB_MODULES)
 
 
 def run(command, folder):
@@ -55,6 +65,14 @@ def run(command, folder):
 
 @pytest.mark.parametrize("command", usage())
 def test_a_command(command, done):
+    if wants_npm(command):
+        if not WEB_MODULES:
+            pytest.skip("packages of npm: WEB_MODULES names no folder with them")
+        for package in shlex.split(command)[2:]:
+            name, _, version = package.rpartition("@")
+            about = json.loads((Path(WEB_MODULES) / name / "package.json").read_text())
+            assert about["version"] == version
+        return
     result = done[command]
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
@@ -79,7 +97,8 @@ def test_the_file_tour_is_the_tree():
     toured = re.findall(r"^\| `([\w/.]+)` \|", tour, re.MULTILINE)
     for path in toured:
         assert (ROOT / path).exists(), path
-    packages = ("npgpt2", "npgpt2/formats", "npgpt2/train", "npgpt2/golden", "export/npgpt2_onnx")
+    packages = ("npgpt2", "npgpt2/formats", "npgpt2/train", "npgpt2/golden",
+                "npgpt2/pictures", "export/npgpt2_onnx")  # fmt: skip
     for package in packages:
         modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
         assert modules <= set(toured)

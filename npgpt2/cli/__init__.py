@@ -25,6 +25,7 @@ from npgpt2.cli import (
     check,
     classify,
     convert,
+    explain,
     export,
     fetch,
     generate,
@@ -39,7 +40,7 @@ from npgpt2.cli import (
 from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (
-    generate, tokenize, inspect, score, classify, train, export, verify, golden,
+    generate, tokenize, inspect, score, classify, explain, train, export, verify, golden,
     fetch, convert, check, bench, info,
 )  # fmt: skip
 

@@ -1,0 +1,151 @@
+"""See a model think: one page, which needs no server and no network.
+
+The page shows the way of a prompt through the model, array by array: tokens, embeddings, the inside
+of every block, attention, logits and the token that is drawn; what the model would say after each
+block; and what it writes on. It is one file that can be mailed.
+
+With --live it is a folder for any web server, in which the model itself runs in the browser (on
+onnxruntime-web) and thinks again of whatever is typed.
+"""
+
+import argparse
+import functools
+import http.server
+import webbrowser
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from npgpt2.cli.common import (
+    add_filters,
+    add_model,
+    add_precision,
+    given_prompt,
+    load_model,
+    model_folder,
+    model_name,
+    note,
+    one_line,
+    progress,
+    require_place,
+    table,
+    whole,
+    write_file,
+)
+from npgpt2.errors import OptionError
+
+if TYPE_CHECKING:
+    from npgpt2.generate import GenerationOptions
+
+HELP = "see a model think, as a page"
+EXAMPLES = """examples:
+  npgpt2 explain 'O Romeo, Romeo! wherefore art thou'
+  npgpt2 explain 'The meaning of life is' --model gpt2 -o life.html --open
+  npgpt2 explain --live -o site --open
+  npgpt2 explain --live DIR -o site 'Once upon a time'"""
+FILE, WRITTEN = "explain.html", 20
+FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou "}  # of a live page, unless it is told
+EMBEDDED = object()  # --live without a model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "prompt", metavar="PROMPT", nargs="?",
+        help="text to think about; - reads it from standard input, less one newline at its end",
+    )  # fmt: skip
+    add_model(parser)
+    parser.add_argument(
+        "-o", "--out", metavar="FILE|DIR",
+        help=f"the page to write (default: {FILE}), or with --live the folder to make",
+    )  # fmt: skip
+    parser.add_argument("--open", action="store_true", help="open it in a browser; a live page is "
+                        "served on this machine until Ctrl-C")  # fmt: skip
+    how = parser.add_argument_group("what it writes on (the filters run in this order)")
+    add_filters(how)
+    how.add_argument("--seed", type=whole, metavar="S", help="of the random numbers (default: 0)")
+    how.add_argument("--max-new-tokens", type=whole, metavar="N",
+                     help=f"at most N tokens (default: {WRITTEN})")  # fmt: skip
+    add_precision(parser)
+    live = parser.add_argument_group("a live page")
+    live.add_argument(
+        "--live", metavar="MODEL", nargs="?", const=EMBEDDED,
+        help="make a static site in which this model runs; without MODEL the one of --model",
+    )  # fmt: skip
+    live.add_argument(
+        "--node-modules", metavar="DIR",
+        help="npm's folder with onnxruntime-web and @huggingface/tokenizers (default: the nearest "
+        "node_modules, from the current folder upwards)",
+    )  # fmt: skip
+    live.add_argument("--force", action="store_true", help="replace a site that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.generate import GenerationOptions
+
+    known = {f.name for f in fields(GenerationOptions)}
+    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
+    options = GenerationOptions(**{"seed": 0, "max_new_tokens": WRITTEN} | given)
+    return _live(args, options) if args.live is not None else _page(args, options)
+
+
+def _page(args: argparse.Namespace, options: "GenerationOptions") -> int:
+    from npgpt2.pictures.explain import explain_page
+    from npgpt2.pictures.record import record
+
+    for name in ("node_modules", "force"):
+        if getattr(args, name):
+            raise OptionError(name, "is of a live page. Add --live, or leave it out")
+    if args.prompt is None:
+        raise OptionError("PROMPT", "got none, expected a text. Write it in quotes")
+    file = FILE if args.out is None else args.out
+    require_place("out", file)
+    prompt = given_prompt(args.prompt, "PROMPT")
+    kept = record(load_model(args), prompt, options, model_name(args), progress)
+    page = explain_page(kept)
+    write_file(file, page)
+    print(f"{one_line(file)}: {len(page.encode()):,} bytes")
+    if args.open:
+        webbrowser.open(Path(file).absolute().as_uri())
+    return 0
+
+
+def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
+    from npgpt2.pictures.explain import live_page
+    from npgpt2_onnx.site import site
+
+    if args.live is not EMBEDDED:
+        args.model = args.live
+    if not args.out:
+        raise OptionError("out", "no folder was named, expected one to make. Give -o DIR")
+    if args.dtype != "float32" or args.strict:
+        raise OptionError("strict" if args.strict else "dtype", "is of a page, not of a live one. "
+                          "Leave it out")  # fmt: skip
+    name = model_name(args)
+    prompt = FIRST.get(name, "") if args.prompt is None else given_prompt(args.prompt, "PROMPT")
+    folder = site(
+        model_folder(args), args.out, lambda config: live_page(config, name, prompt, options),
+        node_modules=args.node_modules, force=args.force, progress=progress,
+    )  # fmt: skip
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    rows = [(path.relative_to(folder), f"{path.stat().st_size:,}") for path in files]
+    print("\n".join(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr")))
+    if args.open:
+        serve(folder)
+    else:
+        note(f"to look at it: python -m http.server -d {one_line(str(folder))}")
+    return 0
+
+
+def serve(folder: Path) -> None:
+    """Show a site in a browser, from this machine and to it alone, until Ctrl-C."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        note(f"{address} until Ctrl-C")
+        webbrowser.open(address)
+        server.serve_forever()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
+        pass

@@ -1,0 +1,67 @@
+// npgpt2/sampling.py once more: the same filters in the same order, in float64.
+// A token that is ruled out has the logit −∞.
+
+function softmax(logits) {
+  const top = Math.max(logits.reduce((a, b) => Math.max(a, b), -Infinity), -Number.MAX_VALUE);
+  const probs = logits.map((logit) => Math.exp(logit - top));
+  const total = Math.max(probs.reduce((sum, p) => sum + p, 0), 1);
+  return probs.map((p) => p / total);
+}
+
+function temperature(logits, t) {
+  const top = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+  return logits.map((logit) => (logit - top) / t);
+}
+
+function falling(logits) {
+  return logits.slice().sort().reverse(); // a Float64Array sorts by number
+}
+
+/** The k largest stay, and all that equal the k-th. */
+function topK(logits, k) {
+  const least = falling(logits)[Math.min(k, logits.length) - 1];
+  return logits.map((logit) => (logit < least ? -Infinity : logit));
+}
+
+/** The fewest that have probability p together stay, the one that crosses p with them. */
+function topP(logits, p) {
+  if (p >= 1) return logits;
+  const sorted = falling(logits);
+  const probs = softmax(sorted);
+  let crossing = 0;
+  for (let sum = probs[0]; sum < p && crossing < probs.length - 1; sum += probs[crossing]) crossing++;
+  return logits.map((logit) => (logit < sorted[crossing] ? -Infinity : logit));
+}
+
+/** Those stay that are p times as probable as the most probable, at least. */
+function minP(logits, p) {
+  const probs = softmax(logits);
+  const least = p * probs.reduce((a, b) => Math.max(a, b));
+  return logits.map((logit, i) => (probs[i] < least ? -Infinity : logit));
+}
+
+/** The filters of `GenerationOptions.next_token`, which null leaves out; greedy has its own way. */
+function filtered(logits, options) {
+  logits = temperature(logits, options.temperature);
+  if (options.top_k !== null) logits = topK(logits, options.top_k);
+  if (options.top_p !== null) logits = topP(logits, options.top_p);
+  if (options.min_p !== null) logits = minP(logits, options.min_p);
+  return logits;
+}
+
+/** Probabilities after the filters; greedy: all of it on the first of the largest. */
+function chances(logits, options) {
+  if (options.temperature > 0) return softmax(filtered(logits, options));
+  const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
+  return logits.map((_, i) => Number(i === best));
+}
+
+/** The id at which the running sum of probabilities, in the order of ids, passes `uniform`. */
+function draw(probs, uniform) {
+  const running = probs.slice();
+  for (let i = 1; i < running.length; i++) running[i] += running[i - 1];
+  const target = uniform * running[running.length - 1];
+  const token = running.findIndex((sum) => sum > target);
+  const last = probs.findLastIndex((p) => p > 0); // rounding may reach past the last
+  return token < 0 ? last : Math.min(token, last);
+}

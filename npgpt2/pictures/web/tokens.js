@@ -1,0 +1,80 @@
+// Tokens as people can read them: spaces are seen, and bytes that are no whole character.
+
+const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+
+/** A piece, which is a text, or bytes that are part of a character. */
+function shown(piece) {
+  if (piece == null) return "?"; // an id that the vocabulary does not have
+  if (typeof piece !== "string") return `‹${piece.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}›`;
+  if (piece === "") return "∅";
+  return piece.replace(/[ \n\t\r]/g, (sign) => SIGNS[sign])
+    .replace(/[\0-\x1f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0)));
+}
+
+/** A piece by its id, isolated: what is read from the right to the left turns nothing else around. */
+function named(record, id) {
+  return of("bdi", { class: "piece" }, shown(record.about.pieces[id]));
+}
+
+/** Of each token the characters that its bytes are part of; null where it is whole. */
+function wholes(pieces) {
+  const coded = new TextEncoder();
+  const parts = pieces.map((piece) => (typeof piece === "string" ? [...coded.encode(piece)] : (piece ?? [])));
+  const bytes = parts.flat();
+  let end = 0;
+  return pieces.map((piece, i) => {
+    let start = end;
+    end += parts[i].length;
+    if (!Array.isArray(piece)) return null;
+    while (start > 0 && isInside(bytes[start])) start--;
+    let stop = end;
+    while (stop < bytes.length && isInside(bytes[stop])) stop++;
+    return new TextDecoder().decode(new Uint8Array(bytes.slice(start, stop)));
+  });
+}
+
+function isInside(byte) {
+  return (byte & 0xc0) === 0x80; // of a character in UTF-8
+}
+
+/** What rows are called: bytes have the character before them that they are part of. */
+function rowNames({ about: { ids, pieces } }) {
+  const whole = wholes(ids.map((id) => pieces[id]));
+  return ids.map((id, i) => (whole[i] ?? "") + shown(pieces[id]));
+}
+
+/** The prompt, and its tokens as a row of buttons; the one that is chosen is pressed. */
+function tokenRow(record) {
+  const { ids, prompt } = record.about;
+  const names = rowNames(record);
+  const buttons = ids.map((id, i) => {
+    const button = of("button", { class: "token", type: "button", onclick: () => choose({ token: i }) },
+      of("bdi", {}, names[i]), of("small", {}, id));
+    hint(button, () => [
+      of("b", {}, of("bdi", {}, names[i])), ` ${say("position")} ${i}, id ${id}`,
+      i > 0 && of("div", {}, say("given", { p: percent(record.tables.given.at(i - 1)) })),
+    ]);
+    return button;
+  });
+  kept(() => buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === state.token)));
+  return [of("blockquote", { dir: "auto" }, prompt), of("div", { class: "tokens", role: "group", "aria-label": say("tokens") }, buttons)];
+}
+
+/** Words beside an element while the pointer or the focus is on it. */
+function hint(element, words) {
+  const show = () => {
+    const tip = document.getElementById("tip");
+    tip.replaceChildren();
+    fill(tip, {}, words());
+    tip.hidden = false;
+    const box = element.getBoundingClientRect();
+    const left = clamp(box.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
+    const over = box.bottom + tip.offsetHeight + 8 > innerHeight;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${over ? Math.max(0, box.top - tip.offsetHeight - 6) : box.bottom + 6}px`;
+  };
+  const hide = () => (document.getElementById("tip").hidden = true);
+  for (const event of ["pointerenter", "focus"]) element.addEventListener(event, show);
+  for (const event of ["pointerleave", "blur"]) element.addEventListener(event, hide);
+  element.setAttribute("aria-describedby", "tip");
+}

@@ -17,16 +17,19 @@ def array(key, *shape, dtype="float64", scale=1.0):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_few_rows_are_multiplied_in_pieces_as_they_are_at_once(dtype):
+    """As near to the truth: BLAS sums in another order for each shape, and on each processor."""
     r = np.random.default_rng(0)
+    wide = {"float32": np.float64, "float64": np.longdouble}[dtype]
     for rows in (0, 1, 2, 3, ops.FEW, ops.FEW + 1):
         for inner, outer in ((768, 2304), (3072, 40), (5, 7), (1, 1), (300_000, 33)):
             x = r.standard_normal((rows, inner)).astype(dtype)
             w = r.standard_normal((inner, outer)).astype(dtype)
+            truth = x.astype(wide) @ w.astype(wide)
             for weight in (w, np.ascontiguousarray(w.T).T):  # and as the head has it
                 y = ops.product(x, weight)
                 assert (y.shape, y.dtype) == ((rows, outer), dtype)
-                bound = float(np.finfo(dtype).eps) * inner
-                np.testing.assert_allclose(y, x @ w, rtol=0, atol=bound)
+                error, bound = (np.abs(found - truth).max(initial=0) for found in (y, x @ w))
+                assert error <= 4 * bound  # 1.75 is the worst seen, on an AMD EPYC (family 25)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

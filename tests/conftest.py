@@ -21,6 +21,7 @@ collect_ignore = [
     "refusals.py",
     "torch_reference.py",
     "train_cases.py",
+    "web_packages.py",
 ]
 
 settings.register_profile("unhurried", deadline=None)  # another process may have the processor

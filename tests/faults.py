@@ -30,6 +30,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from web_packages import install
+
 HERE = Path(__file__).resolve().parent
 TINY = HERE / "data" / "tiny"
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EMFILE")}
@@ -297,6 +299,8 @@ TRAIN = (
 EXPORT = "export {tiny} -o {out} --no-verify --force"
 CONVERT = "convert {tiny} -o {out} --force"
 GOLDEN = "golden write {out} --model {tiny} --force --cases"
+PAGE = "explain {text} --model {{tiny}} --max-new-tokens 2 -o {{out}}"
+SITE = "explain {text} --live {{tiny}} -o {{out}} --node-modules {{given}}/node_modules --force"
 COMMANDS = {
     "convert": Case("convert {tiny} -o {out}", again=CONVERT),
     "convert over another": Case(CONVERT, (CONVERT + " --dtype float16",)),
@@ -315,6 +319,11 @@ COMMANDS = {
     "bench": Case("bench --model {tiny} --engine numpy --json {out}.json --plot {out}.png",
                   ("bench --model {tiny} --engine numpy --threads 1 --json {out}.json",),
                   apart=True),
+    "explain": Case(PAGE.format(text="king"), (PAGE.format(text="queen"),)),
+    "explain --live": Case(SITE.format(text="king"), (SITE.format(text="queen"),)),
+    "inspect --plot": Case("inspect --model {tiny} --plot {out}"),
+    "score --html": Case("score king --model {tiny} --html {out}"),
+    "tokenize --html": Case("tokenize king --model {tiny} --html {out}"),
     "generate --graph-cache": Case("generate x --model {given}/onnx --engine onnx --threads 1 "
                                    "--max-new-tokens 1 --graph-cache {out}", ("mkdir {out}",)),
     "checkpoint.save": Case("save {out}", ("convert {tiny} -o {out}",), apart=True),
@@ -493,6 +502,7 @@ def make_given(process: Warm, folder: Path) -> Path:
                  ["export", TINY, "-o", folder / "onnx", "--no-verify"]):  # fmt: skip
         outcome = process.run(argv, folder / "nothing")
         assert outcome.code == 0, outcome
+    install(folder / "node_modules")
     return folder
 
 

@@ -285,7 +285,9 @@ def test_sliders(page, found, settings):
     rows = section.locator(".bar")
     assert rows.count() >= 20
     for row in rows.all():
-        holds(row.locator(".much").inner_text(), wanted[int(row.get_attribute("data-id"))])
+        logit, p = row.locator(".much").inner_text().split(" → ")
+        holds(logit, logits[int(row.get_attribute("data-id"))])
+        holds(p, wanted[int(row.get_attribute("data-id"))])
     assert f"{(wanted > 0).sum():,} of 2,048" in section.locator(".verdict").inner_text()
     assert rows.and_(page.locator(".taken")).get_attribute("data-id") == str(token)
 
@@ -504,7 +506,7 @@ def test_it_thinks_in_the_browser(watched, served, found):
         logits = model([ids], tap=lambda n, a: taps.__setitem__(n, a[0].copy())).logits[0, -1]  # noqa: B023
         probs = softmax(sampling.top_p(sampling.temperature(logits.astype("f8"), 0.8), 0.95))
         for row in step(page, "Logits → probabilities → a token").locator(".bar").all():
-            number, half = shown(row.locator(".much").inner_text())
+            number, half = shown(row.locator(".much").inner_text().split(" → ")[1])
             assert abs(number - probs[int(row.get_attribute("data-id"))]) < half + 1e-4
         for name in ("embed", "h.0.ln_1", "h.0.resid_mlp", "ln_f"):
             figure = page.locator("figure", has=page.get_by_text(name, exact=True)).first

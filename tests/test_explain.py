@@ -344,3 +344,11 @@ def test_weights_that_are_not_numbers(model):
     model.set_input_embeddings(wte)
     with pytest.raises(CheckpointError, match="logits: NaN or infinity"):
         record(model, PROMPT, GREEDY)
+
+
+def test_open_shows_the_page(run, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("webbrowser.open", shown.append)
+    code, *_ = run("explain", "king", "--model", "tests/data/tiny", "-o", tmp_path / "p", "--open")
+    assert code == 0
+    assert shown == [(tmp_path / "p").as_uri()]

@@ -2,7 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import onnxruntime as ort
 import pytest
 from cases import SMALL
 from onnx_cases import save
+from web_packages import FILES, install
 
 import npgpt2_onnx.site as module
 from npgpt2 import GPT2, GPT2Config
@@ -30,12 +36,7 @@ from npgpt2_onnx.session import Session
 from npgpt2_onnx.site import site
 
 INSTALL = "npm install onnxruntime-web@1.30.0 @huggingface/tokenizers@0.2.0"
-FETCHED = {
-    "worker.mjs": b"// worker\n",
-    "vendor/ort.wasm.bundle.min.mjs": b"// runtime\n",
-    "vendor/ort-wasm-simd-threaded.wasm": b"\0asm\1\0\0\0",
-    "vendor/tokenizers.min.mjs": b"// tokenizers\n",
-}
+FETCHED = {"worker.mjs": b"// worker\n", **FILES}
 MODEL = {f"model/{name}" for name in (
     "model.onnx", "model.onnx_data", "lens.onnx", "config.json", "tokenizer.json",
     "tokenizer_config.json", "pieces.json",
@@ -55,21 +56,6 @@ def _worker(tmp_path, monkeypatch):
 def modules(tmp_path):
     """npm's folder, with the two packages as far as a site needs them."""
     return install(tmp_path / "npm" / "node_modules")
-
-
-def install(folder):
-    for name, version, files in (
-        ("onnxruntime-web", "1.30.0", ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"]),
-        ("@huggingface/tokenizers", "0.2.0", ["tokenizers.min.mjs"]),
-    ):
-        dist = folder / name / "dist"
-        dist.mkdir(parents=True)
-        (folder / name / "package.json").write_text(json.dumps({"version": version}))
-        for file in files:
-            (dist / file).write_bytes(FETCHED[f"vendor/{file}"])
-        (dist / "not asked for.mjs").touch()
-    (folder / "@huggingface/tokenizers/LICENSE").write_text("Apache License\n  Version 2.0\n")
-    return folder
 
 
 def page(config):
@@ -378,3 +364,20 @@ def test_the_embedded_model(tmp_path, modules):
     model = GPT2.from_pretrained("shakespeare")
     session = Session(made / "model" / "model.onnx")
     assert session.config == model.config
+
+
+def test_open_serves_it_to_this_machine(tiny, modules, tmp_path):
+    """Until Ctrl-C; `true` stands in for a browser."""
+    argv = [sys.executable, "-m", "npgpt2", "explain", "--live", tiny, "-o", tmp_path / "site",
+            "--node-modules", modules, "--open"]  # fmt: skip
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env=os.environ | {"BROWSER": "true"}) as process:  # fmt: skip
+        [address] = re.findall(r"http://127\.0\.0\.1:\d+/", process.stderr.readline())
+        for name, kind in (("site.json", "application/json"), ("worker.mjs", "text/javascript")):
+            with urllib.request.urlopen(address + name) as answer:
+                assert answer.read() == (tmp_path / "site" / name).read_bytes()
+                assert answer.headers["content-type"] == kind
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert process.stderr.read() == "\n"
+        assert "model/model.onnx" in process.stdout.read()

@@ -28,6 +28,7 @@ from npgpt2.cli.common import (
     one_line,
     progress,
     require_place,
+    say,
     table,
     whole,
     write_file,
@@ -128,7 +129,7 @@ def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
     )  # fmt: skip
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     rows = [(path.relative_to(folder), f"{path.stat().st_size:,}") for path in files]
-    print("\n".join(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr")))
+    say(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr"))
     if args.open:
         serve(folder)
     else:

@@ -17,8 +17,8 @@ from npgpt2.pictures.record import Record, about_model
 
 WEB = Path(__file__).parent / "web"
 # In the order in which they build on each other.
-SCRIPTS = ("elements", "words", "numbers", "sampling", "heatmap", "tokens", "blocks", "across",
-           "choice", "memory", "page")  # fmt: skip
+SCRIPTS = ("elements", "words", "numbers", "sampling", "heatmap", "tokens", "blocks", "attention",
+           "across", "choice", "memory", "page")  # fmt: skip
 
 
 def explain_page(record: Record) -> str:
@@ -37,7 +37,7 @@ def live_page(config: GPT2Config, name: str, prompt: str, options: GenerationOpt
     """
     model = about_model(config, name) | {"eos": sorted(config.eos_token_ids)}
     data = {"about": {"model": model}, "prompt": prompt, "options": asdict(options)}
-    return _page(name, data, "live", "open_live", worker=True)
+    return _page(name, data, "thought", "live", "open_live", worker=True)
 
 
 def _page(name: str, data: dict[str, Any], *last: str, worker: bool = False) -> str:

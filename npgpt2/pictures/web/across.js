@@ -5,28 +5,52 @@ function lens(record) {
   const [ids, probs] = [record.tables["lens.ids"], record.tables["lens.probs"]];
   const [stops, length, most] = ids.shape;
   const names = rowNames(record);
-  const place = (stop) => (stop === 0 ? "embed" : stop === stops - 1 ? say("last_block") : `h.${stop - 1}`);
-  const cells = Array.from({ length: stops }, (_, stop) => Array.from({ length }, (_, t) => {
-    const { background, text } = shade(probs.at(stop, t, 0));
-    const cell = of("td", { tabindex: -1, onclick: () => choose({ token: t, layer: clamp(stop - 1, stops - 2) }) }, named(record, ids.at(stop, t, 0)));
-    [cell.style.background, cell.style.color] = [background, text];
-    hint(cell, () => [of("b", {}, `${place(stop)}, ${names[t]}`), ...Array.from({ length: most }, (_, k) =>
-      of("div", {}, named(record, ids.at(stop, t, k)), ` ${percent(probs.at(stop, t, k))}`))]);
+  const middle = (stop) => (stop === stops - 1 ? say("last_block") : `h.${stop - 1}`);
+  const place = (stop) => (stop === 0 ? "embed" : middle(stop));
+  const said = (...at) => [named(record, ids.at(...at)), ` ${percent(probs.at(...at))}`];
+
+  const cells = range(stops).map((stop) => range(length).map((t) => {
+    const onclick = () => choose({ token: t, layer: clamp(stop - 1, stops - 2) });
+    const cell = of("td", { tabindex: -1, onclick }, named(record, ids.at(stop, t, 0)));
+    [cell.style.background, cell.style.color] = shade(probs.at(stop, t, 0));
+    const title = of("b", {}, `${place(stop)}, ${names[t]}`);
+    hint(cell, () => [title, ...range(most).map((k) => of("div", {}, said(stop, t, k)))]);
     return cell;
   }));
-  let [stop, t] = [stops - 1, state.token];
-  cells[stop][t].tabIndex = 0;
-  const table = of("table", { class: "lens", onkeydown: arrows((dx, dy) => {
-    cells[stop][t].tabIndex = -1;
-    [stop, t] = [clamp(stop + dy, stops - 1), clamp(t + dx, length - 1)];
-    cells[stop][t].tabIndex = 0;
-    cells[stop][t].focus();
-  }) },
-  of("thead", {}, of("tr", {}, of("th"), names.map((name) => of("th", { scope: "col" }, of("bdi", {}, name))))),
-  of("tbody", {}, cells.map((row, i) => of("tr", {}, of("th", { scope: "row" }, place(i)), row))));
-  kept(() => cells.forEach((row) => row.forEach((cell, i) => cell.classList.toggle("here", i === state.token))));
+  const heads = names.map((name) => of("th", { scope: "col" }, of("bdi", {}, name)));
+  const line = (stop, row) => of("tr", {}, of("th", { scope: "row" }, place(stop)), row);
+  const table = of("table", { class: "lens", onkeydown: roving(cells, stops - 1, state.token) },
+    of("thead", {}, of("tr", {}, of("th"), heads)),
+    of("tbody", {}, cells.map((row, stop) => line(stop, row))));
+  follow(table, ["token"], () => {
+    const mark = (cell, t) => cell.classList.toggle("here", t === state.token);
+    for (const row of cells) row.forEach(mark);
+  });
+
+  const listed = of("table", { class: "lens" });
+  follow(listed, ["token"], () => {
+    const row = (stop) => range(most).map((k) => of("td", {}, said(stop, state.token, k)));
+    listed.replaceChildren(...range(stops).map((stop) => line(stop, row(stop))));
+  });
   return step(record, say("lens"), say("lens_words"), ["transformer.ln_f.weight", headName(record)],
-    of("div", { class: "wide", tabindex: 0, role: "region", "aria-label": say("lens") }, table), legend({ unit: whole }, 1));
+    wide(table, say("lens")), legend({ unit: whole }, 1),
+    of("details", {}, of("summary", {}, say("lens_numbers")), wide(listed, say("lens_numbers"))));
+}
+
+/** Of a table's cells one is reached by the Tab key, the others from there by the arrow keys. */
+function roving(cells, row, column) {
+  cells[row][column].tabIndex = 0;
+  return arrows((dx, dy) => {
+    cells[row][column].tabIndex = -1;
+    [row, column] = [clamp(row + dy, cells.length - 1), clamp(column + dx, cells[0].length - 1)];
+    cells[row][column].tabIndex = 0;
+    cells[row][column].focus();
+  });
+}
+
+/** What may be wider than the page: it moves by itself. */
+function wide(inner, label) {
+  return of("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, inner);
 }
 
 function headName({ about }) {
@@ -37,33 +61,54 @@ function headName({ about }) {
 /** Euclidean lengths: the stream after every addition, and what was added. */
 function streamSizes(record) {
   const table = record.tables.sizes;
-  const layers = record.about.model.n_layer;
-  const tokens = record.about.ids.map((_, i) => i);
-  const stream = [0, ...Array.from({ length: 2 * layers }, (_, i) => 2 * i + 2)];
-  const values = stream.flatMap((row) => tokens.map((t) => table.at(row, t)));
-  const low = 10 ** Math.floor(Math.log10(Math.max(1e-9, Math.min(...values))));
-  const high = 10 ** Math.ceil(Math.log10(Math.max(...values) * 1.0001));
-  const [width, height, left, foot] = [720, 260, 46, 24];
-  const x = (i) => left + (i * (width - left - 10)) / (stream.length - 1);
-  const y = (value) => 8 + ((height - foot - 8) * Math.log(high / Math.max(value, low))) / Math.log(high / low);
-  const line = (t) => `M${stream.map((row, i) => `${x(i).toFixed(1)} ${y(table.at(row, t)).toFixed(1)}`).join("L")}`;
-  const ticks = [];
-  for (let tick = low; tick <= high * 1.001; tick *= 10) ticks.push(tick);
-  const paths = tokens.map((t) => svg("path", { d: line(t), class: "thin" }));
-  const chosen = svg("path", { class: "thick" });
-  const chart = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart", role: "img", "aria-label": say("sizes") },
-    ticks.map((tick) => [svg("line", { x1: left, x2: width - 10, y1: y(tick), y2: y(tick), class: "rule" }), svg("text", { x: left - 6, y: y(tick) + 4, class: "tick" }, brief(tick))]),
-    svg("text", { x: x(0), y: height - 6, class: "tick middle" }, "embed"),
-    Array.from({ length: layers }, (_, i) => svg("text", { x: x(2 * i + 2), y: height - 6, class: "tick middle" }, layers > 16 && i % 4 ? "" : `h.${i}`)),
-    paths, chosen);
-  const bars = of("div", { class: "sizes" });
-  kept(() => {
-    chosen.setAttribute("d", line(state.token));
-    const most = Math.max(...Array.from({ length: 4 * layers + 1 }, (_, row) => table.at(row, state.token)));
-    const row = (name, i) => bar(name, table.at(i, state.token) / most, table.text(i, state.token));
-    bars.replaceChildren(row("embed", 0), ...Array.from({ length: layers }, (_, i) => [
-      row(`h.${i}.attn.c_proj`, 4 * i + 1), row(`h.${i}.resid_attn`, 4 * i + 2),
-      row(`h.${i}.mlp.c_proj`, 4 * i + 3), row(`h.${i}.resid_mlp`, 4 * i + 4)]).flat());
+  const names = sizeNames(record.about.model.n_layer);
+  const numbers = of("div");
+  follow(numbers, ["token"], () => {
+    const most = Math.max(...names.map((_, i) => table.at(i, state.token)));
+    numbers.replaceChildren(...names.map((name, i) =>
+      bar(name, table.at(i, state.token) / most, table.text(i, state.token))));
   });
-  return step(record, say("sizes"), say("sizes_words"), [], chart, of("details", {}, of("summary", {}, say("in_numbers")), bars));
+  return step(record, say("sizes"), say("sizes_words"), [], sizeChart(record, names),
+    of("details", {}, of("summary", {}, say("in_numbers")), numbers));
+}
+
+/** The arrays whose lengths these are, in the order of the data's flow. */
+function sizeNames(layers) {
+  const parts = ["attn.c_proj", "resid_attn", "mlp.c_proj", "resid_mlp"];
+  return ["embed", ...range(layers).flatMap((i) => parts.map((part) => `h.${i}.${part}`))];
+}
+
+/** A line for each token, the chosen one's thick; lengths on a logarithmic scale. */
+function sizeChart(record, names) {
+  const table = record.tables.sizes;
+  const stream = range(names.length).filter((i) => i % 2 === 0); // without what is added
+  const tokens = range(record.about.ids.length);
+  const values = stream.flatMap((i) => tokens.map((t) => table.at(i, t)));
+  const low = Math.floor(Math.log10(Math.max(1e-9, Math.min(...values))));
+  const high = Math.ceil(Math.log10(Math.max(...values) * 1.0001));
+  const [width, height, left, foot] = [720, 260, 46, 24];
+  const x = (n) => left + (n * (width - left - 10)) / (stream.length - 1);
+  const down = (value) => (high - Math.max(Math.log10(value), low)) / (high - low);
+  const y = (value) => 8 + (height - foot - 8) * down(value);
+  const point = (i, n, t) => `${x(n).toFixed(1)} ${y(table.at(i, t)).toFixed(1)}`;
+  const line = (t) => `M${stream.map((i, n) => point(i, n, t)).join("L")}`;
+  const rules = range(high - low + 1).map((n) => 10 ** (low + n)).map((tick) => [
+    svg("line", { x1: left, x2: width - 10, y1: y(tick), y2: y(tick), class: "rule" }),
+    svg("text", { x: left - 6, y: y(tick) + 4, class: "tick" }, brief(tick)),
+  ]);
+  const every = stream.length > 33 ? 8 : 2; // halves of a block
+  const name = (i) => names[i].replace(".resid_mlp", "");
+  const marks = stream.map((i, n) => n % every === 0 &&
+    svg("text", { x: x(n), y: height - 6, class: "tick middle" }, name(i)));
+  const thin = tokens.map((t) => svg("path", { d: line(t), class: "thin" }));
+  const thick = svg("path", { class: "thick" });
+  const chart = drawing(width, height, say("sizes"), rules, marks, thin, thick);
+  follow(chart, ["token"], () => thick.setAttribute("d", line(state.token)));
+  return chart;
+}
+
+/** A drawing as wide as the page. */
+function drawing(width, height, label, ...shapes) {
+  const viewBox = `0 0 ${width} ${height}`;
+  return svg("svg", { viewBox, class: "chart", role: "img", "aria-label": label }, shapes);
 }

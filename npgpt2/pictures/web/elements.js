@@ -24,19 +24,22 @@ function fill(element, attributes, children) {
 
 /** What is chosen: the token, block and head that all of the page shows. */
 const state = { token: 0, layer: 0, head: 0 };
-const listeners = new Set();
+const parts = new Set(); // of the page, that show what is chosen
 
-/** Choose something else; every part of the page that shows it is told. */
-function choose(changes) {
-  const before = JSON.stringify(state);
-  Object.assign(state, changes);
-  if (JSON.stringify(state) !== before) listeners.forEach((listener) => listener());
+/** Draws a part now, and when one of these is chosen anew, for as long as it is on the page. */
+function follow(place, keys, draw) {
+  parts.add({ place, keys, draw });
+  draw();
 }
 
-/** Draw a part now, and again whenever something else is chosen. */
-function kept(draw) {
-  listeners.add(draw);
-  draw();
+/** Choose a token, a block, a head; what shows it is drawn again. */
+function choose(choice) {
+  const changed = Object.keys(choice).filter((key) => choice[key] !== state[key]);
+  Object.assign(state, choice);
+  for (const part of [...parts]) {
+    if (!part.place.isConnected) parts.delete(part);
+    else if (part.keys.some((key) => changed.includes(key))) part.draw();
+  }
 }
 
 /** Moves a choice by the arrow keys: `move(dx, dy)`, for an element that has the focus. */
@@ -51,6 +54,15 @@ function arrows(move) {
   };
 }
 
+/** 0 … n − 1. */
+function range(n) {
+  return Array.from({ length: n }, (_, i) => i);
+}
+
 function clamp(value, most) {
-  return Math.max(0, Math.min(most, value));
+  return between(0, value, most);
+}
+
+function between(least, value, most) {
+  return Math.max(least, Math.min(most, value));
 }

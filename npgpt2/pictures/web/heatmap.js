@@ -1,8 +1,18 @@
 // Arrays as colours. Both scales change in lightness, so that they are read without colours, too.
 
 const COLOURS = {
-  light: { zero: [253, 253, 252], up: [[107, 168, 218], [8, 48, 107]], down: [[240, 163, 75], [110, 50, 0]], none: [222, 222, 217] },
-  dark: { zero: [22, 24, 28], up: [[47, 110, 170], [214, 236, 255]], down: [[170, 95, 20], [255, 222, 178]], none: [48, 51, 58] },
+  light: {
+    zero: [253, 253, 252],
+    up: [[107, 168, 218], [8, 48, 107]],
+    down: [[240, 163, 75], [110, 50, 0]],
+    none: [222, 222, 217],
+  },
+  dark: {
+    zero: [22, 24, 28],
+    up: [[47, 110, 170], [214, 236, 255]],
+    down: [[170, 95, 20], [255, 222, 178]],
+    none: [48, 51, 58],
+  },
 };
 
 function isDark() {
@@ -18,11 +28,11 @@ function colour(share, { zero, up, down } = COLOURS[isDark() ? "dark" : "light"]
   return from.map((level, i) => Math.round(level + part * (to[i] - level)));
 }
 
-/** A colour for CSS, and black or white to be read on it. */
+/** A colour for CSS, and black or white, which is read on it. */
 function shade(share) {
   const [red, green, blue] = colour(share);
   const light = 0.299 * red + 0.587 * green + 0.114 * blue;
-  return { background: `rgb(${red} ${green} ${blue})`, text: light > 140 ? "#000" : "#fff" };
+  return [`rgb(${red} ${green} ${blue})`, light > 140 ? "#000" : "#fff"];
 }
 
 /**
@@ -39,13 +49,16 @@ function shade(share) {
 function heatmap(map) {
   const { rows, columns } = map;
   const square = columns === rows.length;
-  const height = Math.max(square ? 2 : 4, Math.min(square ? 22 : 15, (map.size ?? 330) / rows.length));
-  const canvas = of("canvas", { width: columns, height: rows.length, tabindex: 0, role: "img", "aria-label": map.label });
+  const [least, most] = square ? [2, 22] : [4, 15];
+  const height = between(least, (map.size ?? 330) / rows.length, most);
+  const about = { tabindex: 0, role: "img", "aria-label": map.label };
+  const canvas = of("canvas", { width: columns, height: rows.length, ...about });
   const row = of("div", { class: "row" });
   const cell = of("div", { class: "cell", hidden: true });
   const line = of("output", { class: "readout" });
   const names = rows.map((name) => of("span", {}, height < 9 ? "" : name));
-  names.forEach((name) => (name.style.height = name.style.lineHeight = `${height}px`));
+  for (const { style } of names) style.height = style.lineHeight = `${height}px`;
+  for (const { style } of names) style.fontSize = `${Math.min(11, height)}px`;
   const field = of("div", { class: "field" }, canvas, row, cell);
   canvas.style.height = `${rows.length * height}px`;
   canvas.classList.toggle("fine", columns > 400);
@@ -53,24 +66,29 @@ function heatmap(map) {
   const top = map.top ?? usual(map);
   paint(canvas, map, top);
 
-  let at = [state.token, 0];
+  let at = [0, 0];
   function point(r, c) {
     at = [clamp(r, rows.length - 1), clamp(c, columns - 1)];
     line.textContent = map.says(...at);
     cell.hidden = false;
     place(cell, at[0] / rows.length, at[1] / columns, 1 / rows.length, 1 / columns);
   }
-  canvas.addEventListener("pointermove", (event) => point(...under(event)));
-  canvas.addEventListener("click", () => map.chosen !== null && choose({ token: at[0] }));
+  for (const kind of ["pointerdown", "pointermove"])
+    canvas.addEventListener(kind, (event) => point(...under(event)));
+  canvas.addEventListener("click", () => choose({ token: at[0] }));
   canvas.addEventListener("focus", () => point(...at));
   canvas.addEventListener("keydown", arrows((dx, dy) => point(at[0] + dy, at[1] + dx)));
   function under({ offsetX, offsetY }) {
-    return [Math.floor((offsetY / canvas.clientHeight) * rows.length), Math.floor((offsetX / canvas.clientWidth) * columns)];
+    const [down, right] = [offsetY / canvas.clientHeight, offsetX / canvas.clientWidth];
+    return [Math.floor(down * rows.length), Math.floor(right * columns)];
   }
-  place(row, state.token / rows.length, 0, 1 / rows.length, 1);
-  return of("div", { class: "heat" },
-    of("div", { class: "names", "aria-hidden": "true" }, names), field,
-    of("div", { class: "below" }, legend(map, top), line));
+  follow(field, ["token"], () => {
+    at[0] = state.token; // where the cursor keys begin
+    place(row, state.token / rows.length, 0, 1 / rows.length, 1);
+  });
+  const labels = of("div", { class: "names", "aria-hidden": "true" }, names);
+  const below = of("div", { class: "below" }, legend(map, top), line);
+  return of("div", { class: "heat" }, labels, field, below);
 }
 
 function place(box, top, left, height, width) {
@@ -85,27 +103,24 @@ function paint(canvas, { rows, columns, at }, top) {
   for (let i = 0, r = 0; r < rows.length; r++) {
     for (let c = 0; c < columns; c++, i++) {
       const value = at(r, c);
-      pixels[i] = value === null ? shades.none : shades[255 + Math.round(255 * clampShare(value / top))];
+      const step = 255 + Math.round(255 * between(-1, value / top, 1));
+      pixels[i] = value === null ? shades.none : shades[step];
     }
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-function clampShare(share) {
-  return share < -1 ? -1 : share > 1 ? 1 : share;
-}
-
 /** The scales as pixels: shares from −1 to 1 in 511 steps, computed once. */
 const SHADES = Object.fromEntries(Object.entries(COLOURS).map(([name, scheme]) => {
-  const pixel = ([red, green, blue]) => new Uint32Array(new Uint8Array([red, green, blue, 255]).buffer)[0];
-  const shades = Uint32Array.from({ length: 511 }, (_, i) => pixel(colour(i / 255 - 1, scheme)));
+  const pixel = (levels) => new Uint32Array(new Uint8Array([...levels, 255]).buffer)[0];
+  const shades = Uint32Array.from(range(511), (i) => pixel(colour(i / 255 - 1, scheme)));
   return [name, Object.assign(shades, { none: pixel(scheme.none) })];
 }));
 
 /** What 98 % of the numbers do not surpass: a few that stand far out do not pale the rest. */
 function usual({ rows, columns, at }) {
   const some = [];
-  const stride = Math.max(1, Math.floor((rows.length * columns) / 4000));
+  const stride = Math.floor((rows.length * columns) / 4000) | 1; // odd: it meets every column
   for (let i = 0; i < rows.length * columns; i += stride) {
     some.push(Math.abs(at(Math.floor(i / columns), i % columns) ?? 0));
   }
@@ -115,8 +130,9 @@ function usual({ rows, columns, at }) {
 
 /** The scale itself, with its numbers. */
 function legend({ signed, unit = brief }, top) {
-  const steps = 48;
-  const bar = of("canvas", { width: steps, height: 1, "aria-hidden": "true" });
-  paint(bar, { rows: [0], columns: steps, at: (_, c) => (signed ? (2 * c) / (steps - 1) - 1 : c / (steps - 1)) }, 1);
+  const columns = 49;
+  const bar = of("canvas", { width: columns, height: 1, "aria-hidden": "true" });
+  const at = (_, c) => (signed ? c / 24 - 1 : c / 48);
+  paint(bar, { rows: [0], columns, at }, 1);
   return of("span", { class: "legend" }, signed ? `−${unit(top)}` : unit(0), bar, unit(top));
 }

@@ -2,41 +2,51 @@
 
 /** Everything again: another record, another language, other colours. */
 function drawPage(record) {
-  listeners.clear();
+  const held = document.activeElement?.id; // gets the focus back
+  parts.clear();
   state.token = clamp(state.token, record.about.ids.length - 1);
   document.documentElement.lang = language;
   document.title = `${record.about.model.name}: ${say("title")}`;
-  const { model } = record.about;
-  const total = model.parameters.reduce((sum, [, shape]) => sum + shape.reduce((a, b) => a * b, 1), 0);
-  const parts = [
+  const sections = [
     ["text", step(record, say("text"), say("text_words"), [], ...tokenRow(record))],
-    ["embed", embeddings(record)], ["all_heads", headGrid(record)], ["one_block", block(record)],
-    ["final", lastNorm(record)], ["choice", distribution(record)], ["written", continuation(record)],
-    ["lens", lens(record)], ["sizes", streamSizes(record)], ["weights", weightAreas(record)], ["cache", cacheGrowth(record)],
+    ["embed", embeddings(record)],
+    ["all_heads", headGrid(record)],
+    ["one_block", block(record)],
+    ["final", lastNorm(record)],
+    ["choice", distribution(record)],
+    ["written", continuation(record)],
+    ["lens", lens(record)],
+    ["sizes", streamSizes(record)],
+    ["weights", weightAreas(record)],
+    ["cache", cacheGrowth(record)],
   ];
-  parts.forEach(([key, part]) => (part.id = key));
-  document.getElementById("page").replaceChildren(
-    of("header", {}, of("h1", {}, say("title")),
-      of("p", { class: "faint" }, say("model", { ...model, parameters: count(total), vocab_size: count(model.vocab_size) })),
-      tools(record)),
-    chooser(record, parts.map(([key]) => of("a", { href: `#${key}` }, say(key)))),
-    of("main", {}, parts.map(([, part]) => part)),
-    of("div", { id: "tip", role: "tooltip", hidden: true }));
+  sections.forEach(([key, section]) => (section.id = key));
+  const links = sections.map(([key]) => of("a", { href: `#${key}` }, say(key)));
+  const drawn = sections.map(([, section]) => section);
+  const tip = of("div", { id: "tip", role: "tooltip", hidden: true });
+  const page = document.getElementById("page");
+  page.replaceChildren(header(record), chooser(record, links), of("main", {}, drawn), tip);
+  if (held) document.getElementById(held)?.focus();
+}
+
+function header(record) {
+  const { model } = record.about;
+  const sizes = model.parameters.map(([, shape]) => shape.reduce((a, b) => a * b, 1));
+  const parameters = count(sizes.reduce((a, b) => a + b, 0));
+  const words = say("model", { ...model, parameters, vocab_size: count(model.vocab_size) });
+  const help = of("p", { class: "faint", hidden: true }, say("keys_words"));
+  const button = (id, onclick) => of("button", { type: "button", id, onclick }, say(id));
+  const tools = [
+    button("other", () => speak(record)), button("theme", () => turn(record)),
+    button("keys", () => (help.hidden = !help.hidden)), help,
+  ];
+  return of("header", {}, of("h1", {}, say("title")), of("p", { class: "faint" }, words),
+    of("div", { class: "tools" }, tools));
 }
 
 function lastNorm(record) {
-  const place = of("div");
   const names = ["transformer.ln_f.weight", "transformer.ln_f.bias"];
-  kept(() => place.replaceChildren(step(record, say("final"), say("final_words"), names, strip(record, "ln_f"))));
-  return place;
-}
-
-function tools(record) {
-  const help = of("p", { class: "faint", hidden: true }, say("keys_words"));
-  return of("div", { class: "tools" },
-    of("button", { type: "button", onclick: () => speak(record) }, say("other")),
-    of("button", { type: "button", onclick: () => turn(record) }, say("theme")),
-    of("button", { type: "button", onclick: () => (help.hidden = !help.hidden) }, say("keys")), help);
+  return step(record, say("final"), say("final_words"), names, strip(record, "ln_f"));
 }
 
 function speak(record) {
@@ -52,30 +62,37 @@ function turn(record) {
 
 /** Token, block and head, and the way to each part: always in sight. */
 function chooser(record, links) {
-  const { model, ids } = record.about;
+  const heads = record.about.model.heads;
   const names = rowNames(record);
-  const menu = (label, options, pick) => {
-    const select = of("select", { "aria-label": label, onchange: () => pick(Number(select.value)) });
-    select.replaceChildren(...options.map(([value, name]) => of("option", { value }, name)));
+  const menu = (key, values, name) => {
+    const onchange = () => choose({ [key]: Number(select.value) });
+    const options = values.map((value) => of("option", { value }, name(value)));
+    const select = of("select", { "aria-label": say(key), onchange }, options);
     return select;
   };
-  const token = menu(say("token"), ids.map((_, i) => [i, `${i} ${names[i]}`]), (value) => choose({ token: value }));
-  const layer = menu(say("block"), model.heads.map((_, i) => [i, `${say("block")} ${i}`]), (value) => choose({ layer: value }));
-  const heads = Math.max(...model.heads);
-  const head = menu(say("head"), [[-1, say("mean_short")], ...Array.from({ length: heads }, (_, i) => [i, `${say("head")} ${i}`])], (value) => choose({ head: value }));
-  kept(() => [token.value, layer.value, head.value] = [state.token, state.layer, headOf(record)]);
-  return of("nav", { "aria-label": say("shown") }, of("div", {}, token, layer, head), of("div", { class: "parts" }, links));
+  const token = menu("token", range(names.length), (i) => `${i} ${names[i]}`);
+  const layer = menu("layer", range(heads.length), (i) => `${say("layer")} ${i}`);
+  const head = menu("head", [-1, ...range(Math.max(...heads))], (i) =>
+    i < 0 ? say("mean_short") : `${say("head")} ${i}`);
+  const nav = of("nav", { "aria-label": say("shown") },
+    of("div", {}, token, layer, head), of("div", { class: "parts" }, links));
+  follow(nav, ["token", "layer", "head"], () => {
+    [token.value, layer.value, head.value] = [state.token, state.layer, headOf(record)];
+  });
+  return nav;
 }
 
 /** Keys that are heard wherever no element needs them itself. */
 function listenToKeys(current) {
   document.addEventListener("keydown", (event) => {
     const record = current();
-    if (!record || event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, textarea")) return;
+    const busy = event.ctrlKey || event.altKey || event.metaKey;
+    if (!record || busy || event.target.closest("input, select, textarea")) return;
     const { n_layer, heads } = record.about.model;
+    const last = record.about.ids.length - 1;
     const moves = {
-      ArrowLeft: () => choose({ token: clamp(state.token - 1, record.about.ids.length - 1) }),
-      ArrowRight: () => choose({ token: clamp(state.token + 1, record.about.ids.length - 1) }),
+      ArrowLeft: () => choose({ token: clamp(state.token - 1, last) }),
+      ArrowRight: () => choose({ token: clamp(state.token + 1, last) }),
       "[": () => choose({ layer: clamp(state.layer - 1, n_layer - 1) }),
       "]": () => choose({ layer: clamp(state.layer + 1, n_layer - 1) }),
       ",": () => choose({ head: Math.max(-1, headOf(record) - 1) }),
@@ -85,13 +102,15 @@ function listenToKeys(current) {
       d: () => turn(record),
       Escape: () => (document.getElementById("tip").hidden = true),
     };
-    if (moves[event.key]) moves[event.key]();
+    moves[event.key]?.();
   });
 }
 
 /** The page of one prompt, which the file brings along. */
 async function openRecord({ about, packed }) {
-  const record = { about, tables: await unpack(packed, about.arrays) };
+  const uniform = about.written.uniforms?.[0] ?? 0.5;
+  const settings = { ...about.options, uniform }; // what the sliders move
+  const record = { about, settings, tables: await unpack(packed, about.arrays) };
   state.token = about.ids.length - 1;
   drawPage(record);
   performance.mark("drawn");

@@ -2,9 +2,15 @@
 // A token that is ruled out has the logit −∞.
 
 function softmax(logits) {
-  const top = Math.max(logits.reduce((a, b) => Math.max(a, b), -Infinity), -Number.MAX_VALUE);
+  const top = Math.max(
+    logits.reduce((a, b) => Math.max(a, b), -Infinity),
+    -Number.MAX_VALUE,
+  );
   const probs = logits.map((logit) => Math.exp(logit - top));
-  const total = Math.max(probs.reduce((sum, p) => sum + p, 0), 1);
+  const total = Math.max(
+    probs.reduce((sum, p) => sum + p, 0),
+    1,
+  );
   return probs.map((p) => p / total);
 }
 
@@ -29,7 +35,8 @@ function topP(logits, p) {
   const sorted = falling(logits);
   const probs = softmax(sorted);
   let crossing = 0;
-  for (let sum = probs[0]; sum < p && crossing < probs.length - 1; sum += probs[crossing]) crossing++;
+  for (let sum = probs[0]; sum < p && crossing < probs.length - 1; sum += probs[crossing])
+    crossing++;
   return logits.map((logit) => (logit < sorted[crossing] ? -Infinity : logit));
 }
 
@@ -54,6 +61,12 @@ function chances(logits, options) {
   if (options.temperature > 0) return softmax(filtered(logits, options));
   const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   return logits.map((_, i) => Number(i === best));
+}
+
+/** The ids of the most probable, best first; of equal ones the lower comes first. */
+function ranked(probs, many) {
+  const ids = Array.from(probs.keys());
+  return ids.sort((a, b) => probs[b] - probs[a] || a - b).slice(0, many);
 }
 
 /** The id at which the running sum of probabilities, in the order of ids, passes `uniform`. */

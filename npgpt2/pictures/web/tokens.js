@@ -5,13 +5,15 @@ const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 /** A piece, which is a text, or bytes that are part of a character. */
 function shown(piece) {
   if (piece == null) return "?"; // an id that the vocabulary does not have
-  if (typeof piece !== "string") return `‹${piece.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}›`;
+  if (typeof piece !== "string")
+    return `‹${piece.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}›`;
   if (piece === "") return "∅";
-  return piece.replace(/[ \n\t\r]/g, (sign) => SIGNS[sign])
+  return piece
+    .replace(/[ \n\t\r]/g, (sign) => SIGNS[sign])
     .replace(/[\0-\x1f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0)));
 }
 
-/** A piece by its id, isolated: what is read from the right to the left turns nothing else around. */
+/** A piece by its id, isolated: what is read from right to left turns nothing else around. */
 function named(record, id) {
   return of("bdi", { class: "piece" }, shown(record.about.pieces[id]));
 }
@@ -19,7 +21,9 @@ function named(record, id) {
 /** Of each token the characters that its bytes are part of; null where it is whole. */
 function wholes(pieces) {
   const coded = new TextEncoder();
-  const parts = pieces.map((piece) => (typeof piece === "string" ? [...coded.encode(piece)] : (piece ?? [])));
+  const parts = pieces.map((piece) =>
+    typeof piece === "string" ? [...coded.encode(piece)] : (piece ?? []),
+  );
   const bytes = parts.flat();
   let end = 0;
   return pieces.map((piece, i) => {
@@ -48,16 +52,24 @@ function tokenRow(record) {
   const { ids, prompt } = record.about;
   const names = rowNames(record);
   const buttons = ids.map((id, i) => {
-    const button = of("button", { class: "token", type: "button", onclick: () => choose({ token: i }) },
-      of("bdi", {}, names[i]), of("small", {}, id));
+    const button = of(
+      "button",
+      { class: "token", type: "button", onclick: () => choose({ token: i }) },
+      of("bdi", {}, names[i]),
+      of("small", {}, id),
+    );
     hint(button, () => [
-      of("b", {}, of("bdi", {}, names[i])), ` ${say("position")} ${i}, id ${id}`,
+      of("b", {}, of("bdi", {}, names[i])),
+      ` ${say("position")} ${i}, id ${id}`,
       i > 0 && of("div", {}, say("given", { p: percent(record.tables.given.at(i - 1)) })),
     ]);
     return button;
   });
-  kept(() => buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === state.token)));
-  return [of("blockquote", { dir: "auto" }, prompt), of("div", { class: "tokens", role: "group", "aria-label": say("tokens") }, buttons)];
+  const row = of("div", { class: "tokens", role: "group", "aria-label": say("tokens") }, buttons);
+  follow(row, ["token"], () =>
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === state.token)),
+  );
+  return [of("blockquote", { dir: "auto" }, prompt), row];
 }
 
 /** Words beside an element while the pointer or the focus is on it. */

@@ -32,7 +32,9 @@ async function load() {
     postMessage({ loading: Object.values(loaded).reduce((sum, size) => sum + size, 0), total });
   };
   const files = Object.fromEntries(
-    await Promise.all(Object.keys(sizes).map(async (name) => [name, await bytesOf(name, sizes[name], heard(name))])),
+    await Promise.all(
+      Object.keys(sizes).map(async (name) => [name, await bytesOf(name, sizes[name], heard(name))]),
+    ),
   );
   const json = (name) => JSON.parse(new TextDecoder().decode(files[`model/${name}`]));
   config = json("config.json");
@@ -74,7 +76,9 @@ async function read(text) {
   if (!ids.length) throw new Said("no_text");
   if (ids.length > most) throw new Said("long_text", { tokens: ids.length, most });
   past = Object.fromEntries(
-    graph.inputNames.filter((name) => name.startsWith("past_key_values.")).map((name) => [name, empty(name)]),
+    graph.inputNames
+      .filter((name) => name.startsWith("past_key_values."))
+      .map((name) => [name, empty(name)]),
   );
   const { logits, ...taps } = await run(ids);
   const outputs = Array.from({ length: config.n_layer }, (_, layer) => `h.${layer}.resid_mlp`);
@@ -82,11 +86,16 @@ async function read(text) {
   const width = config.n_embd;
   const hidden = new Float32Array(states.length * ids.length * width);
   states.forEach((state, i) => hidden.set(state, i * ids.length * width));
-  const said = await lens.run({ hidden: new ort.Tensor("float32", hidden, [states.length * ids.length, width]) });
+  const said = await lens.run({
+    hidden: new ort.Tensor("float32", hidden, [states.length * ids.length, width]),
+  });
   return {
-    ids, taps, logits: logits.data,
+    ids,
+    taps,
+    logits: logits.data,
     lens: {
-      ids: Int32Array.from(said.ids.data, Number), probs: said.probs.data,
+      ids: Int32Array.from(said.ids.data, Number),
+      probs: said.probs.data,
       dims: [states.length, ids.length, said.ids.dims[1]],
     },
   };
@@ -101,12 +110,18 @@ async function step(id) {
 function empty(name) {
   const layer = Number(name.split(".")[1]);
   const pruned = config.pruned_heads?.[layer]?.length ?? 0;
-  return new ort.Tensor("float32", new Float32Array(0), [1, config.n_head - pruned, 0, config.n_embd / config.n_head]);
+  return new ort.Tensor("float32", new Float32Array(0), [
+    1,
+    config.n_head - pruned,
+    0,
+    config.n_embd / config.n_head,
+  ]);
 }
 
 async function run(ids) {
   const before = past["past_key_values.0.key"].dims[2];
-  const whole = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
+  const whole = (values) =>
+    new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   const outputs = await graph.run({
     input_ids: whole(ids),
     attention_mask: whole(new Array(before + ids.length).fill(1)),

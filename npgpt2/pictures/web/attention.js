@@ -1,0 +1,132 @@
+// Who looks at whom: every head as a small map, and one of them large.
+
+/** Every head of every block as a small map: choose one. */
+function headGrid(record) {
+  const { n_layer, heads } = record.about.model;
+  const rows = range(n_layer).map((layer) =>
+    range(heads[layer]).map((head) => smallMap(record, layer, head)),
+  );
+  const lines = rows.map((row, layer) => of("div", {}, of("span", { class: "faint" }, layer), row));
+  const move = arrows((dx, dy) => {
+    const layer = clamp(state.layer + dy, n_layer - 1);
+    choose({ layer, head: clamp(Math.max(0, state.head) + dx, heads[layer] - 1) });
+    rows[state.layer][state.head].focus();
+  });
+  const label = say("all_heads");
+  const about = { class: "heads", role: "group", "aria-label": label, onkeydown: move };
+  const grid = of("div", about, lines);
+  follow(grid, ["layer", "head"], () => {
+    const reached = Math.max(0, headOf(record)); // by the Tab key: one of them all
+    rows.forEach((row, layer) =>
+      row.forEach((button, head) => {
+        const here = layer === state.layer;
+        button.setAttribute("aria-pressed", here && head === headOf(record));
+        button.tabIndex = here && head === reached ? 0 : -1;
+      }),
+    );
+  });
+  return step(record, label, say("all_heads_words"), [], grid, legend({ unit: whole }, 1));
+}
+
+function smallMap(record, layer, head) {
+  const rows = record.about.ids;
+  const probs = record.tables[`h.${layer}.attn.probs`];
+  const canvas = of("canvas", { width: rows.length, height: rows.length });
+  paint(canvas, { rows, columns: rows.length, at: (r, c) => probs.at(head, r, c) }, 1);
+  const label = `${say("layer")} ${layer}, ${say("head")} ${head}`;
+  const onclick = () => choose({ layer, head });
+  return of("button", { type: "button", class: "small", "aria-label": label, onclick }, canvas);
+}
+
+/** Scores on their way to probabilities. */
+function scoreMaps(record, layer, head) {
+  const at = `h.${layer}.attn.`;
+  const [scores, scaled, probs] = ["scores", "scaled", "probs"].map((n) => record.tables[at + n]);
+  const read = (table) => ({
+    signed: true,
+    at: (r, c) => table.at(head, r, c),
+    text: (r, c) => table.text(head, r, c),
+  });
+  const rows = record.about.ids;
+  const seen = read(scaled);
+  const masked = {
+    signed: true,
+    top: usual({ rows, columns: rows.length, at: seen.at }),
+    at: (r, c) => (c > r ? null : seen.at(r, c)),
+    text: (r, c) => (c > r ? "−∞" : seen.text(r, c)),
+  };
+  const maps = [
+    [say("raw"), read(scores)], [say("scaled"), seen], [say("masked"), masked],
+    [`softmax: ${at}probs`, chancesOf((r, c) => probs.at(head, r, c))],
+  ];
+  const t = rows.length;
+  const figures = maps.map(([title, map]) =>
+    of("figure", {}, of("figcaption", {}, `${title} (${t} × ${t})`),
+      square(record, { ...map, size: 180 }, title)),
+  );
+  return of("div", { class: "four" }, figures);
+}
+
+/** A map of probabilities. */
+function chancesOf(at) {
+  return { at, text: (r, c) => percent(at(r, c)), top: 1, unit: whole };
+}
+
+/** A map (T × T): rows look at columns. */
+function square(record, map, label) {
+  const names = rowNames(record);
+  const says = (r, c) => `${names[r]} → ${names[c]}: ${map.text(r, c)}`;
+  return heatmap({ ...map, label, rows: names, columns: names.length, says });
+}
+
+/** One head's attention, or the mean over the block's: its map, and arcs. */
+function attentionLarge(record, layer, head) {
+  const [probs, mean] = ["probs", "mean"].map((name) => record.tables[`h.${layer}.attn.${name}`]);
+  const at = (r, c) => (head >= 0 ? probs.at(head, r, c) : mean.at(r, c));
+  const map = square(record, chancesOf(at), say("attention"));
+  return of("div", { class: "large" }, of("figure", {}, map), arcs(record, at));
+}
+
+const [LINE, LEFT, REACH] = [22, 205, 150]; // pixels of a token's line, left of arcs, of arcs
+
+/** Arcs from a token to those that it looks at; of the pointer's token, else of the chosen one. */
+function arcs(record, at) {
+  const names = rowNames(record);
+  const tall = names.length * LINE;
+  const each = (tag, attributes, text) =>
+    names.map((name, i) => svg(tag, attributes(i), text ? [...name].slice(0, 14).join("") : null));
+  const labels = each("text", (i) => ({
+    x: 122, y: i * LINE + 15, class: "name",
+    onpointerenter: () => draw(i), onclick: () => choose({ token: i }),
+  }), true);
+  const bars = each("rect", (i) => ({ x: 130, y: i * LINE + 3, height: LINE - 6, class: "bar" }));
+  const texts = each("text", (i) => ({ x: LEFT - 8, y: i * LINE + 15, class: "share" }));
+  const lines = svg("g");
+  function draw(from) {
+    labels.forEach((label, i) => label.classList.toggle("from", i === from));
+    names.forEach((_, to) => {
+      texts[to].textContent = to <= from ? percent(at(from, to)) : "";
+      bars[to].setAttribute("width", to <= from ? 75 * at(from, to) : 0);
+    });
+    const seen = range(from + 1).filter((to) => at(from, to) >= 0.005);
+    lines.replaceChildren(...seen.map((to) => arc(from, to, at(from, to), tall)));
+  }
+  const [width, back] = [LEFT + REACH + 30, () => draw(state.token)];
+  const picture = svg("svg", {
+    viewBox: `0 0 ${width} ${tall}`, width, height: tall, role: "img",
+    "aria-label": say("attention"), onpointerleave: back,
+  }, bars, labels, texts, lines);
+  const words = of("p", { class: "faint" }, say("arcs_words"));
+  const place = of("div", { class: "arcs" }, words, picture);
+  follow(place, ["token"], back);
+  return place;
+}
+
+function arc(from, to, p, tall) {
+  const [a, b] = [from * LINE + 11, to * LINE + 11];
+  const bulge = LEFT + 14 + ((4 / 3) * REACH * (a - b)) / tall;
+  const d = to === from
+    ? `M${LEFT} ${a - 4} a7 7 0 1 1 0 8`
+    : `M${LEFT} ${a} C${bulge} ${a} ${bulge} ${b} ${LEFT} ${b}`;
+  return svg("path", { d, "stroke-width": 0.75 + 6 * p, "stroke-opacity": 0.25 + 0.75 * p });
+}

@@ -10,6 +10,7 @@ import http.server
 import os
 import re
 import shutil
+import struct
 import threading
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, load_tokenizer, sampling
 from npgpt2.hub import embedded
 from npgpt2.ops import softmax
-from npgpt2.pictures.explain import WEB, explain_page
+from npgpt2.pictures.explain import SCRIPTS, WEB, explain_page
 from npgpt2.pictures.record import record, sizes
 
 PROMPT = "O Romeo, Romeo! wherefore art"
@@ -100,8 +101,14 @@ def page(watched, file):
 
 
 def picture(page, name):
+    """A screenshot of the whole page, which is not blank: kept where SCREENSHOTS says."""
+    png = page.screenshot(full_page=True)
+    width, height = struct.unpack(">II", png[16:24])
+    assert width == page.viewport_size["width"]
+    assert height > 3000
+    assert len(png) > 100_000
     if "SCREENSHOTS" in os.environ:
-        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png", full_page=True)
+        (Path(os.environ["SCREENSHOTS"]) / f"{name}.png").write_bytes(png)
 
 
 def shown(text):
@@ -115,6 +122,12 @@ def shown(text):
 def holds(text, wanted):
     number, half = shown(text)
     assert abs(number - wanted) <= half, (text, wanted)
+
+
+def spelled(model, token):
+    """A piece as the page shows it."""
+    text = model.tokenizer.token_bytes(int(token)).decode()
+    return text.translate(str.maketrans({" ": "·", "\n": "⏎"}))
 
 
 def step(page, title):
@@ -144,19 +157,18 @@ def test_numbers_under_the_pointer(page, found):
     model([kept.about["ids"]], tap=lambda name, array: taps.__setitem__(name, array[0].copy()))
     page.locator("nav select").nth(1).select_option("2")
     page.locator("nav select").nth(2).select_option("5")
-    d, seen = model.config.head_dim, 0
+    d, seen, parts = model.config.head_dim, 0, set()
     for figure in page.locator("figure", has=page.locator("figcaption code")).all():
-        name = figure.locator("figcaption code").inner_text()
+        name, _, part = figure.locator("figcaption code").inner_text().partition("[:, ")
+        first = int(part.split(":")[0]) if part else 0
+        parts.add(part)
         for row, column in ((0, 3), (len(kept.about["ids"]) - 1, d - 2)):
             words = read_map(page, figure, row, column)
-            head = {"h.2.attn.heads": 5 * d}
-            part = 5 * d + 256 * ("QKV".index(figure.locator("xpath=..").inner_text()[0])) if (
-                name == "h.2.attn.c_attn") else 0  # fmt: skip
-            where = column + head.get(name, part)
-            assert words.startswith(f"token {row} ")
-            assert f", dimension {column}: " in words
-            holds(words.rpartition(": ")[2], taps[name][row, where])
+            assert words.startswith(f"token {row} “")
+            assert f"”, dimension {first + column}: " in words
+            holds(words.rpartition(": ")[2], taps[name][row, first + column])
             seen += 1
+    assert parts == {"", "160:192]", "416:448]", "672:704]"}  # of q and heads, k, v: head 5
     assert seen == 2 * (3 + 10 + 1)  # embeddings, the block (c_attn three times), ln_f
 
 
@@ -200,7 +212,7 @@ def test_neurons_sizes_weights_and_cache(page, found):
     ids = kept.about["ids"]
     taps = {}
     model([ids], tap=lambda name, array: taps.__setitem__(name, array[0].copy()))
-    page.keyboard.press("]")
+    page.locator("nav select").nth(1).select_option("1")
     act, before = taps["h.1.mlp.act"][-1], taps["h.1.mlp.c_fc"][-1]
     rows = step(page, "MLP").locator(".bar")
     best = np.argsort(-np.abs(act), kind="stable")[:12]
@@ -232,13 +244,26 @@ def test_what_each_block_would_say(page, found):
     model, kept = found
     section = step(page, "What each block would say")
     probs = softmax(model([kept.about["ids"]]).logits[0].astype("f8"))
-    last = section.locator("tbody tr").last.locator("td")
+    ids, lens = (kept.arrays[f"lens.{name}"].numbers for name in ("ids", "probs"))
+    rows = section.locator(".lens:not(.listed) tbody tr")
+    assert rows.count() == 7
+    for stop in range(7):
+        cells = rows.nth(stop).locator("td")
+        assert cells.all_inner_texts() == [spelled(model, i) for i in ids[stop, :, 0]]
+    last = rows.last.locator("td")
     for t, cell in enumerate(last.all()):
         cell.hover()
         lines = page.locator("#tip div").all_inner_texts()
-        for line, wanted in zip(lines, -np.sort(-probs[t])[:5], strict=True):
-            holds(line.rpartition(" ")[0].rpartition(" ")[2] + " %", wanted)
-    assert section.locator("tbody tr").count() == 7
+        best = np.argsort(-probs[t], kind="stable")[:5]
+        for line, token in zip(lines, best, strict=True):
+            name, p, _ = line.rsplit(" ", 2)
+            assert name == spelled(model, token)
+            holds(f"{p} %", probs[t, token])
+    section.locator("summary").click()
+    for stop, row in enumerate(section.locator(".listed tr").all()):
+        wanted = [f"{spelled(model, i)} {p / 100:.2f} %"
+                  for i, p in zip(ids[stop, -1], lens[stop, -1], strict=True)]  # fmt: skip
+        assert row.locator("td").all_inner_texts() == wanted
     last.nth(2).click()
     assert page.locator("nav select").first.input_value() == "2"
 
@@ -419,12 +444,12 @@ def test_texts_are_no_markup(watched, tmp_path, model):
     path.write_text(explain_page(record(model, evil, OPTIONS, "<i>x</i>")), encoding="utf-8")
     page = watched.open(path.as_uri(), 360)
     page.wait_for_selector("main")
-    assert page.locator("blockquote").evaluate("element => element.textContent") == evil
+    assert page.locator("blockquote").first.evaluate("element => element.textContent") == evil
     assert page.locator("script").count() == 2
     assert page.locator("img, i:not([class]):not([style])").count() == 0
     assert "<i>x</i>" in page.title()
     assert page.locator(".token bdi").nth(30).is_visible()
-    assert "很‹" in "".join(page.locator(".token bdi").all_inner_texts())
+    assert "\u2068很\u2069\u2066‹" in "".join(page.locator(".token bdi").all_inner_texts())
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert watched.requests == [path.as_uri()]
     picture(page, "evil")
@@ -456,6 +481,195 @@ def test_a_page_of_the_124m_shape_within_a_second(watched, tmp_path):
         times.append(page.evaluate("performance.getEntriesByName('drawn')[0].startTime"))
     print(f"drawn after {times} ms")
     assert min(times) < 1000
+
+
+def pixels(page, canvas):
+    """(rows, columns, 3) colours of a canvas."""
+    flat = canvas.evaluate(
+        "c => [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    return np.array(flat[2:]).reshape(*flat[:2], 4)[..., :3]
+
+
+def coloured(share):
+    """The light scheme's colour of a share from −1 to 1, by its own three points each way."""
+    up, down = ([107, 168, 218], [8, 48, 107]), ([240, 163, 75], [110, 50, 0])
+    middle, end = up if share >= 0 else down
+    points = np.array([[253, 253, 252], middle, end])
+    return [np.interp(min(abs(share), 1.0), [0, 0.5, 1], points[:, i]) for i in range(3)]
+
+
+def test_colours_are_the_numbers(page, found):
+    _, kept = found
+    probs = kept.arrays["h.4.attn.probs"].numbers[2] / 1e4
+    drawn = pixels(page, page.get_by_label("block 4, head 2").locator("canvas"))
+    for row, column in ((0, 0), (7, 3), (3, 7), (6, 1), (5, 5)):
+        wanted = coloured(probs[row, column] ** 0.5)
+        assert np.abs(drawn[row, column] - wanted).max() <= 2
+    embed = page.locator("figure", has=page.get_by_text("embed", exact=True)).first
+    x = kept.arrays["embed"].numbers.astype("f8")
+    drawn = pixels(page, embed.locator(".field canvas"))
+    assert drawn.shape == (8, 256, 3)
+    low, high = np.unravel_index([x.argmin(), x.argmax()], x.shape)  # of the rows, of the columns
+    for (row, column), share in zip(zip(low, high, strict=True), (-1, 1), strict=True):
+        assert np.abs(drawn[row, column] - coloured(share)).max() <= 2
+    brightness = drawn.sum(-1)
+    near = np.abs(x) < np.abs(x).max() / 50
+    assert brightness[near].min() > brightness[~near].mean()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("() => getComputedStyle(document.body).backgroundColor.endsWith('28)')")
+    dark = pixels(page, page.get_by_label("block 4, head 2").locator("canvas"))
+    assert (dark[3, 7] == [22, 24, 28]).all()
+
+
+def test_what_answers_to_pointer_and_keys(page, found):
+    model, kept = found
+    page.locator("nav select").nth(1).select_option("4")
+    page.locator("nav select").nth(2).select_option("2")
+    probs = kept.arrays["h.4.attn.probs"].numbers[2] / 1e4
+    arcs = step(page, "Attention: head 2").locator(".arcs path")
+    assert arcs.count() == (probs[-1] >= 0.005).sum()
+    token = page.locator("main .token:not(.written)").nth(3)
+    token.focus()
+    given = kept.arrays["given"].numbers[2] / 100
+    assert f"the model had given it {given:.2f} %" in page.locator("#tip").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    token.hover()
+    assert page.locator("#tip").is_visible()
+    page.mouse.move(0, 0)
+    assert page.locator("#tip").is_hidden()
+    page.locator("rect.attn[data-layer='1']").first.click()
+    assert page.locator("nav select").nth(1).input_value() == "1"
+    page.locator("nav select").first.select_option("7")
+    token = page.locator("main .token[aria-pressed=true]").first
+    token.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.innerText").startswith("fore")
+    canvas = step(page, "LayerNorm h.1.ln_2").locator(".field canvas")
+    canvas.focus()
+    page.keyboard.press("]")
+    assert page.evaluate("document.activeElement.ariaLabel") == "h.2.ln_2, 8 × 256"
+    names = step(page, "The text it wrote").locator(".bars .what").all_inner_texts()
+    best = kept.arrays["written.ids"].numbers[0]
+    assert [n.strip("▸ ") for n in names[:20]] == [spelled(model, i) for i in best]
+
+
+def test_a_model_of_another_kind(watched, small, tmp_path):
+    """Its own head, pruned heads, and numbers that no 32 bits hold with decimals."""
+    model = small("float32", tie_word_embeddings=False, pruned_heads={1: [0]})
+    model.params.wpe.weight[:] *= 1e11
+    model.__dict__ |= {"tokenizer": Letters(), "has_vocabulary": True}
+    path = tmp_path / "page.html"
+    path.write_text(explain_page(record(model, "romeo", OPTIONS, "small")), encoding="utf-8")
+    page = watched.open(path.as_uri())
+    page.wait_for_selector("main")
+    assert "lm_head.weight 23 × 12" in step(page, "What each block would say").inner_text()
+    page.locator("nav select").nth(1).select_option("1")
+    assert page.locator("figcaption code").all_inner_texts()[4:7] == [
+        f"h.1.attn.c_attn[:, {i}:{i + 4}]" for i in page_columns(page)
+    ]
+
+
+def page_columns(page):
+    """Where q, k and v of the chosen head begin in a block with two heads of four numbers."""
+    head = int(page.locator("nav select").nth(2).input_value())
+    return [n * 8 + head * 4 for n in range(3)]
+
+
+class Letters:
+    """A vocabulary without files: an id is a letter."""
+
+    def encode(self, text, special=True):
+        return [ord(letter) % 11 for letter in text]
+
+    def token_bytes(self, token):
+        return bytes([token + 97])
+
+
+def test_a_browser_that_is_too_old(watched, file):
+    page = watched.open(file.as_uri(), before="delete globalThis.DecompressionStream")
+    page.get_by_text("This browser is too old for this page").wait_for()
+
+
+@pytest.fixture(scope="module")
+def scripts(chromium):
+    """A page with all scripts, whose functions can be called."""
+    page = chromium.new_page()
+    for name in (*SCRIPTS, "thought"):
+        page.add_script_tag(content=(WEB / f"{name}.js").read_text("utf-8"))
+    yield page
+    page.close()
+
+
+def test_a_live_pages_tables_are_a_records(scripts, small):
+    """From the same taps: of pruned heads, too."""
+    model = small("float32", pruned_heads={0: [1], 2: [0, 2]}, tie_word_embeddings=False)
+    model.__dict__ |= {"tokenizer": Letters(), "has_vocabulary": True}
+    kept = record(model, "romeo", OPTIONS, "small")
+    taps, ids = {}, kept.about["ids"]
+    logits = model([ids], tap=lambda n, a: taps.__setitem__(n, a.copy())).logits
+    taps.pop("logits")
+    given = {n: {"data": a.ravel().tolist(), "dims": a.shape} for n, a in taps.items()}
+    lens = {n: kept.arrays[f"lens.{n}"].numbers.ravel().tolist() for n in ("ids", "probs")}
+    lens["dims"] = kept.arrays["lens.ids"].numbers.shape
+    tables = scripts.evaluate(
+        """({model, ids, taps, lens, logits}) => {
+            for (const tap of Object.values(taps)) tap.data = Float32Array.from(tap.data);
+            const tables = tablesOf(model, ids, taps, lens, Float32Array.from(logits));
+            return Object.fromEntries(Object.entries(tables).map(([name, table]) =>
+                [name, [Array.from(table.data), table.shape, table.decimals]]));
+        }""",
+        {"model": kept.about["model"], "ids": ids, "taps": given, "lens": lens,
+         "logits": logits.ravel().tolist()},
+    )  # fmt: skip
+    written = {"last", "written.ids", "written.probs", "written.chosen"}
+    assert tables.keys() == kept.arrays.keys() - written
+    for name, (data, shape, decimals) in tables.items():
+        numbers, digits = kept.arrays[name]
+        wanted = numbers / 10.0**digits
+        got = np.array(data).reshape(shape) / (1e4 if name == "lens.probs" else 1)
+        assert got.shape == wanted.shape, name
+        bound = 0.51 * 10.0**-digits + 1e-6 * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() <= bound, name
+        assert 0 <= decimals <= 9
+
+
+def test_a_live_page_writes_as_a_record_does(scripts, small):
+    """From the same logits and random numbers: to an end of text, a full context, a length."""
+    ends = set()
+    for seed in range(12):
+        model = small("float32", eos_token_id=[3, 7], n_positions=16)
+        model.__dict__ |= {"tokenizer": Letters(), "has_vocabulary": True}
+        options = GenerationOptions(seed=seed, max_new_tokens=9 if seed % 2 else 30, top_k=9)
+        kept = record(model, "romeo", options, "small")
+        written, ids = kept.about["written"], kept.about["ids"]
+        step = model.stepper()
+        logits = [step(np.array([ids]))[0]]
+        logits += [step(np.array([[token]]))[0] for token in written["ids"][: 15 - len(ids)]]
+        answer = scripts.evaluate(
+            """async ({logits, ids, options, uniforms}) => {
+                const all = logits.map((row) => Float32Array.from(row));
+                const model = { ask: async () => all[++asked] };
+                let asked = 0;
+                const { about, tables } = await continued(model, { n_positions: 16, eos: [3, 7] }, {
+                    last: all[0], ids, many: options.max_new_tokens, settings: options, uniforms,
+                    stale: () => false, told: () => {},
+                });
+                return [about, tables["written.probs"].shape, tables["written.chosen"].data];
+            }""",
+            {"logits": [row.tolist() for row in logits], "ids": ids,
+             "options": {**kept.about["options"], "max_new_tokens": options.max_new_tokens},
+             "uniforms": written["uniforms"]},
+        )  # fmt: skip
+        about, shape, chosen = answer
+        assert about == {"ids": written["ids"], "finish": written["finish"]}
+        assert tuple(shape) == kept.arrays["written.probs"].numbers.shape
+        np.testing.assert_allclose(
+            chosen, kept.arrays["written.chosen"].numbers / 1e4, atol=0.51e-4
+        )
+        ends.add(written["finish"])
+    assert ends == {"eos", "context", "length"}
 
 
 # ── the live page ────────────────────────────────────────────────────────────────────────────────
@@ -493,11 +707,13 @@ def test_it_thinks_in_the_browser(watched, served, found):
     _, url = served
     page = watched.open(url)
     page.wait_for_selector("main", timeout=30_000)
+    page.locator("nav select").nth(1).select_option("0")
     for prompt in (PROMPT, "To be, or 很 not", "\n"):
         if prompt != PROMPT:
             page.locator("textarea").fill(prompt)
             page.wait_for_function(
-                "text => document.querySelector('blockquote')?.textContent === text", arg=prompt
+                "text => document.querySelector('main blockquote')?.textContent === text",
+                arg=prompt,
             )
         ids = load_tokenizer(embedded()).encode(prompt)
         tokens = page.locator("main .token:not(.written) small").all_inner_texts()
@@ -556,14 +772,40 @@ def test_words_in_the_place_of_a_model(watched, served, site):
     page.get_by_text(re.compile(r"The text is too long: \d+ tokens, at most 256.")).wait_for()
     page.get_by_role("button", name="中文").click()
     assert page.get_by_role("button", name="重写一次").count() == 1
-    with (copy / "model" / "model.onnx_data").open("r+b") as file:
-        file.truncate(1_000_000)
-    page = watched.open(url)
-    page.get_by_text("model/model.onnx_data came to an end after 1000000 of").wait_for()
-    (copy / "model" / "lens.onnx").unlink()
-    page = watched.open(url)
-    page.get_by_text("model/lens.onnx is not beside this page (the server said 404).").wait_for()
+    for name, size, words in (
+        ("model/model.onnx_data", 1_000_000, "came to an end after 1000000 of"),
+        ("model/lens.onnx", None, "is not beside this page (the server said 404)."),
+        ("vendor/tokenizers.min.mjs", None, None),
+    ):
+        damaged, whole = copy / name, (copy / name).read_bytes()
+        damaged.unlink()
+        if size is not None:
+            damaged.write_bytes(whole[:size])
+        page = watched.open(url)
+        page.get_by_text(f"{name} {words}" if words else "worker.mjs, or one of the two").wait_for()
+        damaged.write_bytes(whole)
     watched.faults = [fault for fault in watched.faults if "404" not in fault]
+
+
+def test_a_newer_text_ends_the_writing(watched, served):
+    """Of the older one no more than a step is asked for."""
+    _, url = served
+    count = "globalThis.calls = []; const W = Worker; globalThis.Worker = class extends W {" \
+            "postMessage(m) { calls.push(m.call); super.postMessage(m) } }"  # fmt: skip
+    page = watched.open(url, before=count)
+    page.wait_for_selector("main", timeout=30_000)
+    page.locator("#live input[type=number]").fill("200")
+    page.locator("textarea").fill("KING")
+    page.wait_for_function("() => calls.lastIndexOf('step') > calls.lastIndexOf('read') + 5")
+    page.locator("textarea").fill("QUEEN")
+    page.wait_for_function("() => document.querySelectorAll('.written').length === 200")
+    assert page.locator("main blockquote").first.inner_text() == "QUEEN"
+    assert page.locator("#live blockquote").inner_text().startswith("QUEEN")
+    calls = page.evaluate("calls")
+    last = len(calls) - 1 - calls[::-1].index("read")
+    assert calls[last:].count("step") == 199
+    before = len(calls[:last]) - 1 - calls[:last][::-1].index("read")
+    assert calls[before:last].count("step") < 150
 
 
 def test_a_bar_while_it_loads(watched, served):

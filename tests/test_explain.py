@@ -308,7 +308,7 @@ WRONG = {
                "'<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (
         2, "--max-new-tokens: got 0, expected a whole number from 1"),
-    ("a", "-o", ""): (2, "--out: got '', expected a file to write"),
+    ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),
     ("a", "-o", "none/such.html"): (
         4, "none/such.html: its folder is not there, expected one to write to"),
     ("a", "--force"): (2, "--force: is of a live page. Add --live, or leave it out"),

@@ -426,7 +426,7 @@ def test_a_vocabulary_without_weights(npgpt2, tiny, tmp_path):
 
 @pytest.mark.parametrize("command", ["score", "tokenize"])
 @pytest.mark.parametrize(("file", "code", "text"), [
-    ("", 2, "--html: got '', expected a file to write"),
+    ("", 2, "--html: got '', expected the name of a file to write"),
     ("no/p.html", 4, "no/p.html: its folder is not there, expected one to write to"),
     (".", 4, ".: Is a directory"),
 ])  # fmt: skip

@@ -288,7 +288,7 @@ def test_beside_a_tensors_numbers(npgpt2, tiny, tmp_path):
 @pytest.mark.parametrize(("words", "code", "text"), [
     (["--prompt", "x", "--plot", "w.png"], 2,
      "--plot: is of weights, got a prompt as well. Leave one out"),
-    (["--plot", ""], 2, "--plot: got '', expected a file to write"),
+    (["--plot", ""], 2, "--plot: got '', expected the name of a file to write"),
     (["--plot", "no/w.png"], 4, "no/w.png: its folder is not there, expected one to write to"),
     (["--plot", "."], 4, ".: Is a directory"),
     (["wte.weight[3:3]", "--plot", "w.png"], 2,
@@ -307,7 +307,7 @@ def test_refused_in_one_line(npgpt2, tiny, tmp_path, monkeypatch, words, code, t
 def test_without_matplotlib(npgpt2, tiny, tmp_path, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     got = npgpt2(command, "--model", tiny, "--plot", tmp_path / "w.png")
-    text = "--plot: needs matplotlib. Run: pip install 'npgpt2[train]'"
+    text = "--plot: needs matplotlib. Run: pip install 'npgpt2[plot]'"
     assert got == (4, "", f"npgpt2: error: {text}\n")
 
 

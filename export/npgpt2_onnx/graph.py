@@ -105,7 +105,7 @@ def _pair(g: Graph, pair: tuple[str, str], axis: str, config: GPT2Config, heads:
 # ── what it shows of its inside ──────────────────────────────────────────────────────────────────
 
 # What a graph has in float32 whatever it multiplies in, by the end of the name.
-WIDE = ("wte", "wpe", "embed", "probs", "resid_attn", "resid_cross", "resid_mlp")
+WIDE = ("wte", "wpe", "embed", "probs", "resid_attn", "resid_mlp")
 
 
 def inside(config: GPT2Config) -> list[TapName]:

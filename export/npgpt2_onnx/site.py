@@ -42,13 +42,13 @@ GRAPH, WEIGHTS, LENS_GRAPH = "model.onnx", "model.onnx_data", "lens.onnx"
 PIECES = "pieces.json"
 MODEL = (GRAPH, WEIGHTS, LENS_GRAPH, "config.json", "tokenizer.json", "tokenizer_config.json",
          PIECES)  # fmt: skip
-INSTALL = "npm install onnxruntime-web@1.30.0 @huggingface/tokenizers@0.2.0"
 
 
 class Package(NamedTuple):
     """A library on npm: its name, the files of its `dist` that the page loads, and its licence."""
 
     name: str
+    version: str  # that was tried
     files: tuple[str, ...]
     license: str  # SPDX
     text: str | None = None  # of the licence; None: the package has it in its LICENSE
@@ -84,12 +84,14 @@ https://github.com/microsoft/onnxruntime/blob/main/ThirdPartyNotices.txt
 PACKAGES = (
     Package(
         "onnxruntime-web",
+        "1.30.0",
         ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
         "MIT",
         MIT,
     ),
-    Package("@huggingface/tokenizers", ("tokenizers.min.mjs",), "Apache-2.0"),
+    Package("@huggingface/tokenizers", "0.2.0", ("tokenizers.min.mjs",), "Apache-2.0"),
 )
+INSTALL = " ".join(["npm install", *(f"{package.name}@{package.version}" for package in PACKAGES)])
 
 
 def site(
@@ -168,7 +170,8 @@ def _require_shown(checkpoint: Checkpoint) -> None:
     folder, config = checkpoint.folder, checkpoint.config
     if config.head != "lm_head":
         kind = config.architectures[0]
-        raise ConfigError(f"{folder}: is a {kind}, expected a language model: the page writes text")
+        raise ConfigError(f"{folder}: is a {kind}, expected a language model: the page writes "
+                          "text. 'npgpt2 classify' runs it")  # fmt: skip
     if config.add_cross_attention:
         raise ConfigError(f"{folder}: attends to an encoder, expected a model of text alone: the "
                           "page has none")  # fmt: skip
@@ -180,16 +183,8 @@ def _require_shown(checkpoint: Checkpoint) -> None:
 
 
 def _pieces(tokenizer: Tokenizer, count: int) -> bytes:
-    """A JSON list by id: a token's text; of one that is no whole character, its bytes.
-
-    null where the matrix has more rows than the vocabulary has tokens.
-    """
-    found: list[str | list[int] | None] = []
-    for token in range(count):
-        try:
-            found.append(piece(tokenizer, token))
-        except TokenizerError:
-            found.append(None)
+    """A JSON list of `piece`, by id."""
+    found = [piece(tokenizer, token) for token in range(count)]
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -203,6 +198,8 @@ def _write_model(checkpoint: Checkpoint, folder: Path, progress: Progress) -> No
         if path.name not in MODEL:
             path.unlink()
     config = checkpoint.config
+    # As it was understood: config.json may leave out defaults, or use other names.
+    (folder / "config.json").write_bytes(to_json(config.to_dict()))
     lens = build_lens(config, FP32, layout(config, FP32, WEIGHTS), OPSET, LENS)
     (folder / LENS_GRAPH).write_bytes(lens.SerializeToString(deterministic=True))
     model = reference(Exported.open(folder / GRAPH), "float32")
@@ -227,8 +224,9 @@ def _require_package(package: Package, modules: Path) -> None:
     for name in needed if package.text else [*needed, "LICENSE"]:
         if not (folder / name).is_file():
             raise MissingPackage(
-                f"{folder / name}: no such file, expected the package {package.name}. "
-                f"Run: {INSTALL}, or name the folder that has it with --node-modules"
+                f"{folder / name}: no such file, expected the package "
+                f"{package.name}@{package.version}. Run: {INSTALL}, or name the folder that has it "
+                "with --node-modules"
             )
 
 

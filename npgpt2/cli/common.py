@@ -167,7 +167,8 @@ def model_name(args: argparse.Namespace) -> str:
     """What a page calls a model that was named by a path, by its name on the hub, or not at all."""
     from npgpt2.hub import EMBEDDED
 
-    return Path(args.model or EMBEDDED).absolute().name
+    name = Path(args.model or EMBEDDED).absolute().name
+    return os.fsencode(name).decode("utf-8", "replace")  # a folder's may be any bytes
 
 
 def named(source: str) -> Path:
@@ -243,8 +244,10 @@ def require_place(option: str, file: str) -> None:
         OptionError: it names none.
         FileError: its folder is not there.
     """
-    if not file:
-        raise OptionError(option, "got '', expected a file to write")
+    if file in ("", "-"):
+        raise OptionError(option, f"got {file!r}, expected the name of a file to write")
+    if os.path.isdir(file):  # Path.is_dir raises where a name is too long
+        raise FileError(f"{file}: is a folder, expected the name of a file to write")
     if not Path(file).absolute().parent.is_dir():
         raise FileError(f"{file}: its folder is not there, expected one to write to")
 
@@ -309,7 +312,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MissingPackage("--plot: needs matplotlib. Run: pip install 'npgpt2[train]'") from None
+        raise MissingPackage("--plot: needs matplotlib. Run: pip install 'npgpt2[plot]'") from None
 
 
 def cores() -> int:

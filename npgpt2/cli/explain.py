@@ -11,6 +11,7 @@ onnxruntime-web) and thinks again of whatever is typed.
 import argparse
 import functools
 import http.server
+import os
 import webbrowser
 from dataclasses import fields
 from pathlib import Path
@@ -33,7 +34,7 @@ from npgpt2.cli.common import (
     whole,
     write_file,
 )
-from npgpt2.errors import OptionError
+from npgpt2.errors import FileError, OptionError
 
 if TYPE_CHECKING:
     from npgpt2.generate import GenerationOptions
@@ -44,8 +45,8 @@ EXAMPLES = """examples:
   npgpt2 explain 'The meaning of life is' --model gpt2 -o life.html --open
   npgpt2 explain --live -o site --open
   npgpt2 explain --live DIR -o site 'Once upon a time'"""
-FILE, WRITTEN = "explain.html", 20
-FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou "}  # of a live page, unless it is told
+FILE, WRITTEN, LIVE = "explain.html", 20, 200  # tokens to write: by default, most on a live page
+FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou"}  # of a live page, unless it is told
 EMBEDDED = object()  # --live without a model
 
 
@@ -57,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "-o", "--out", metavar="FILE|DIR",
-        help=f"the page to write (default: {FILE}), or with --live the folder to make",
+        help=f"the page to write (default: {FILE}); with --live the folder to make, which has to "
+        "be named",
     )  # fmt: skip
     parser.add_argument("--open", action="store_true", help="open it in a browser; a live page is "
                         "served on this machine until Ctrl-C")  # fmt: skip
@@ -74,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     live.add_argument(
         "--node-modules", metavar="DIR",
-        help="npm's folder with onnxruntime-web and @huggingface/tokenizers (default: the nearest "
-        "node_modules, from the current folder upwards)",
+        help="npm's folder with onnxruntime-web and @huggingface/tokenizers, as 'npm install' "
+        "makes it (default: the nearest node_modules, from the current folder upwards)",
     )  # fmt: skip
     live.add_argument("--force", action="store_true", help="replace a site that is there")
 
@@ -106,16 +108,27 @@ def _page(args: argparse.Namespace, options: "GenerationOptions") -> int:
     write_file(file, page)
     print(f"{one_line(file)}: {len(page.encode()):,} bytes")
     if args.open:
-        webbrowser.open(Path(file).absolute().as_uri())
+        show(Path(file).absolute().as_uri())
     return 0
 
 
 def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
+    from npgpt2.checkpoint import read_config
     from npgpt2.pictures.explain import live_page
+    from npgpt2.pictures.record import MOST, require_short
+    from npgpt2.tokenizer import load_tokenizer
     from npgpt2_onnx.site import site
 
     if args.live is not EMBEDDED:
+        if args.model not in (None, os.environ.get("NPGPT2_MODEL")):
+            raise OptionError("live", f"got {args.live!r}, and --model {args.model!r}: expected "
+                              "one of the two")  # fmt: skip
         args.model = args.live
+    if args.seed is not None:
+        raise OptionError("seed", "is of a page, not of a live one. Leave it out")
+    if options.max_new_tokens > LIVE:
+        raise OptionError("max_new_tokens", f"got {options.max_new_tokens}, expected {LIVE} at "
+                          "most on a live page")  # fmt: skip
     if not args.out:
         raise OptionError("out", "no folder was named, expected one to make. Give -o DIR")
     if args.dtype != "float32" or args.strict:
@@ -123,8 +136,12 @@ def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
                           "Leave it out")  # fmt: skip
     name = model_name(args)
     prompt = FIRST.get(name, "") if args.prompt is None else given_prompt(args.prompt, "PROMPT")
+    source = _live_model(args)
+    if args.prompt is not None:
+        most = min(MOST, read_config(source).n_positions)
+        require_short(load_tokenizer(source).encode(prompt), most)
     folder = site(
-        model_folder(args), args.out, lambda config: live_page(config, name, prompt, options),
+        source, args.out, lambda config: live_page(config, name, prompt, options),
         node_modules=args.node_modules, force=args.force, progress=progress,
     )  # fmt: skip
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -137,13 +154,27 @@ def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
     return 0
 
 
+def _live_model(args: argparse.Namespace) -> Path:
+    try:
+        return model_folder(args)
+    except FileError as error:
+        if args.prompt is None and args.live is not EMBEDDED:
+            raise FileError(f"{error}. (A text goes before --live)") from None
+        raise
+
+
+def show(address: str) -> None:
+    if not webbrowser.open(address):
+        note(f"no browser could be opened. Open {address}")
+
+
 def serve(folder: Path) -> None:
     """Show a site in a browser, from this machine and to it alone, until Ctrl-C."""
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"http://127.0.0.1:{server.server_port}/"
         note(f"{address} until Ctrl-C")
-        webbrowser.open(address)
+        show(address)
         server.serve_forever()
 
 

@@ -9,14 +9,14 @@ L layers, N tokens that were written, K of the most probable ones.
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npgpt2.config import GPT2Config
-from npgpt2.errors import InputError
+from npgpt2.errors import CheckpointError, InputError, TokenizerError
 from npgpt2.generate import GenerationOptions, Stepper, Token, sound, write
 from npgpt2.gpt2 import GPT2
 from npgpt2.model import lm_head, split, split_heads
@@ -28,9 +28,8 @@ from npgpt2.tokenizer import Tokenizer
 MOST = 256  # tokens: attention maps grow with their square
 LENS, ALTERNATIVES, NEURONS = 5, 20, 12  # K: of a layer, of a written token, of an MLP
 NAMED = 200  # tokens of the last distribution whose texts are known to the page
-# At least so many steps in the size that is usual in an array: of a texture, of one head's numbers,
-# of scores, of what is few.
-TEXTURE, LEGIBLE, SCORES, FINE = 2, 5, 20, 1000
+ROOM = 1_900_000  # bytes for numbers, of which there are many; a page of the 124M shape has 3 MB
+LEAST, MANY, FINE = 2, 200, 1000  # steps in the size that is usual: of many numbers, of few
 CERTAIN = 4  # decimals of a probability: hundredths of a percent
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -82,10 +81,8 @@ def record(
     ([271, 335], (4, 6, 6))
     """
     ids = model.encode(prompt)
-    if len(ids) > MOST:
-        raise InputError(f"prompt: is longer than a page can show: {len(ids):,} > {MOST} tokens. "
-                         "Shorten it")  # fmt: skip
-    arrays = dict(_flow(model, ids, progress))
+    require_short(ids, MOST)
+    arrays = dict(_flow(model, ids, _steps(model.config, len(ids)), progress))
     written, more = _writing(model, ids, options, progress)
     arrays |= more
     tokenizer = model.tokenizer
@@ -94,7 +91,7 @@ def record(
         spelled |= set(arrays[kept].numbers.ravel().tolist())
     spelled |= set(_best(arrays["last"].numbers, NAMED).tolist())
     about = {
-        "model": about_model(model.config, name),
+        "model": about_model(model.config, name, model.dtype.itemsize),
         "prompt": prompt,
         "ids": ids,
         "written": written,
@@ -105,13 +102,25 @@ def record(
     return Record(about, arrays)
 
 
-def about_model(config: GPT2Config, name: str) -> dict[str, Any]:
-    """What a page says of a model: shapes, and every parameter by its name in the checkpoint."""
+def require_short(ids: Sequence[int], most: int) -> None:
+    """Raises InputError where a prompt has more tokens than that."""
+    if len(ids) > most:
+        raise InputError(f"prompt: is longer than a page can show: {len(ids):,} > {most} tokens. "
+                         "Shorten it")  # fmt: skip
+
+
+def about_model(config: GPT2Config, name: str, itemsize: int = 4) -> dict[str, Any]:
+    """What a page says of a model: shapes, and every parameter by its name in the checkpoint.
+
+    Args:
+        itemsize: bytes of a number that it computes with.
+    """
     layers = range(config.n_layer)
     fields = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "head_dim", "mlp_width",
               "activation_function", "layer_norm_epsilon")  # fmt: skip
     return {
         "name": name,
+        "itemsize": itemsize,
         **{field: getattr(config, field) for field in fields},
         "heads": [config.heads_left(i) for i in layers],
         "scales": [config.attention_scale(i) for i in layers],
@@ -119,9 +128,15 @@ def about_model(config: GPT2Config, name: str) -> dict[str, Any]:
     }
 
 
-def piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
-    """A token's text; of one that is no whole character, its bytes."""
-    data = tokenizer.token_bytes(token)
+def piece(tokenizer: Tokenizer, token: int) -> str | list[int] | None:
+    """A token's text; of one that is no whole character, its bytes; None of one that is none.
+
+    (The matrix may have more rows than the vocabulary has tokens.)
+    """
+    try:
+        data = tokenizer.token_bytes(token)
+    except TokenizerError:
+        return None
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -131,17 +146,38 @@ def piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 # ── the prompt's way through the model ───────────────────────────────────────────────────────────
 
 
-def _flow(model: GPT2, ids: list[int], progress: Progress) -> Iterator[tuple[str, Kept]]:
+def _steps(config: GPT2Config, t: int) -> int:
+    """As many steps in an array's usual size as `ROOM` allows; `LEAST` of long prompts.
+
+    The size is of so many steps or up to ten times as many, decimals being whole; and a normal
+    distribution whose deviation is s steps takes log2(4.13 s) bits a number (its entropy).
+
+    >>> _steps(GPT2Config(), 24), _steps(GPT2Config(), 9), _steps(GPT2Config(), 256)
+    (2, 200, 2)
+    """
+    width, heads = config.n_embd, config.n_head
+    numbers = config.n_layer * t * (11 * width + 3 * heads * t)
+    return max(LEAST, min(MANY, int(2 ** min(20.0, 8 * ROOM / numbers) / 41.3)))
+
+
+def _flow(
+    model: GPT2, ids: list[int], steps: int, progress: Progress
+) -> Iterator[tuple[str, Kept]]:
     taps: dict[str, Array] = {}
     model([ids], use_cache=False, tap=lambda name, array: taps.__setitem__(name, array[0].copy()))
     logits = sound(taps["logits"])
+    for name, array in taps.items():
+        if not np.isfinite(array).all() and name != "logits":
+            raise CheckpointError(f"{name}: NaN or infinity: the weights overflow, expected finite "
+                                  "numbers on the way")  # fmt: skip
     for name in ("wte", "wpe", "embed"):
-        yield name, kept(taps[name], TEXTURE)
+        yield name, kept(taps[name], steps)
     layers = range(model.config.n_layer)
     for i in progress(layers, "looking at each block"):
-        yield from _block(model.config, i, taps)
-    yield "ln_f", kept(taps["ln_f"], TEXTURE)
-    yield "sizes", kept(np.stack([np.linalg.norm(taps[n], axis=-1) for n in sizes(layers)]), FINE)
+        yield from _block(model.config, i, taps, steps)
+    yield "ln_f", kept(taps["ln_f"], steps)
+    lengths = [np.linalg.norm(taps[n].astype(np.float64), axis=-1) for n in sizes(layers)]
+    yield "sizes", kept(np.stack(lengths), FINE)
     stops = [taps["embed"], *(taps[f"h.{i}.resid_mlp"] for i in layers[:-1])]
     lens = [likeliest(lens_logits(model, x), LENS) for x in progress(stops, "asking each block")]
     lens.append(likeliest(logits, LENS))
@@ -166,21 +202,23 @@ def sizes(layers: Iterable[int]) -> list[str]:
     return ["embed", *(f"h.{i}.{part}" for i in layers for part in parts)]
 
 
-def _block(config: GPT2Config, i: int, taps: dict[str, Array]) -> Iterator[tuple[str, Kept]]:
+def _block(
+    config: GPT2Config, i: int, taps: dict[str, Array], steps: int
+) -> Iterator[tuple[str, Kept]]:
     at = f"h.{i}."
     q, k, _ = (split_heads(part[None], config)[0] for part in split(taps[at + "attn.c_attn"], 3))
     scores = q @ k.swapaxes(1, 2)  # what the model scales, masks and softens, in one piece
     shown = {
-        "ln_1": kept(taps[at + "ln_1"], TEXTURE),
-        "attn.c_attn": kept(taps[at + "attn.c_attn"], LEGIBLE),
-        "attn.scores": kept(scores, SCORES),
-        "attn.scaled": kept(scores * config.attention_scale(i), SCORES),
+        "ln_1": kept(taps[at + "ln_1"], steps),
+        "attn.c_attn": kept(taps[at + "attn.c_attn"], 2 * steps),
+        "attn.scores": kept(scores, 10 * steps),
+        "attn.scaled": kept(scores * config.attention_scale(i), 10 * steps),
         "attn.probs": certain(taps[at + "attn.probs"]),
         "attn.mean": certain(taps[at + "attn.probs"].mean(0)),
-        "attn.heads": kept(taps[at + "attn.heads"], LEGIBLE),
+        "attn.heads": kept(taps[at + "attn.heads"], 2 * steps),
     }
     rest = ("attn.c_proj", "resid_attn", "ln_2", "mlp.c_proj", "resid_mlp")
-    shown |= {name: kept(taps[at + name], TEXTURE) for name in rest}
+    shown |= {name: kept(taps[at + name], steps) for name in rest}
     act, before = taps[at + "mlp.act"], taps[at + "mlp.c_fc"]
     strongest = np.argsort(-np.abs(act), -1, kind="stable")[:, :NEURONS]
     shown["mlp.neurons"] = Kept(strongest.astype(np.int32))
@@ -193,15 +231,26 @@ def _block(config: GPT2Config, i: int, taps: dict[str, Array]) -> Iterator[tuple
 
 
 class _Listening:
-    """A stepper that keeps the logits it gives."""
+    """A stepper that keeps of its logits what the page shows: the likeliest tokens of each step."""
 
     def __init__(self, step: Stepper) -> None:
-        self._step, self.heard = step, list[Array]()
+        self._step = step
+        self.first, self._probs = np.zeros(0), np.zeros(0)  # logits and probabilities (V,)
+        self.likely: list[tuple[Array, Array]] = []
+        self.chosen: list[float] = []  # of each token that was written, the probability it had
 
     def __call__(self, ids: Array) -> Array:
+        if self.likely:
+            self.wrote(int(ids[0, 0]))
         logits = self._step(ids)
-        self.heard.append(logits[0].copy())
+        if not self.likely:
+            self.first = logits[0].astype(np.float32)
+        self._probs = softmax(logits[0].astype(np.float64))
+        self.likely.append(likeliest(logits[0], ALTERNATIVES))
         return logits
+
+    def wrote(self, token: int) -> None:
+        self.chosen.append(float(self._probs[token]))
 
     def reorder(self, rows: Array) -> None:
         self._step.reorder(rows)
@@ -218,18 +267,18 @@ def _writing(
     tokens: list[Token] = list(progress(loop, "writing"))
     drawn = uniforms(options.seed or 0, 0)
     chosen = [token.id for token in tokens if token.id is not None]
-    probs = [softmax(logits.astype(np.float64)) for logits in step.heard]
-    best = [likeliest(logits, ALTERNATIVES) for logits in step.heard]
+    if len(step.chosen) < len(chosen):
+        step.wrote(chosen[-1])  # the last one is not read again
     written = {
         "ids": chosen,
         "finish": tokens[-1].finish,
         "uniforms": None if options.greedy else [next(drawn) for _ in tokens],
     }
     return written, {
-        "last": Kept(step.heard[0].astype(np.float32)),
-        "written.ids": Kept(np.stack([found for found, _ in best])),
-        "written.probs": certain(np.stack([p for _, p in best])),
-        "written.chosen": certain(np.array([p[token] for p, token in zip(probs, chosen)])),  # noqa: B905
+        "last": Kept(step.first),
+        "written.ids": Kept(np.stack([found for found, _ in step.likely])),
+        "written.probs": certain(np.stack([p for _, p in step.likely])),
+        "written.chosen": certain(np.array(step.chosen)),
     }
 
 

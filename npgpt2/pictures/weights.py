@@ -198,7 +198,8 @@ def draw_all(found: Sequence[Spread], model: str, path: Path) -> None:
         axes.set_axis_off()
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     numbers = sum(math.prod(one.shape) for one in found)
-    figure.suptitle(f"{model}: {numbers:,} weights in {len(found)} tensors", fontsize="x-large")
+    title = f"{model}: {numbers:,} weights in {len(found)} tensors"
+    figure.suptitle(title, fontsize="x-large", parse_math=False)  # $ in a name is no formula
     figure.legend(*_legend(), loc="outside lower center", ncols=3)
     _save(figure, path)
 

@@ -11,7 +11,7 @@ function lens(record) {
 
   const cells = range(stops).map((stop) => range(length).map((t) => {
     const onclick = () => choose({ token: t, layer: clamp(stop - 1, stops - 2) });
-    const cell = of("td", { tabindex: -1, onclick }, named(record, ids.at(stop, t, 0)));
+    const cell = of("td", { onclick }, named(record, ids.at(stop, t, 0)));
     [cell.style.background, cell.style.color] = shade(probs.at(stop, t, 0));
     const title = of("b", {}, `${place(stop)}, ${names[t]}`);
     hint(cell, () => [title, ...range(most).map((k) => of("div", {}, said(stop, t, k)))]);
@@ -22,23 +22,26 @@ function lens(record) {
   const table = of("table", { class: "lens", onkeydown: roving(cells, stops - 1, state.token) },
     of("thead", {}, of("tr", {}, of("th"), heads)),
     of("tbody", {}, cells.map((row, stop) => line(stop, row))));
+  const moving = wide(table, say("lens"));
   follow(table, ["token"], () => {
     const mark = (cell, t) => cell.classList.toggle("here", t === state.token);
     for (const row of cells) row.forEach(mark);
+    reveal(moving, cells[0][state.token]);
   });
 
-  const listed = of("table", { class: "lens" });
+  const listed = of("table", { class: "lens listed" });
   follow(listed, ["token"], () => {
     const row = (stop) => range(most).map((k) => of("td", {}, said(stop, state.token, k)));
     listed.replaceChildren(...range(stops).map((stop) => line(stop, row(stop))));
   });
   return step(record, say("lens"), say("lens_words"), ["transformer.ln_f.weight", headName(record)],
-    wide(table, say("lens")), legend({ unit: whole }, 1),
+    moving, legend({ unit: whole }, 1),
     of("details", {}, of("summary", {}, say("lens_numbers")), wide(listed, say("lens_numbers"))));
 }
 
-/** Of a table's cells one is reached by the Tab key, the others from there by the arrow keys. */
+/** Of rows of elements one is reached by the Tab key, the others from there by the arrow keys. */
 function roving(cells, row, column) {
+  for (const cell of cells.flat()) cell.tabIndex = -1;
   cells[row][column].tabIndex = 0;
   return arrows((dx, dy) => {
     cells[row][column].tabIndex = -1;
@@ -68,8 +71,9 @@ function streamSizes(record) {
     numbers.replaceChildren(...names.map((name, i) =>
       bar(name, table.at(i, state.token) / most, table.text(i, state.token))));
   });
-  return step(record, say("sizes"), say("sizes_words"), [], sizeChart(record, names),
-    of("details", {}, of("summary", {}, say("in_numbers")), numbers));
+  const chart = wide(sizeChart(record, names), say("sizes"));
+  const details = of("details", {}, of("summary", {}, say("in_numbers")), numbers);
+  return step(record, say("sizes"), say("sizes_words"), [], chart, details);
 }
 
 /** The arrays whose lengths these are, in the order of the data's flow. */
@@ -107,7 +111,7 @@ function sizeChart(record, names) {
   return chart;
 }
 
-/** A drawing as wide as the page. */
+/** A drawing as wide as the page; where that is too narrow for it, in something `wide`. */
 function drawing(width, height, label, ...shapes) {
   const viewBox = `0 0 ${width} ${height}`;
   return svg("svg", { viewBox, class: "chart", role: "img", "aria-label": label }, shapes);

@@ -25,17 +25,21 @@ function headGrid(record) {
       }),
     );
   });
-  return step(record, label, say("all_heads_words"), [], grid, legend({ unit: whole }, 1));
+  const key = legend({ unit: whole, root: true }, 1);
+  return step(record, label, say("all_heads_words"), [], grid, key);
 }
 
 function smallMap(record, layer, head) {
   const rows = record.about.ids;
   const probs = record.tables[`h.${layer}.attn.probs`];
   const canvas = of("canvas", { width: rows.length, height: rows.length });
-  paint(canvas, { rows, columns: rows.length, at: (r, c) => probs.at(head, r, c) }, 1);
+  const at = (r, c) => probs.at(head, r, c);
+  paint(canvas, { rows, columns: rows.length, at, root: true }, 1);
   const label = `${say("layer")} ${layer}, ${say("head")} ${head}`;
   const onclick = () => choose({ layer, head });
-  return of("button", { type: "button", class: "small", "aria-label": label, onclick }, canvas);
+  const id = `head-${layer}-${head}`;
+  const about = { id, type: "button", class: "small", title: label, "aria-label": label, onclick };
+  return of("button", about, canvas);
 }
 
 /** Scores on their way to probabilities. */
@@ -69,13 +73,13 @@ function scoreMaps(record, layer, head) {
 
 /** A map of probabilities. */
 function chancesOf(at) {
-  return { at, text: (r, c) => percent(at(r, c)), top: 1, unit: whole };
+  return { at, text: (r, c) => percent(at(r, c)), top: 1, root: true, unit: whole };
 }
 
 /** A map (T × T): rows look at columns. */
 function square(record, map, label) {
   const names = rowNames(record);
-  const says = (r, c) => `${names[r]} → ${names[c]}: ${map.text(r, c)}`;
+  const says = (r, c) => `“${names[r]}” → “${names[c]}”: ${map.text(r, c)}`;
   return heatmap({ ...map, label, rows: names, columns: names.length, says });
 }
 
@@ -83,13 +87,14 @@ function square(record, map, label) {
 function attentionLarge(record, layer, head) {
   const [probs, mean] = ["probs", "mean"].map((name) => record.tables[`h.${layer}.attn.${name}`]);
   const at = (r, c) => (head >= 0 ? probs.at(head, r, c) : mean.at(r, c));
-  const map = square(record, chancesOf(at), say("attention"));
-  return of("div", { class: "large" }, of("figure", {}, map), arcs(record, at));
+  const [picture, draw] = arcs(record, at);
+  const map = square(record, { ...chancesOf(at), pointed: draw }, say("attention"));
+  return of("div", { class: "large" }, of("figure", {}, map), picture);
 }
 
-const [LINE, LEFT, REACH] = [22, 205, 150]; // pixels of a token's line, left of arcs, of arcs
+const [LINE, LEFT, REACH] = [22, 245, 150]; // pixels of a token's line, left of arcs, of arcs
 
-/** Arcs from a token to those that it looks at; of the pointer's token, else of the chosen one. */
+/** Arcs from a token to those that it looks at, of the chosen one; and what draws another's. */
 function arcs(record, at) {
   const names = rowNames(record);
   const tall = names.length * LINE;
@@ -106,7 +111,7 @@ function arcs(record, at) {
     labels.forEach((label, i) => label.classList.toggle("from", i === from));
     names.forEach((_, to) => {
       texts[to].textContent = to <= from ? percent(at(from, to)) : "";
-      bars[to].setAttribute("width", to <= from ? 75 * at(from, to) : 0);
+      bars[to].setAttribute("width", to <= from ? 45 * at(from, to) : 0);
     });
     const seen = range(from + 1).filter((to) => at(from, to) >= 0.005);
     lines.replaceChildren(...seen.map((to) => arc(from, to, at(from, to), tall)));
@@ -118,8 +123,11 @@ function arcs(record, at) {
   }, bars, labels, texts, lines);
   const words = of("p", { class: "faint" }, say("arcs_words"));
   const place = of("div", { class: "arcs" }, words, picture);
-  follow(place, ["token"], back);
-  return place;
+  follow(place, ["token"], () => {
+    back();
+    reveal(place, labels[state.token]);
+  });
+  return [place, draw];
 }
 
 function arc(from, to, p, tall) {

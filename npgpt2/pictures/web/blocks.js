@@ -15,11 +15,13 @@ function strip(record, name, from = 0, columns = record.tables[name].shape[1]) {
   const table = record.tables[name];
   const rows = rowNames(record);
   const [token, dimension] = [say("token"), say("dimension")];
-  const says = (r, c) => `${token} ${r} ${rows[r]}, ${dimension} ${c}: ${table.text(r, from + c)}`;
+  const place = (r, c) => `${token} ${r} “${rows[r]}”, ${dimension} ${from + c}`;
+  const says = (r, c) => `${place(r, c)}: ${table.text(r, from + c)}`;
   const at = (r, c) => table.at(r, from + c);
   const shape = `${rows.length} × ${columns}`;
-  const map = heatmap({ rows, columns, signed: true, at, says, label: `${name}, ${shape}` });
-  return of("figure", {}, of("figcaption", {}, of("code", {}, name), ` (${shape})`), map);
+  const slice = columns < table.shape[1] ? `${name}[:, ${from}:${from + columns}]` : name;
+  const map = heatmap({ rows, columns, signed: true, at, says, label: `${slice}, ${shape}` });
+  return of("figure", {}, of("figcaption", {}, of("code", {}, slice), ` (${shape})`), map);
 }
 
 function embeddings(record) {
@@ -32,9 +34,14 @@ function embeddings(record) {
 /** The block that is chosen, from the inside. */
 function block(record) {
   const place = of("div");
-  follow(place, ["layer", "head"], () =>
-    place.replaceChildren(...stepsOf(record, state.layer, headOf(record))),
-  );
+  const maps = () => [...place.querySelectorAll("canvas[tabindex]")];
+  follow(place, ["layer", "head"], () => {
+    const held = maps().indexOf(document.activeElement); // gets the focus back
+    const title = of("h2", {}, `${say("layer")} ${state.layer}`);
+    const words = of("p", {}, say("one_block_words", { last: record.about.model.n_layer - 1 }));
+    place.replaceChildren(title, words, ...stepsOf(record, state.layer, headOf(record)));
+    maps()[held]?.focus({ preventScroll: true });
+  });
   return place;
 }
 
@@ -60,7 +67,7 @@ function stepsOf(record, layer, head) {
     does(`LayerNorm h.${layer}.ln_1`, say("ln_1"), ["ln_1"], show("ln_1")),
     does(say("qkv"), say("qkv_words", { ...model, heads }), ["attn.c_attn"],
       one ? of("div", { class: "three" }, qkv.map(columns)) : chooseOne),
-    does(say("scores"), say("scores_words", { scale: brief(model.scales[layer]) }), [],
+    does(say("scores"), say("scores_words", { scale: scaleOf(model, layer) }), [],
       one ? scoreMaps(record, layer, head) : chooseOne.cloneNode(true)),
     does(one ? `${say("attention")}: ${say("head")} ${head}` : say("mean"),
       say("attention_words"), [], attentionLarge(record, layer, head)),
@@ -72,6 +79,13 @@ function stepsOf(record, layer, head) {
     does("MLP", say("mlp_words", { wide, act: model.activation_function }),
       ["mlp.c_fc", "mlp.c_proj"], neurons(record, layer), show("mlp.c_proj"), show("resid_mlp")),
   ];
+}
+
+/** What scores are multiplied by: mostly 1/√D. */
+function scaleOf({ scales, head_dim }, layer) {
+  const usual = Math.abs(scales[layer] * Math.sqrt(head_dim) - 1) < 1e-9;
+  const scale = brief(scales[layer], 4);
+  return usual ? `1/√${head_dim} = ${scale}` : scale;
 }
 
 function parametersOf(layer, part) {

@@ -78,7 +78,7 @@ function knobs(settings, vocabulary) {
 
 function slider({ name, min = 0, max, step, value, set, text }, changed) {
   const output = of("output");
-  const input = of("input", { type: "range", name, min, max, step });
+  const input = of("input", { type: "range", id: `set-${name}`, name, min, max, step });
   const show = (now) => {
     output.textContent = text(now);
     input.setAttribute("aria-valuetext", output.textContent);
@@ -96,51 +96,34 @@ function slider({ name, min = 0, max, step, value, set, text }, changed) {
 
 /** The text that was written; each token with the others that were likely. */
 function continuation(record) {
-  const { written } = record.about;
-  const [ids, probs, chosen] = ["ids", "probs", "chosen"].map(
-    (name) => record.tables[`written.${name}`],
-  );
+  const { written, prompt, pieces } = record.about;
+  const [ids, probs, chosen] = ["ids", "probs", "chosen"].map((n) => record.tables[`written.${n}`]);
+  const all = range(ids.shape[1]);
   const panel = of("div", { class: "bars" });
   const buttons = written.ids.map((id, n) => {
-    const button = of(
-      "button",
-      { class: "token written", type: "button", onclick: () => show(n) },
-      named(record, id),
-    );
-    hint(button, () => [
-      of("b", {}, named(record, id)),
-      ` ${percent(chosen.at(n))}`,
-      ...range(Math.min(6, ids.shape[1])).map((k) =>
-        of("div", {}, named(record, ids.at(n, k)), ` ${percent(probs.at(n, k))}`),
-      ),
-    ]);
+    const about = { class: "token written", type: "button", onclick: () => show(n) };
+    const button = of("button", about, named(record, id));
+    hint(button, () => all.slice(0, 6).map((k) =>
+      of("div", {}, named(record, ids.at(n, k)), ` ${percent(probs.at(n, k))}`)));
     return button;
   });
   function show(n) {
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === n));
-    const likely = range(ids.shape[1]).map((k) => [ids.at(n, k), probs.at(n, k)]);
     const id = written.ids[n];
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === n));
+    const likely = all.map((k) => [ids.at(n, k), probs.at(n, k)]);
     if (!likely.some(([other]) => other === id)) likely.push([id, chosen.at(n)]);
     const most = likely[0][1] || 1;
-    panel.replaceChildren(
-      ...likely.map(([other, p]) =>
-        bar(named(record, other), p / most, percent(p), other === id ? { class: "bar taken" } : {}),
-      ),
-    );
+    const row = ([other, p]) => {
+      const line = bar(named(record, other), p / most, percent(p));
+      line.classList.toggle("taken", other === id);
+      return line;
+    };
+    panel.replaceChildren(...likely.map(row));
   }
-  if (written.ids.length) show(0);
-  const text = of(
-    "div",
-    { class: "tokens" },
-    of("span", { class: "faint" }, say("after_prompt")),
-    buttons,
-  );
-  return step(
-    record,
-    say("written"),
-    say("written_words", { why: say(`finish_${written.finish}`) }),
-    [],
-    text,
-    panel,
-  );
+  if (buttons.length) show(0);
+  const move = buttons.length > 0 && roving([buttons], 0, 0);
+  const tokens = of("div", { class: "tokens", onkeydown: move || (() => {}) }, buttons);
+  const text = of("blockquote", { dir: "auto" }, prompt, of("b", {}, textOf(written.ids, pieces)));
+  const why = say(`finish_${written.finish}`, { count: written.ids.length });
+  return step(record, say("written"), say("written_words", { why }), [], text, tokens, panel);
 }

@@ -54,6 +54,15 @@ function arrows(move) {
   };
 }
 
+/** Scroll what holds an element, and nothing else, so that it is seen. */
+function reveal(place, element) {
+  requestAnimationFrame(() => {
+    const [outer, inner] = [place.getBoundingClientRect(), element.getBoundingClientRect()];
+    place.scrollLeft += inner.left + inner.width / 2 - outer.left - outer.width / 2;
+    place.scrollTop += inner.top + inner.height / 2 - outer.top - outer.height / 2;
+  });
+}
+
 /** 0 … n − 1. */
 function range(n) {
   return Array.from({ length: n }, (_, i) => i);

@@ -28,11 +28,14 @@ function colour(share, { zero, up, down } = COLOURS[isDark() ? "dark" : "light"]
   return from.map((level, i) => Math.round(level + part * (to[i] - level)));
 }
 
-/** A colour for CSS, and black or white, which is read on it. */
+/** A colour for CSS, and black or white, whichever has more contrast on it (≥ 4.5 : 1, WCAG). */
 function shade(share) {
-  const [red, green, blue] = colour(share);
-  const light = 0.299 * red + 0.587 * green + 0.114 * blue;
-  return [`rgb(${red} ${green} ${blue})`, light > 140 ? "#000" : "#fff"];
+  const levels = colour(share);
+  const linear = (level) =>
+    level <= 10 ? level / 3294.6 : ((level / 255 + 0.055) / 1.055) ** 2.4;
+  const [red, green, blue] = levels.map(linear);
+  const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  return [`rgb(${levels.join(" ")})`, luminance > 0.179 ? "#000" : "#fff"];
 }
 
 /**
@@ -45,6 +48,8 @@ function shade(share) {
  * @param map.signed             from −top to top; otherwise from 0
  * @param map.size               pixels from the first row to the last, at most
  * @param map.top                what has the full colour; by default what 98 % do not surpass
+ * @param map.root               colours by the square root: small shares are seen, too
+ * @param map.pointed(row)       told which row is pointed at
  */
 function heatmap(map) {
   const { rows, columns } = map;
@@ -70,6 +75,7 @@ function heatmap(map) {
   function point(r, c) {
     at = [clamp(r, rows.length - 1), clamp(c, columns - 1)];
     line.textContent = map.says(...at);
+    map.pointed?.(at[0]);
     cell.hidden = false;
     place(cell, at[0] / rows.length, at[1] / columns, 1 / rows.length, 1 / columns);
   }
@@ -96,14 +102,15 @@ function place(box, top, left, height, width) {
   for (const [side, value] of Object.entries(values)) box.style[side] = `${100 * value}%`;
 }
 
-function paint(canvas, { rows, columns, at }, top) {
+function paint(canvas, { rows, columns, at, root }, top) {
   const shades = isDark() ? SHADES.dark : SHADES.light;
   const image = new ImageData(columns, rows.length);
   const pixels = new Uint32Array(image.data.buffer);
   for (let i = 0, r = 0; r < rows.length; r++) {
     for (let c = 0; c < columns; c++, i++) {
       const value = at(r, c);
-      const step = 255 + Math.round(255 * between(-1, value / top, 1));
+      const share = root ? Math.sqrt(value / top) : value / top;
+      const step = 255 + Math.round(255 * between(-1, share, 1));
       pixels[i] = value === null ? shades.none : shades[step];
     }
   }
@@ -128,11 +135,13 @@ function usual({ rows, columns, at }) {
   return some[Math.floor(0.98 * (some.length - 1))] || some[some.length - 1] || 1;
 }
 
-/** The scale itself, with its numbers. */
-function legend({ signed, unit = brief }, top) {
+/** The scale itself, with its numbers: the ends, and the middle where it is no half. */
+function legend({ signed, root, unit = brief }, top) {
   const columns = 49;
   const bar = of("canvas", { width: columns, height: 1, "aria-hidden": "true" });
   const at = (_, c) => (signed ? c / 24 - 1 : c / 48);
   paint(bar, { rows: [0], columns, at }, 1);
-  return of("span", { class: "legend" }, signed ? `−${unit(top)}` : unit(0), bar, unit(top));
+  const middle = root && of("span", {}, unit(top / 4));
+  const scale = of("span", { class: "scale" }, bar, middle);
+  return of("span", { class: "legend" }, signed ? `−${unit(top)}` : unit(0), scale, unit(top));
 }

@@ -1,28 +1,32 @@
 // The page of a model that runs here: type, and it thinks again. The model is in worker.mjs.
 
-/** Asks the worker; each call is answered in its turn. */
+/** Asks the worker. */
 class Model {
   constructor(heard) {
     const makes = { createScriptURL: (url) => url }; // the policy of the page asks for one
     const policy = globalThis.trustedTypes?.createPolicy("worker", makes) ?? makes;
     this.worker = new Worker(policy.createScriptURL("worker.mjs"), { type: "module" });
-    this.waiting = [];
-    this.worker.onmessage = ({ data }) => (data.loading ? heard(data) : this.answered(data));
-    this.worker.onerror = ({ message }) =>
-      this.answered({ error: ["failed", { why: message || "worker.mjs" }] });
+    this.waiting = new Map();
+    this.worker.onmessage = ({ data }) => ("loading" in data ? heard(data) : this.answered(data));
+    this.worker.onerror = ({ message }) => {
+      const error = message ? ["failed", { why: message }] : ["no_worker"];
+      for (const id of this.waiting.keys()) this.answered({ id, error });
+    };
   }
 
   ask(call, ...args) {
+    const id = (this.asked = (this.asked ?? 0) + 1);
     return new Promise((resolve, reject) => {
-      this.waiting.push({ resolve, reject });
-      this.worker.postMessage({ call, args });
+      this.waiting.set(id, { resolve, reject });
+      this.worker.postMessage({ id, call, args });
     });
   }
 
-  answered({ error, answer }) {
-    const { resolve, reject } = this.waiting.shift() ?? {};
-    if (error) reject?.(new Error(say(...error)));
-    else resolve?.(answer);
+  answered({ id, error, answer }) {
+    const { resolve, reject } = this.waiting.get(id);
+    this.waiting.delete(id);
+    if (error) reject(Object.assign(new Error(error[0]), { said: error }));
+    else resolve(answer);
   }
 }
 
@@ -32,14 +36,14 @@ async function openLive({ about, prompt, options }) {
   if (stop) return form.sorry(stop);
   const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
   const model = new Model(({ loading, total }) => {
-    const words = say("loading", { loaded: megabytes(loading), total: megabytes(total) });
-    form.bar(loading / total, words);
+    const sizes = { loaded: megabytes(loading), total: megabytes(total) };
+    form.bar(loading / total, ["loading", sizes]);
   });
   let pieces;
   try {
     pieces = await model.ask("load");
   } catch (error) {
-    return form.sorry(error.message);
+    return form.sorry(error.said);
   }
 
   const { temperature, top_k, top_p, min_p } = options;
@@ -48,19 +52,22 @@ async function openLive({ about, prompt, options }) {
   async function think() {
     const mine = ++turn;
     const stale = () => mine !== turn; // a newer text is waiting: nobody will see this one
-    const told = (share) => stale() || form.bar(share);
-    const how = { about, pieces, settings, uniforms, stale, told };
+    const told = (share) => stale() || form.bar(share, ["thinking"]);
+    const how = { about, pieces, settings: { ...settings }, uniforms, stale, told };
     try {
       told();
       const record = await thought(model, { ...how, ...form.asked() });
       if (stale()) return;
+      settings.uniform = uniforms[0]; // of the token that the page draws
+      record.settings = settings; // which its sliders move, for the next text
+      if (!shown) Object.assign(state, telling(record));
       const atEnd = !shown || state.token === shown.about.ids.length - 1;
       if (atEnd) state.token = record.about.ids.length - 1;
       shown = record;
       drawPage(record);
-      form.ready("");
+      form.ready(record);
     } catch (error) {
-      if (!stale()) form.ready(error.message);
+      if (!stale()) form.failed(error.said ?? ["failed", { why: error.message }]);
     }
   }
   form.listen(think, () => (uniforms = fresh()));
@@ -78,38 +85,58 @@ function liveForm(prompt, many) {
   const length = of("input", { type: "number", min: 0, max: 200, value: many });
   const bar = of("progress");
   const status = of("p", { role: "status" });
+  const wrote = of("blockquote", { dir: "auto", hidden: true });
+  let said; // the status, in the words' keys
   text.value = prompt;
   function speaks() {
     for (const [key, element] of Object.entries(texts)) element.textContent = say(key);
     text.setAttribute("aria-label", say("your_text"));
+    bar.setAttribute("aria-label", say("progress"));
+    status.textContent = said ? say(...said) : "";
+  }
+  function tell(words, isFault) {
+    said = words;
+    status.textContent = said ? say(...said) : "";
+    status.classList.toggle("fault", Boolean(isFault));
   }
   speaks();
   document.addEventListener("spoken", speaks);
   const label = of("label", {}, texts.new_tokens, " ", length);
   const tools = of("div", { class: "tools" }, label, texts.again, bar);
-  document.getElementById("live").append(texts.title, texts.live_words, text, tools, status);
+  const place = document.getElementById("live");
+  place.append(texts.title, texts.live_words, text, tools, status, wrote);
+  const page = document.getElementById("page");
   return {
     asked: () => ({ text: text.value, many: clamp(Math.floor(Number(length.value)) || 0, 200) }),
     /** A share of the work, or none that is known. */
-    bar(share, said = "") {
+    bar(share, words) {
       if (!bar.isConnected) return; // files still come in after the one that failed
       bar.hidden = false;
       if (share === undefined) bar.removeAttribute("value");
       else bar.value = share;
-      status.textContent = said;
+      page.classList.add("stale");
+      tell(words);
     },
-    ready(said) {
+    ready({ about }) {
       bar.hidden = true;
-      status.textContent = said;
+      wrote.hidden = false;
+      wrote.replaceChildren(about.prompt, of("b", {}, textOf(about.written.ids, about.pieces)));
+      page.classList.remove("stale");
+      tell();
     },
-    sorry(said) {
+    failed(words) {
+      bar.hidden = true;
+      tell(words, true);
+    },
+    sorry(words) {
       bar.remove();
-      status.textContent = said;
+      tell(words, true);
     },
     listen(think, redraw) {
       let timer;
       const soon = () => (clearTimeout(timer), (timer = setTimeout(think, 250)));
       for (const input of [text, length]) input.addEventListener("input", soon);
+      length.addEventListener("change", () => (length.value = this.asked().many));
       texts.again.addEventListener("click", () => (redraw(), think()));
       text.disabled = texts.again.disabled = false;
     },
@@ -118,12 +145,12 @@ function liveForm(prompt, many) {
 
 /** Why a model cannot run here; undefined where it can. */
 function missing() {
-  if (location.protocol === "file:") return say("no_server");
-  if (typeof WebAssembly === "undefined") return say("no_wasm");
+  if (location.protocol === "file:") return ["no_server"];
+  if (typeof WebAssembly === "undefined") return ["no_wasm"];
   // A module of one function, which has instructions of SIMD: i8x16.splat, i8x16.popcnt.
   const head = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0];
   const body = [10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
-  return WebAssembly.validate(new Uint8Array([...head, ...body])) ? undefined : say("no_simd");
+  return WebAssembly.validate(new Uint8Array([...head, ...body])) ? undefined : ["no_simd"];
 }
 
 /** So many random numbers that typing on changes none of them. */

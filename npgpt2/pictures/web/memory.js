@@ -47,16 +47,17 @@ function weightAreas(record) {
     const square = of("i", { class: `part ${part}` });
     return of("li", {}, square, `${say(`part_${part}`)}: ${share(size)}`);
   });
-  return step(record, say("weights"), say("weights_words", { total: count(total) }), [], chart,
-    of("ul", { class: "key" }, key));
+  const words = say("weights_words", { total: count(total) });
+  const picture = wide(chart, say("weights"));
+  return step(record, say("weights"), words, [], picture, of("ul", { class: "key" }, key));
 }
 
 /** Keys and values: the prompt's columns all at once, then one for each token that is written. */
 function cacheGrowth(record) {
-  const { n_layer, heads, head_dim, n_positions } = record.about.model;
+  const { n_layer, heads, head_dim, n_positions, itemsize } = record.about.model;
   const prompt = record.about.ids.length;
   const all = prompt + record.tables["written.ids"].shape[0] - 1; // the first step read the prompt
-  const bytes = heads.reduce((sum, h) => sum + 2 * 4 * h * head_dim, 0);
+  const bytes = heads.reduce((sum, h) => sum + 2 * itemsize * h * head_dim, 0);
   const [left, each, high] = [34, between(4, 680 / all, 16), between(4, 240 / n_layer, 14)];
   const slot = (t, layer) => {
     const [x, y] = [left + t * each, layer * high];
@@ -83,7 +84,8 @@ function cacheGrowth(record) {
   show(all);
   const key = ["read", "wrote"].map((kind) =>
     of("li", {}, of("i", { class: kind }), say(`cache_${kind}`)));
-  const full = { n_layer, n_positions: count(n_positions), full: count(n_positions * bytes) };
+  const most = { n_positions: count(n_positions), full: count(n_positions * bytes) };
+  const full = { n_layer, bits: 8 * itemsize, ...most };
   const time = of("label", { class: "time" }, input, words);
   return step(record, say("cache"), say("cache_words", full), [], picture, time,
     of("ul", { class: "key" }, key));

@@ -17,7 +17,7 @@ class Table {
 
 /** A number with so many decimals, and a real minus sign. */
 function plain(value, decimals) {
-  const text = value.toFixed(decimals);
+  const text = value.toFixed(Math.max(0, decimals));
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
@@ -30,8 +30,8 @@ function whole(value) {
   return `${brief(100 * value)} %`;
 }
 
-function brief(value) {
-  return String(Number(value.toPrecision(2)));
+function brief(value, digits = 2) {
+  return String(Number(value.toPrecision(digits)));
 }
 
 const COUNTS = new Intl.NumberFormat("en-US");

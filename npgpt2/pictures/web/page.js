@@ -41,7 +41,7 @@ function header(record) {
     button("keys", () => (help.hidden = !help.hidden)), help,
   ];
   return of("header", {}, of("h1", {}, say("title")), of("p", { class: "faint" }, words),
-    of("div", { class: "tools" }, tools));
+    of("p", {}, say("intro")), of("div", { class: "tools" }, tools));
 }
 
 function lastNorm(record) {
@@ -67,7 +67,7 @@ function chooser(record, links) {
   const menu = (key, values, name) => {
     const onchange = () => choose({ [key]: Number(select.value) });
     const options = values.map((value) => of("option", { value }, name(value)));
-    const select = of("select", { "aria-label": say(key), onchange }, options);
+    const select = of("select", { id: `choose-${key}`, "aria-label": say(key), onchange }, options);
     return select;
   };
   const token = menu("token", range(names.length), (i) => `${i} ${names[i]}`);
@@ -97,7 +97,7 @@ function listenToKeys(current) {
       "]": () => choose({ layer: clamp(state.layer + 1, n_layer - 1) }),
       ",": () => choose({ head: Math.max(-1, headOf(record) - 1) }),
       ".": () => choose({ head: clamp(headOf(record) + 1, heads[state.layer] - 1) }),
-      m: () => choose({ head: -1 }),
+      m: () => choose({ head: headOf(record) < 0 ? 0 : -1 }),
       l: () => speak(record),
       d: () => turn(record),
       Escape: () => (document.getElementById("tip").hidden = true),
@@ -106,12 +106,29 @@ function listenToKeys(current) {
   });
 }
 
+/** The block and head to begin with: its tokens look at others than the first and themselves. */
+function telling({ about, tables }) {
+  const { heads } = about.model;
+  const found = { layer: 0, head: 0, most: 0 };
+  heads.forEach((many, layer) => range(many).forEach((head) => {
+    const { data, shape: [, t] } = tables[`h.${layer}.attn.probs`];
+    const row = (i) => data.subarray((head * t + i) * t + 1, (head * t + i) * t + i);
+    const most = range(t).reduce((sum, i) => sum + row(i).reduce((a, b) => Math.max(a, b), 0), 0);
+    if (most > found.most) Object.assign(found, { layer, head, most });
+  }));
+  return { layer: found.layer, head: found.head };
+}
+
 /** The page of one prompt, which the file brings along. */
 async function openRecord({ about, packed }) {
+  if (typeof DecompressionStream === "undefined") {
+    document.getElementById("page").append(of("p", {}, say("no_inflating")));
+    return;
+  }
   const uniform = about.written.uniforms?.[0] ?? 0.5;
   const settings = { ...about.options, uniform }; // what the sliders move
   const record = { about, settings, tables: await unpack(packed, about.arrays) };
-  state.token = about.ids.length - 1;
+  Object.assign(state, telling(record), { token: about.ids.length - 1 });
   drawPage(record);
   performance.mark("drawn");
   listenToKeys(() => record);

@@ -8,9 +8,8 @@ async function thought(model, { about, pieces, text, settings, uniforms, ...how 
   const last = logits.subarray(logits.length - about.model.vocab_size);
   const written = await continued(model, about.model, { last, ids, settings, uniforms, ...how });
   Object.assign(tables, written.tables);
-  settings.uniform = uniforms[0]; // of the token that the page draws
   const all = { ...about, prompt: text, ids, pieces, written: written.about };
-  return { about: all, tables, settings };
+  return { about: all, tables };
 }
 
 /** Every table that the page shows of the prompt. */

@@ -2,11 +2,15 @@
 
 const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
+// What keeps bytes and characters of a word in order that is read from right to left.
+const [LEFT_TO_RIGHT, AS_IT_IS, ISOLATED] = ["\u2066", "\u2068", "\u2069"];
+
+const hex = (byte) => byte.toString(16).padStart(2, "0");
+
 /** A piece, which is a text, or bytes that are part of a character. */
 function shown(piece) {
   if (piece == null) return "?"; // an id that the vocabulary does not have
-  if (typeof piece !== "string")
-    return `‹${piece.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}›`;
+  if (Array.isArray(piece)) return `${LEFT_TO_RIGHT}‹${piece.map(hex).join(" ")}›${ISOLATED}`;
   if (piece === "") return "∅";
   return piece
     .replace(/[ \n\t\r]/g, (sign) => SIGNS[sign])
@@ -15,7 +19,8 @@ function shown(piece) {
 
 /** A piece by its id, isolated: what is read from right to left turns nothing else around. */
 function named(record, id) {
-  return of("bdi", { class: "piece" }, shown(record.about.pieces[id]));
+  const piece = record.about.pieces[id]; // a page has those of the likeliest tokens
+  return of("bdi", { class: "piece" }, piece === undefined ? `id ${id}` : shown(piece));
 }
 
 /** Of each token the characters that its bytes are part of; null where it is whole. */
@@ -44,7 +49,8 @@ function isInside(byte) {
 /** What rows are called: bytes have the character before them that they are part of. */
 function rowNames({ about: { ids, pieces } }) {
   const whole = wholes(ids.map((id) => pieces[id]));
-  return ids.map((id, i) => (whole[i] ?? "") + shown(pieces[id]));
+  const before = whole.map((text) => (text ? AS_IT_IS + text + ISOLATED : ""));
+  return ids.map((id, i) => before[i] + shown(pieces[id]));
 }
 
 /** The prompt, and its tokens as a row of buttons; the one that is chosen is pressed. */
@@ -52,24 +58,37 @@ function tokenRow(record) {
   const { ids, prompt } = record.about;
   const names = rowNames(record);
   const buttons = ids.map((id, i) => {
-    const button = of(
-      "button",
-      { class: "token", type: "button", onclick: () => choose({ token: i }) },
-      of("bdi", {}, names[i]),
-      of("small", {}, id),
-    );
+    const onclick = () => choose({ token: i });
+    const name = of("bdi", {}, names[i]);
+    const about = { class: "token", type: "button", onclick };
+    const button = of("button", about, name, of("small", {}, id));
     hint(button, () => [
-      of("b", {}, of("bdi", {}, names[i])),
-      ` ${say("position")} ${i}, id ${id}`,
+      of("b", {}, name.cloneNode(true)), ` ${say("position")} ${i}, id ${id}`,
       i > 0 && of("div", {}, say("given", { p: percent(record.tables.given.at(i - 1)) })),
     ]);
     return button;
   });
-  const row = of("div", { class: "tokens", role: "group", "aria-label": say("tokens") }, buttons);
-  follow(row, ["token"], () =>
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === state.token)),
-  );
+  const move = arrows((dx) => {
+    choose({ token: clamp(state.token + dx, ids.length - 1) });
+    buttons[state.token].focus();
+  });
+  const about = { class: "tokens", role: "group", "aria-label": say("tokens"), onkeydown: move };
+  const row = of("div", about, buttons);
+  follow(row, ["token"], () => buttons.forEach((button, i) => {
+    button.setAttribute("aria-pressed", i === state.token);
+    button.tabIndex = i === state.token ? 0 : -1; // the Tab key reaches one, the arrow keys all
+  }));
   return [of("blockquote", { dir: "auto" }, prompt), row];
+}
+
+/** The text of tokens, all of them together. */
+function textOf(ids, pieces) {
+  const coded = new TextEncoder();
+  const bytes = ids.flatMap((id) => {
+    const piece = pieces[id] ?? "";
+    return typeof piece === "string" ? [...coded.encode(piece)] : piece;
+  });
+  return new TextDecoder().decode(new Uint8Array(bytes));
 }
 
 /** Words beside an element while the pointer or the focus is on it. */

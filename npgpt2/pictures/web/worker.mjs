@@ -7,11 +7,11 @@ let graph, lens, tokenizer, config, past;
 
 const calls = { load, read, step };
 
-onmessage = async ({ data: { call, args } }) => {
+onmessage = async ({ data: { id, call, args } }) => {
   try {
-    postMessage({ answer: await calls[call](...args) });
+    postMessage({ id, answer: await calls[call](...args) });
   } catch (error) {
-    postMessage({ error: error.said ?? ["failed", { why: error.message || String(error) }] });
+    postMessage({ id, error: error.said ?? ["failed", { why: error.message || String(error) }] });
   }
 };
 
@@ -51,7 +51,9 @@ async function load() {
 }
 
 async function fetched(name) {
-  const response = await fetch(name);
+  const response = await fetch(name).catch(() => {
+    throw new Said("broken", { name });
+  });
   if (!response.ok) throw new Said("not_there", { name, status: response.status });
   return response;
 }
@@ -60,7 +62,11 @@ async function bytesOf(name, size, heard) {
   const reader = (await fetched(name)).body.getReader();
   const bytes = new Uint8Array(size);
   let at = 0;
-  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+  const next = () =>
+    reader.read().catch(() => {
+      throw new Said("broken", { name });
+    });
+  for (let part = await next(); !part.done; part = await next()) {
     if (at + part.value.length > size) throw new Said("another_size", { name, size });
     bytes.set(part.value, at);
     heard((at += part.value.length));
@@ -119,18 +125,19 @@ function empty(name) {
 }
 
 async function run(ids) {
-  const before = past["past_key_values.0.key"].dims[2];
+  const mine = past; // of this text, also where another is begun meanwhile
+  const before = mine["past_key_values.0.key"].dims[2];
   const whole = (values) =>
     new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
   const outputs = await graph.run({
     input_ids: whole(ids),
     attention_mask: whole(new Array(before + ids.length).fill(1)),
     position_ids: whole(ids.map((_, i) => before + i)),
-    ...past,
+    ...mine,
   });
   const shown = {};
   for (const [name, tensor] of Object.entries(outputs)) {
-    if (name.startsWith("present.")) past[name.replace("present.", "past_key_values.")] = tensor;
+    if (name.startsWith("present.")) mine[name.replace("present.", "past_key_values.")] = tensor;
     else shown[name] = { data: tensor.data, dims: tensor.dims };
   }
   return shown;

@@ -12,16 +12,20 @@ import re
 import shutil
 import struct
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx_cases import save
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, load_tokenizer, sampling
 from npgpt2.hub import embedded
 from npgpt2.ops import softmax
+from npgpt2.params import named_parameters
 from npgpt2.pictures.explain import SCRIPTS, WEB, explain_page
-from npgpt2.pictures.record import record, sizes
+from npgpt2.pictures.record import lens_logits, record, sizes
+from npgpt2.tokenizer import copy_vocabulary
 
 PROMPT = "O Romeo, Romeo! wherefore art"
 OPTIONS = GenerationOptions(seed=0, max_new_tokens=12)
@@ -226,6 +230,12 @@ def test_neurons_sizes_weights_and_cache(page, found):
     for row, name in zip(section.locator(".bar").all(), sizes(range(6)), strict=True):
         assert row.locator(".what").inner_text() == name
         holds(row.locator(".much").inner_text(), np.linalg.norm(taps[name][-1].astype("f8")))
+    points = section.locator("path.thick").get_attribute("d").lstrip("M").split("L")
+    heights = [float(point.split()[1]) for point in points]
+    lengths = [np.linalg.norm(taps[n][-1].astype("f8")) for n in sizes(range(6))[::2]]
+    slope, start = np.polyfit(np.log(lengths), heights, 1)
+    assert slope < -10  # upwards, by the logarithm
+    assert np.abs(slope * np.log(lengths) + start - heights).max() < 0.3
     key = step(page, "Where the weights are").locator(".key").inner_text()
     assert "attention: 1,579,008 (29.63 %)" in key
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)", key)) == 5_328_896
@@ -694,10 +704,16 @@ def served(site, tmp_path):
     """The site as a static host sends it: a copy, whose files a test may damage."""
     copy = tmp_path / "site"
     shutil.copytree(site, copy)
-    handler = functools.partial(Quiet, directory=str(copy))
+    with serving(copy) as url:
+        yield copy, url
+
+
+@contextmanager
+def serving(folder):
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield copy, f"http://127.0.0.1:{server.server_port}/"
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
 
@@ -734,7 +750,15 @@ def test_it_thinks_in_the_browser(watched, served, found):
         line = page.locator("#tip div").first.inner_text()
         wanted = softmax(logits.astype("f8")).max()
         assert abs(shown(line.rpartition(" ")[0].rpartition(" ")[2] + " %")[0] - wanted) < 2e-4
-        assert step(page, "The text it wrote").locator(".token").count() == 20
+        hidden = model([ids], output_hidden_states=True).hidden_states[:-1]
+        stops = [lens_logits(model, x[0, -1:]).argmax() for x in hidden]
+        rows = step(page, "What each block would say").locator(".lens:not(.listed) tbody tr")
+        said = [row.locator("td").last.inner_text() for row in rows.all()]
+        assert said == [spelled(model, i) for i in (*stops, logits.argmax())]
+        written = step(page, "The text it wrote").locator(".token")
+        assert written.count() == 20
+        drawn = step(page, "Logits → probabilities → a token").locator(".verdict strong")
+        assert drawn.inner_text() == written.first.inner_text()
     assert {re.match(r"https?://[^/]+/", address)[0] for address in watched.requests} == {url}
     picture(page, "live")
 
@@ -752,9 +776,23 @@ def test_it_writes_what_generate_writes(watched, served, found):
     page.locator("#live input[type=number]").fill("30")
     page.wait_for_function("() => document.querySelectorAll('.written').length === 30")
     [text] = model.generate(PROMPT, temperature=0, max_new_tokens=30)
-    pieces = [load_tokenizer(embedded()).decode([i]) for i in text.ids]
-    marks = str.maketrans({" ": "·", "\n": "⏎"})
-    assert page.locator(".written").all_inner_texts() == [p.translate(marks) for p in pieces]
+    assert page.locator(".written").all_inner_texts() == [spelled(model, i) for i in text.ids]
+
+
+def test_a_model_with_pruned_heads(watched, tmp_path, tiny):
+    modules = os.environ.get("WEB_MODULES") or missing("WEB_MODULES")
+    model = GPT2.from_pretrained(tiny).prune_heads({1: [0, 3]})
+    save(model.config, tmp_path / "model", dict(named_parameters(model.params)))
+    copy_vocabulary(tiny, tmp_path / "model")
+    argv = ["explain", "--live", tmp_path / "model", "-o", tmp_path / "site",
+            "--node-modules", modules, "--temperature", "0", "the king"]  # fmt: skip
+    assert cli.main([str(arg) for arg in argv]) == 0
+    with serving(tmp_path / "site") as url:
+        page = watched.open(url)
+        page.wait_for_selector("main", timeout=30_000)
+        assert page.locator(".heads > div").nth(1).locator("button").count() == 2
+        [text] = model.generate("the king", temperature=0, max_new_tokens=20)
+        assert page.locator(".written").all_inner_texts() == [spelled(model, i) for i in text.ids]
 
 
 def test_words_in_the_place_of_a_model(watched, served, site):

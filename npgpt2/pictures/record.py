@@ -87,8 +87,9 @@ def record(
     arrays |= more
     tokenizer = model.tokenizer
     spelled = {*ids, *written["ids"]}
-    for kept in (key for key in arrays if key.endswith(".ids")):
-        spelled |= set(arrays[kept].numbers.ravel().tolist())
+    for key, array in arrays.items():
+        if key.endswith(".ids"):
+            spelled |= set(array.numbers.ravel().tolist())
     spelled |= set(_best(arrays["last"].numbers, NAMED).tolist())
     about = {
         "model": about_model(model.config, name, model.dtype.itemsize),
@@ -97,7 +98,7 @@ def record(
         "written": written,
         "pieces": {token: piece(tokenizer, token) for token in sorted(spelled)},
         "options": {k: getattr(options, k) for k in ("temperature", "top_k", "top_p", "min_p")},
-        "arrays": [_layout(name, kept) for name, kept in arrays.items()],
+        "arrays": [_layout(key, array) for key, array in arrays.items()],
     }
     return Record(about, arrays)
 

@@ -20,7 +20,7 @@ STORAGES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL",
 }  # fmt: skip
 MOST_AXES = 64
-MOST_STEPS = 300_000  # of a pickle: four times those of gpt2-xl with its optimizer, under a second
+MOST_STEPS = 200_000  # of a pickle: nearly three times those of gpt2-xl with its optimizer
 
 
 class Global(NamedTuple):

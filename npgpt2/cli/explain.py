@@ -9,10 +9,7 @@ onnxruntime-web) and thinks again of whatever is typed.
 """
 
 import argparse
-import functools
-import http.server
 import os
-import webbrowser
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +44,7 @@ EXAMPLES = """examples:
   npgpt2 explain --live DIR -o site 'Once upon a time'"""
 FILE, WRITTEN, LIVE = "explain.html", 20, 200  # tokens to write: by default, most on a live page
 FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou"}  # of a live page, unless it is told
-EMBEDDED = object()  # --live without a model
+UNNAMED = object()  # --live without a model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_precision(parser)
     live = parser.add_argument_group("a live page")
     live.add_argument(
-        "--live", metavar="MODEL", nargs="?", const=EMBEDDED,
+        "--live", metavar="MODEL", nargs="?", const=UNNAMED,
         help="make a static site in which this model runs; without MODEL the one of --model",
     )  # fmt: skip
     live.add_argument(
@@ -119,7 +116,7 @@ def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
     from npgpt2.tokenizer import load_tokenizer
     from npgpt2_onnx.site import site
 
-    if args.live is not EMBEDDED:
+    if args.live is not UNNAMED:
         if args.model not in (None, os.environ.get("NPGPT2_MODEL")):
             raise OptionError("live", f"got {args.live!r}, and --model {args.model!r}: expected "
                               "one of the two")  # fmt: skip
@@ -158,26 +155,30 @@ def _live_model(args: argparse.Namespace) -> Path:
     try:
         return model_folder(args)
     except FileError as error:
-        if args.prompt is None and args.live is not EMBEDDED:
+        if args.prompt is None and args.live is not UNNAMED:
             raise FileError(f"{error}. (A text goes before --live)") from None
         raise
 
 
 def show(address: str) -> None:
+    import webbrowser  # where it is used: every command imports this file
+
     if not webbrowser.open(address):
         note(f"no browser could be opened. Open {address}")
 
 
 def serve(folder: Path) -> None:
     """Show a site in a browser, from this machine and to it alone, until Ctrl-C."""
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
+            pass
+
+    handler = partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"http://127.0.0.1:{server.server_port}/"
         note(f"{address} until Ctrl-C")
         show(address)
         server.serve_forever()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (its name there)
-        pass

@@ -3,6 +3,7 @@
 Axes: B batch, H heads (of the layer), P tokens held, D head_dim, L layers.
 """
 
+from copy import copy
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +25,7 @@ class KVCache:
 
     Attributes:
         length: P, tokens held.
+        lengths: (B,), tokens that each row will have after the pass, where they differ.
         cross: by layer, keys and values of the encoder's states, once they are known.
         cross_mask: (B, E) bool, which of these states are real; None where all are.
 
@@ -36,6 +38,8 @@ class KVCache:
     (2, 3, (1, 2, 3, 4))
     """
 
+    lengths: Array | None
+
     def __init__(
         self,
         config: GPT2Config,
@@ -43,7 +47,7 @@ class KVCache:
         capacity: int = 64,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
-        self.length = 0
+        self.length, self.lengths = 0, None
         self._limit, self._dtype = config.n_positions, np.dtype(dtype)
         self._heads = [config.heads_left(i) for i in range(config.n_layer)]
         self._head_dim = config.head_dim
@@ -93,6 +97,13 @@ class KVCache:
         buffer[0, :, :, self.length : end] = key
         buffer[1, :, :, self.length : end] = value
         return buffer[0, :, :, :end], buffer[1, :, :, :end]
+
+    def rows(self, first: int, last: int) -> "KVCache":
+        """These rows alone, in the same memory: with a length of their own, and no room to grow."""
+        part = copy(self)
+        part._buffers = [buffer[:, first:last] for buffer in self._buffers]
+        part.length = 0
+        return part
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many tokens in all; where there is too little, the buffers move."""

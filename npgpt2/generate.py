@@ -8,8 +8,8 @@ Axes: B rows of the batch, T new tokens, V vocabulary.
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -45,12 +45,14 @@ class Rewindable(Stepper, Protocol):
 class GenerationOptions:
     """How to write. One place for every default.
 
-    The filters run in this order: repetition penalty, temperature, top-k, top-p, min-p.
+    They run in this order: logit bias, repetition penalty, temperature, top-k, top-p, min-p.
 
     Attributes:
         max_new_tokens: at most so many; the context's end and an end-of-text token come first.
         temperature: 0 is greedy; below 1 sharpens, above 1 flattens.
         top_k, top_p, min_p: see `npgpt2.sampling`. None: no limit.
+        logit_bias: by id, what is added to its logit before anything else, −100 to 100: at these
+            ends a token is as good as never written, or always.
         repetition_penalty: above 1 makes tokens of the prompt and the text less likely.
         num_beams: above 1, beam search: no sampling, the `num_samples` best texts.
         num_samples: texts per prompt.
@@ -73,6 +75,7 @@ class GenerationOptions:
     top_k: int | None = None
     top_p: float | None = 0.95
     min_p: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     repetition_penalty: float = 1.0
     num_beams: int = 1
     num_samples: int = 1
@@ -96,6 +99,11 @@ class GenerationOptions:
             lambda r: 1e-100 <= r <= 1e100,
             "a number from 1e-100 to 1e100",
         )
+        if not isinstance(self.logit_bias, Mapping):
+            raise OptionError("logit_bias", f"got {self.logit_bias!r}, expected {{id: number}}")
+        for token, bias in self.logit_bias.items():
+            _require_whole("logit_bias", token, 0, ". It is a token's id")
+            _require("logit_bias", bias, lambda b: -100 <= b <= 100, "a number from -100 to 100")
         for name in ("top_p", "min_p"):
             if getattr(self, name) is not None:
                 _require(
@@ -130,6 +138,8 @@ class GenerationOptions:
     def next_token(self, logits: Array, seen: Sequence[int], uniform: Iterator[float]) -> int:
         """One row's logits (V,) → the id to write."""
         logits = logits.astype(np.float64)
+        if self.logit_bias:
+            logits = sampling.logit_bias(logits, self.logit_bias)
         if self.repetition_penalty != 1:
             logits = sampling.repetition_penalty(logits, seen, self.repetition_penalty)
         if self.greedy:
@@ -158,6 +168,56 @@ def _require(name: str, value: Any, good: Callable[[float], bool], expected: str
         raise OptionError(name, f"got {value!r}, expected {expected}")
 
 
+class Row:
+    """One text on its way: what it holds, and the numbers that it draws.
+
+    Which rows are computed beside it, and how often it has moved between them, is nothing to it.
+
+    Args:
+        prompt: its ids.
+        options: with `seed` set.
+        n_positions: of the model: the context ends the text.
+        eos: ids that end it, and are not written.
+        sample: which of its prompt's texts it is: it picks the random numbers.
+
+    Attributes:
+        seen: the prompt, and what was written behind it.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        n_positions: int,
+        eos: frozenset[int] = frozenset(),
+        sample: int = 0,
+    ) -> None:
+        self.seen, self._prompt = list(prompt), len(prompt)
+        self._options, self._n_positions, self._eos = options, n_positions, eos
+        self._uniforms = sampling.uniforms(options.seed or 0, sample)
+
+    def ended(self) -> bool:
+        """Asked after each token: has a stop text come? Ids know of none."""
+        return False
+
+    def choose(self, logits: Array) -> tuple[int | None, str | None]:
+        """Logits (V,) of the next token → its id, and why the text ends with it.
+
+        The id is None where it is an end-of-text token; the reason None where the text goes on,
+        else "eos", "stop", "length" or "context".
+        """
+        token = self._options.next_token(logits, self.seen, self._uniforms)
+        if token in self._eos:
+            return None, "eos"
+        self.seen.append(token)
+        if self.ended():
+            return token, "stop"
+        if len(self.seen) >= self._n_positions:
+            return token, "context"
+        full = len(self.seen) - self._prompt >= self._options.max_new_tokens
+        return token, "length" if full else None
+
+
 class Token(NamedTuple):
     """One step of one row. `id` is None where the row ended without writing one."""
 
@@ -166,23 +226,11 @@ class Token(NamedTuple):
     finish: str | None  # None: it goes on; "eos", "stop", "length" or "context"
 
 
-def write(
-    step: Stepper,
-    prompts: Sequence[Sequence[int]],
-    samples: Sequence[int],
-    options: GenerationOptions,
-    n_positions: int,
-    eos: frozenset[int] = frozenset(),
-    ended: Ended = lambda row, ids: False,
-) -> Iterator[Token]:
+def write(step: Stepper, rows: Sequence[Row]) -> Iterator[Token]:
     """Write on behind several prompts at once, a token for each row in turn.
 
     Args:
-        step: fresh, and told of the padding that `left_padded(prompts)` puts in.
-        prompts: the ids of each row.
-        samples: for each row, which of its prompt's samples it is: it picks the random numbers.
-        options: with `seed` set.
-        ended: asked after each token.
+        step: fresh, and told of the padding that `left_padded` puts in before the prompts.
 
     Yields:
         each row's tokens. The last of a row says why it ends; an end-of-text id is not written.
@@ -190,36 +238,20 @@ def write(
     Raises:
         CheckpointError: the logits hold NaN or infinity.
     """
-    uniforms = [sampling.uniforms(options.seed or 0, sample) for sample in samples]
-    written: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(prompts)))
-    ids, _ = left_padded(prompts)
+    live = list(range(len(rows)))
+    ids, _ = left_padded([row.seen for row in rows])
     while live:
         logits = sound(step(ids))
         going = []
         for i, row in enumerate(live):
-            seen = [*prompts[row], *written[row]]
-            token = options.next_token(logits[i], seen, uniforms[row])
-            if token in eos:
-                yield Token(row, None, "eos")
-                continue
-            written[row].append(token)
-            finish = (
-                "stop"
-                if ended(row, written[row])
-                else "context"
-                if len(seen) + 1 >= n_positions
-                else "length"
-                if len(written[row]) >= options.max_new_tokens
-                else None
-            )
+            token, finish = rows[row].choose(logits[i])
             yield Token(row, token, finish)
             if finish is None:
                 going.append(i)
         if 0 < len(going) < len(live):
             step.reorder(np.array(going))
         live = [live[i] for i in going]
-        ids = np.array([[written[row][-1]] for row in live], np.int64)
+        ids = np.array([rows[row].seen[-1:] for row in live], np.int64)
 
 
 class Beam(NamedTuple):
@@ -287,6 +319,8 @@ def beam_search(
 def _log_probs(
     logits: Array, prompt: Sequence[int], running: list[list[int]], options: GenerationOptions
 ) -> Array:
+    if options.logit_bias:
+        logits = sampling.logit_bias(logits.astype(np.float64), options.logit_bias)
     x = log_softmax(logits)
     if options.repetition_penalty != 1:
         for row, text in enumerate(running):

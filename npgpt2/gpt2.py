@@ -30,6 +30,7 @@ from npgpt2.params import (
     named_parameters,
     param_shapes,
 )
+from npgpt2.slots import RaggedCache, Slots
 
 FLOATS = {"float32": np.float32, "float64": np.float64}
 
@@ -269,6 +270,13 @@ class GPT2(LanguageModel):
     ) -> "NumpyStepper":
         return NumpyStepper(self, mask, use_cache, room)
 
+    def slots(self, count: int) -> "NumpySlots":
+        return NumpySlots(self, count)
+
+    def hidden(self, ids: Array) -> Array:
+        x = embed(self.params, ids, np.arange(ids.shape[1])[None])
+        return transformer(x, self.params, Run(self.config, {}))
+
     # ── surgery, in place as transformers has it; each returns the model ─────────────────────────
 
     def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> "GPT2":
@@ -426,3 +434,28 @@ class NumpyStepper:
             self._cache.reorder(rows)
         self._ids = None if self._ids is None else self._ids[rows]
         self._mask = None if self._mask is None else self._mask[rows]
+
+
+class NumpySlots(Slots):
+    """`npgpt2.slots.Slots` over a GPT2.
+
+    Every step computes all slots: BLAS multiplies one, four and eight rows each in its own way.
+    """
+
+    def __init__(self, model: GPT2, count: int) -> None:
+        self._model = model
+        super().__init__(model.config, count, model.dtype)
+
+    def padded(self, rows: int) -> int:
+        return self.count
+
+    def _prefill(self, slot: int, ids: Array, every: bool) -> Array:
+        cache = self._cache.rows(slot, slot + 1)
+        cache.length = int(self.lengths[slot])
+        keep = ids.shape[1] if every else 1
+        return self._model(ids, past_key_values=cache, logits_to_keep=keep).logits
+
+    def _step(self, ids: Array) -> Array:
+        cache = RaggedCache.over(self._cache, self.lengths)
+        positions = self.lengths[:, None]
+        return self._model(ids, past_key_values=cache, position_ids=positions).logits

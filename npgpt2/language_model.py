@@ -22,6 +22,7 @@ from npgpt2.errors import FileError, InputError, OptionError, TokenizerError
 from npgpt2.generate import (
     GenerationOptions,
     Rewindable,
+    Row,
     beam_search,
     left_padded,
     sound,
@@ -29,6 +30,7 @@ from npgpt2.generate import (
 )
 from npgpt2.ops import Array
 from npgpt2.scoring import Score, Window, token_logprobs
+from npgpt2.slots import Slots
 from npgpt2.speculate import Speculating
 from npgpt2.tokenizer import END, TextDecoder, Tokenizer, load_tokenizer
 
@@ -158,6 +160,14 @@ class LanguageModel(TextModel, ABC):
     def logits(self, ids: Array) -> Array:
         """Ids (B, T) → logits (B, T, V), without a past."""
 
+    @abstractmethod
+    def slots(self, count: int) -> Slots:
+        """Room for so many texts that join and leave."""
+
+    @abstractmethod
+    def hidden(self, ids: Array) -> Array:
+        """Ids (B, T) → the last hidden states (B, T, C), which the head reads; without a past."""
+
     def pieces(
         self,
         prompts: Sequence[Sequence[int]],
@@ -172,29 +182,45 @@ class LanguageModel(TextModel, ABC):
         """
         if options.seed is None and not options.greedy and options.num_beams == 1:
             options = replace(options, seed=fresh_seed())
-        if options.stop and not self.has_vocabulary:
-            raise OptionError("stop", "this model has no vocabulary, so no text to stop at")
         if options.num_beams > 1:
+            self.writing(prompts[0], options)  # raises
             for n, prompt in enumerate(prompts):
                 yield from self._beams(prompt, n * options.num_samples, options)
             return
-        rows = [prompt for prompt in prompts for _ in range(options.num_samples)]
-        samples = [row % options.num_samples for row in range(len(rows))]
-        if options.speculate and len(rows) > 1:
-            raise OptionError("speculate", f"is for one text at a time, got {len(rows)} prompts")
-        texts = [_GrowingText(self.decoder(), options.stop) for _ in rows]
-        ids, mask = left_padded(rows)
+        texts = [
+            self.writing(prompt, options, sample)
+            for prompt in prompts
+            for sample in range(options.num_samples)
+        ]
+        if options.speculate and len(texts) > 1:
+            raise OptionError("speculate", f"is for one text at a time, got {len(texts)} prompts")
+        ids, mask = left_padded([text.seen for text in texts])
         most, context = options.speculate, self.config.n_positions
         room = min(ids.shape[1] + options.max_new_tokens + (most or 0), context)
         one = self.stepper(mask, options.use_cache, room)
         step = Speculating(one, most, context, told) if most else one
-        for row, token, finish in write(
-            step, rows, samples, options,
-            self.config.n_positions, self.config.eos_token_ids,
-            ended=lambda row, ids: texts[row].push(ids[-1]),
-        ):  # fmt: skip
-            text = texts[row].take(last=finish is not None)
-            yield Piece(row, text, () if token is None else (token,), finish)
+        for n, token, finish in write(step, texts):
+            yield texts[n].piece(n, token, finish)
+
+    def writing(
+        self, prompt: Sequence[int], options: GenerationOptions, sample: int = 0
+    ) -> "Writing":
+        """A text behind an encoded prompt, of which nothing is written yet.
+
+        Args:
+            options: with `seed` set, unless greedy.
+            sample: which of the prompt's texts it is.
+
+        Raises:
+            OptionError: a stop text, but no vocabulary; an id of `logit_bias` outside of it.
+        """
+        if options.stop and not self.has_vocabulary:
+            raise OptionError("stop", "this model has no vocabulary, so no text to stop at")
+        vocabulary = self.config.vocab_size
+        if (token := max(options.logit_bias, default=0)) >= vocabulary:
+            raise OptionError("logit_bias", f"has the id {token}, expected 0 to {vocabulary - 1}")
+        context, eos = self.config.n_positions, self.config.eos_token_ids
+        return Writing(prompt, options, context, eos, sample, self.decoder())
 
     def _beams(
         self, prompt: Sequence[int], row: int, options: GenerationOptions
@@ -310,6 +336,30 @@ def collect(
         Completion("".join(texts[row]), written[row], finish, prompts[row // num_samples])
         for row, finish in sorted(finishes.items())
     ]
+
+
+class Writing(Row):
+    """A row that is read as text, too."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        n_positions: int,
+        eos: frozenset[int],
+        sample: int,
+        decoder: TextDecoder | None,
+    ) -> None:
+        super().__init__(prompt, options, n_positions, eos, sample)
+        self._text = _GrowingText(decoder, options.stop)
+
+    def ended(self) -> bool:
+        return self._text.push(self.seen[-1])
+
+    def piece(self, row: int, token: int | None, finish: str | None) -> Piece:
+        """What `choose` gave, as the row of this number shows it."""
+        ids = () if token is None else (token,)
+        return Piece(row, self._text.take(finish is not None), ids, finish)
 
 
 class _GrowingText:

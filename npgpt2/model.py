@@ -118,6 +118,7 @@ def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
         mask=run.mask,
         head_mask=None if run.head_mask is None else run.head_mask[layer],
         want_probs=run.want_probs,
+        lengths=None if run.cache is None else run.cache.lengths,
     )  # fmt: skip
     if probs is not None:
         tap("probs", probs)

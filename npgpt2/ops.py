@@ -112,6 +112,7 @@ def attention(
     mask: Array | None = None,
     head_mask: Array | None = None,
     want_probs: bool = False,
+    lengths: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """softmax(scale · q kᵀ, masked) v, by blocks of queries.
 
@@ -124,6 +125,8 @@ def attention(
         mask: (B, S) bool, False where a key is padding.
         head_mask: broadcast to (B, H, T, S), multiplies the probabilities.
         want_probs: return the probabilities as well.
+        lengths: (B,), the keys that each row has, where they differ; no mask and no probabilities
+            then. Each row is computed as if it were alone.
 
     Returns:
         (B, H, T, D) weighted values, and (B, H, T, S) probabilities or None.
@@ -136,6 +139,11 @@ def attention(
     """
     (b, h, t, d), s = q.shape, k.shape[2]
     out = np.empty((b, t, h, d), q.dtype).transpose(0, 2, 1, 3)  # heads merge without a copy
+    if lengths is not None:
+        for i, n in enumerate(lengths):
+            row = slice(i, i + 1)
+            out[row], _ = attention(q[row], k[row, :, :n], v[row, :, :n], scale, causal)
+        return out, None
     probs = np.zeros((b, h, t, s), q.dtype) if want_probs else None
     if head_mask is not None:
         head_mask = np.broadcast_to(head_mask, (b, h, t, s))

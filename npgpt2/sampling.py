@@ -6,11 +6,22 @@ the same uniforms draws the same ids. A token that is ruled out has the logit âˆ
 Axes: V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from npgpt2.ops import Array, softmax
+
+
+def logit_bias(logits: Array, bias: Mapping[int, float]) -> Array:
+    """What is wished for by hand, by id, added to the logits (..., V).
+
+    >>> logit_bias(np.array([1.0, 2.0]), {0: 0.5, 1: -100})
+    array([  1.5, -98. ])
+    """
+    logits = logits.copy()
+    logits[..., list(bias)] += list(bias.values())
+    return logits
 
 
 def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Array:

@@ -8,7 +8,7 @@ import pytest
 
 from npgpt2 import GPT2, GenerationOptions, KVCache
 from npgpt2.errors import CheckpointError, InputError, OptionError
-from npgpt2.generate import beam_search, write
+from npgpt2.generate import Row, beam_search, write
 from npgpt2.language_model import _GrowingText
 
 PROMPTS = ["O Romeo, ", "KING", "The quality of mercy is not strained. It droppeth as the", "a"]
@@ -175,7 +175,9 @@ def test_write_yields_each_row_in_turn_until_it_ends():
     table = np.full((4, 4), -9.0)
     table[0, 1] = table[1, 2] = table[2, 3] = table[3, 3] = 9
     options = GenerationOptions(temperature=0, max_new_tokens=3)
-    tokens = list(write(table_step(table), [[0], [2]], [0, 0], options, 100, frozenset({3})))
+    tokens = list(
+        write(table_step(table), [Row(p, options, 100, frozenset({3})) for p in ([0], [2])])
+    )
     assert [tuple(t) for t in tokens] == [
         (0, 1, None), (1, None, "eos"), (0, 2, None), (0, None, "eos"),
     ]  # fmt: skip
@@ -184,7 +186,7 @@ def test_write_yields_each_row_in_turn_until_it_ends():
 def test_logits_of_nan_are_an_error():
     step = table_step(np.full((2, 2), np.nan))
     with pytest.raises(CheckpointError, match="logits: NaN"):
-        list(write(step, [[0]], [0], GenerationOptions(temperature=0), 10))
+        list(write(step, [Row([0], GenerationOptions(temperature=0), 10)]))
 
 
 def test_a_stop_text_needs_a_vocabulary_and_a_stream_is_one_text(model, small):

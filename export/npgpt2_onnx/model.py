@@ -3,6 +3,7 @@
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import onnxruntime as ort
 
 from npgpt2.cache import KVCache
 from npgpt2.config import HEADS
-from npgpt2.errors import ConfigError, InputError
+from npgpt2.errors import ConfigError, InputError, OptionError
 from npgpt2.generate import Rewindable
 from npgpt2.heads import HeadModel, HeadOutput, checked
 from npgpt2.language_model import LanguageModel
 from npgpt2.ops import Array
+from npgpt2.slots import Slots
 from npgpt2_onnx import names
 from npgpt2_onnx.session import Session, choose
 
@@ -116,6 +118,16 @@ class OnnxModel(_Opened, LanguageModel):
         self._require_no_encoder()
         return self.session.run([names.LOGITS], self.session.feeds(ids))[0]
 
+    def hidden(self, ids: Array) -> Array:
+        self._require_no_encoder()
+        states = self._headless.run([names.LAST_HIDDEN], self._headless.feeds(ids))[0]
+        return states.astype(np.float32, copy=False)
+
+    @cached_property
+    def _headless(self) -> Session:
+        """A session that ends before the head, opened when it is first used: weights once more."""
+        return self.session.until(names.LAST_HIDDEN)
+
     def stepper(
         self, mask: Array | None = None, use_cache: bool = True, room: int = 64
     ) -> Rewindable:
@@ -123,6 +135,10 @@ class OnnxModel(_Opened, LanguageModel):
         if not use_cache:
             return WholeStepper(self.session, mask)
         return fresh_stepper(self.session, mask, room)
+
+    def slots(self, count: int) -> "OnnxSlots":
+        self._require_no_encoder()
+        return OnnxSlots(self.session, count)
 
     def _require_no_encoder(self) -> None:
         if self.config.add_cross_attention:
@@ -208,18 +224,8 @@ class InPlaceStepper:
         return logits
 
     def _bind(self) -> None:
-        """Bind every layer's whole buffers as past and as present: one place in memory."""
         assert self._cache is not None
-        self._binding, self._device = self._session.ort.io_binding(), []
-        device = self._session.device
-        for i in range(len(self._cache)):
-            for past, present, array in zip(
-                names.past(i), names.present(i), self._cache.room(i), strict=True
-            ):
-                value = ort.OrtValue.ortvalue_from_numpy(array, device, 0)
-                self._binding.bind_ortvalue_input(past, value)
-                self._binding.bind_ortvalue_output(present, value)
-                self._device.append(value)
+        self._binding, self._device = bound(self._session, self._cache)
 
     def _pull(self) -> None:
         """Bring the cache back from the device. On the CPU it never left."""
@@ -240,6 +246,62 @@ class InPlaceStepper:
         self._cache.reorder(rows)
         self._lengths = None if self._lengths is None else self._lengths[rows]
         self._bind()
+
+
+def bound(session: Session, cache: KVCache) -> tuple[Any, list[ort.OrtValue]]:
+    """Every layer's whole buffers bound as past and as present, which are one place in memory.
+
+    Returns:
+        the binding, and the buffers as they lie on the device.
+    """
+    binding, values = session.ort.io_binding(), []
+    for i in range(len(cache)):
+        for past, present, array in zip(
+            names.past(i), names.present(i), cache.room(i), strict=True
+        ):
+            value = ort.OrtValue.ortvalue_from_numpy(array, session.device, 0)
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(present, value)
+            values.append(value)
+    return binding, values
+
+
+class OnnxSlots(Slots):
+    """`npgpt2.slots.Slots` over GroupQueryAttention, in the memory of a CPU.
+
+    Float32 products of ONNX Runtime give a row the same bits among any number of rows; quantized
+    ones take rows in pairs, and a last odd one in another way.
+    """
+
+    def __init__(self, session: Session, count: int) -> None:
+        if session.device != "cpu":
+            raise OptionError("device", f"got {session.device!r}, slots are for the CPU alone")
+        if session.kind != "gqa":
+            raise ConfigError(
+                f"{session.path}: is a {session.kind} graph, slots need one with "
+                "GroupQueryAttention (model_gqa.onnx). Export with --graph all"
+            )
+        super().__init__(session.config, count + count % 2, session.dtype)
+        self.count, self._session = count, session
+        held = range(len(self.lengths))
+        self._one = [bound(session, self._cache.rows(i, i + 1))[0] for i in held]
+        self._first = [bound(session, self._cache.rows(0, i + 1))[0] for i in held]
+
+    def padded(self, rows: int) -> int:
+        return rows + rows % 2 if self._session.precision.bits else rows
+
+    def _prefill(self, slot: int, ids: Array, every: bool) -> Array:
+        past, total = int(self.lengths[slot]), int(self.lengths[slot]) + ids.shape[1]
+        positions, mask = np.arange(past, total)[None], np.ones((1, total), np.int64)
+        return self._session.run_bound(self._one[slot], ids, mask, positions, every)
+
+    def _step(self, ids: Array) -> Array:
+        positions = self.lengths[: len(ids), None].clip(1)  # a past of nothing is a prompt's
+        # As many ones as the row has tokens, the new one last: they are counted.
+        past = int(positions.max())
+        mask = (np.arange(past + 1) < positions).astype(np.int64)
+        mask[:, past] = 1
+        return self._session.run_bound(self._first[len(ids) - 1], ids, mask, positions)
 
 
 class ConcatStepper:

@@ -13,6 +13,8 @@ ATTENTION_MASK = "attention_mask"  # (B, P + T) int64
 POSITION_IDS = "position_ids"  # (B, T) int64
 LOGITS = "logits"  # (B, T, V), the first output
 
+LAST_HIDDEN = "ln_f"  # (B, T, C), in the midst of every graph: what the head reads
+
 # Of graphs with GroupQueryAttention: an input with a default, which clients do not see.
 ALL_LOGITS = "all_logits"  # (1,) int64; 0, the default: only each row's last position
 

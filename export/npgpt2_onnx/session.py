@@ -6,11 +6,13 @@ Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabular
 import hashlib
 import re
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from npgpt2.blas import simd
@@ -140,6 +142,7 @@ class Session:
                     "threads", f"got {threads!r}, expected a whole number from 1 to 1024"
                 )
             options.intra_op_num_threads = threads
+        self._options = options
         self.ort = _open(self.graph, options, provider, cache_dir)
         self.provider: str = self.ort.get_providers()[0]
         if self.provider != provider:
@@ -148,6 +151,29 @@ class Session:
                 "not start it. Its libraries (CUDA, cuDNN) have to match: see "
                 "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
             )
+
+    def until(self, value: str) -> "Session":
+        """The same graph, of which one value in its midst is the only output, as another session.
+
+        What comes behind the value is not computed; weights that come before are in memory twice.
+        """
+        model = onnx.load(self.path, load_external_data=False)
+        del model.graph.output[:]
+        model.graph.output.add(name=value)
+        options = _as_it_is(self._options)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        there = str(self.path.parent.absolute())  # where the weights lie, which bytes do not say
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", there
+        )
+        twin = copy(self)
+        try:
+            twin.ort = ort.InferenceSession(
+                model.SerializeToString(), options, providers=[self.provider]
+            )
+        except Exception as error:  # onnxruntime's own family, one class for each code
+            raise runtime_error(self.path, error) from None
+        return twin
 
     @property
     def dtype(self) -> np.dtype[Any]:

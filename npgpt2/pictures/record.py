@@ -17,7 +17,7 @@ import numpy as np
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, InputError, TokenizerError
-from npgpt2.generate import GenerationOptions, Stepper, Token, sound, write
+from npgpt2.generate import GenerationOptions, Row, Stepper, Token, sound, write
 from npgpt2.gpt2 import GPT2
 from npgpt2.model import lm_head, split, split_heads
 from npgpt2.ops import Array, layer_norm, softmax
@@ -264,7 +264,7 @@ def _writing(
     config = model.config
     step = _Listening(model.stepper(room=min(len(ids) + options.max_new_tokens, 1 << 16)))
     options = replace(options, seed=options.seed or 0)
-    loop = write(step, [ids], [0], options, config.n_positions, config.eos_token_ids)
+    loop = write(step, [Row(ids, options, config.n_positions, config.eos_token_ids)])
     tokens: list[Token] = list(progress(loop, "writing"))
     drawn = uniforms(options.seed or 0, 0)
     chosen = [token.id for token in tokens if token.id is not None]

@@ -82,6 +82,7 @@ class Batcher:
 
     def __init__(self, slots: Slots, prefix_bytes: int = PREFIX_BYTES) -> None:
         self.slots, self._prefixes = slots, Prefixes(prefix_bytes)
+        slots.lengths[:] = 0
         self.waiting: deque[Job] = deque()
         self.reading: Job | None = None
         self.writing: list[Job] = []
@@ -89,6 +90,12 @@ class Batcher:
 
     def add(self, job: Job) -> None:
         self.waiting.append(job)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that somebody waits for."""
+        reading = [] if self.reading is None else [self.reading]
+        return [*self.writing, *reading, *self.waiting]
 
     @property
     def busy(self) -> int:

@@ -283,6 +283,20 @@ class LanguageModel(TextModel, ABC):
         encoded = [self.encode(prompt) for prompt in _each(prompts)]
         return collect(encoded, chosen.num_samples, self.pieces(encoded, chosen))
 
+    def embed(self, text: Prompt) -> Array:
+        """The mean of a text's last hidden states, (C,) float32.
+
+        Args:
+            text: text or ids, within the context.
+
+        >>> from npgpt2 import GPT2
+        >>> GPT2.from_pretrained("tests/data/tiny").embed("O Romeo").shape
+        (64,)
+        """
+        states = self.hidden(np.array([self.encode(text, "text")], np.int64))
+        mean: Array = states.mean((0, 1), dtype=np.float64).astype(np.float32)
+        return mean
+
     def score(
         self,
         text: Prompt,

@@ -12,11 +12,13 @@ import re
 import shutil
 import struct
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import server as api
 from onnx_cases import save
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, load_tokenizer, sampling
@@ -104,13 +106,13 @@ def page(watched, file):
     assert watched.requests == [file.as_uri()]
 
 
-def picture(page, name):
+def picture(page, name, least=3000):
     """A screenshot of the whole page, which is not blank: kept where SCREENSHOTS says."""
     png = page.screenshot(full_page=True)
     width, height = struct.unpack(">II", png[16:24])
     assert width == page.viewport_size["width"]
-    assert height > 3000
-    assert len(png) > 100_000
+    assert height > least
+    assert len(png) > 100_000 * least / 3000
     if "SCREENSHOTS" in os.environ:
         (Path(os.environ["SCREENSHOTS"]) / f"{name}.png").write_bytes(png)
 
@@ -874,3 +876,77 @@ def test_a_bar_while_it_loads(watched, served):
     assert len(loading) > 5
     assert loading == sorted(loading)
     assert page.locator("progress").is_hidden()
+
+
+# ── the page of a server ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def server():
+    pytest.importorskip("uvicorn")
+    with api.served("--model", "tests/data/tiny", before="slow") as running:
+        yield running
+
+
+def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, server):
+    page = watched.open(server.url, width=375, has_touch=True, is_mobile=True)
+    page.fill("#prompt", "O Romeo, ")
+    page.fill("#max_tokens", "30")
+    page.fill("#seed", "7")
+    page.get_by_role("button", name="Write").tap()
+    lengths = set()
+    while "tokens in" not in page.inner_text("#state"):
+        lengths.add(len(page.inner_text("#answer")))
+        page.wait_for_timeout(20)
+    assert len(lengths) > 5  # it came piece by piece
+    model = GPT2.from_pretrained("tests/data/tiny")
+    [want] = model.generate("O Romeo, ", seed=7, max_new_tokens=30)  # the same defaults
+    assert page.text_content("#answer") == "O Romeo, " + want.text
+    assert re.fullmatch(
+        r"30 tokens in \d+\.\d s: as many tokens as were asked for", page.inner_text("#state")
+    )
+    assert page.evaluate_handle("document.documentElement.scrollWidth").json_value() == 375
+    assert page.get_by_role("button", name="Stop").is_disabled()
+    picture(page, "server-phone", 700)
+
+
+def test_stopping_frees_the_slot_and_errors_are_shown(watched, server):
+    page = watched.open(server.url)
+    page.fill("#max_tokens", "120")
+    page.get_by_role("button", name="Write").click()
+    page.wait_for_selector("#state:has-text('writing')")
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_selector("#state:has-text('stopped')")
+    begun = time.monotonic()
+    while server.metric("npgpt2_texts_held"):
+        assert time.monotonic() - begun < 1  # left alone it would take five seconds more
+    page.fill("#prompt", "<|endoftext|>" * 200)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#state:has-text('longer than the context: 200 > 128 tokens')")
+    watched.faults[:] = [fault for fault in watched.faults if "400 (Bad Request)" not in fault]
+
+
+def test_a_browser_asks_for_the_key_once(watched, tmp_path):
+    pytest.importorskip("uvicorn")
+    (tmp_path / "keys").write_text("sk-first\n")
+    with api.served(
+        "--model", "tests/data/tiny", "--api-key-file", str(tmp_path / "keys")
+    ) as running:
+        key = {"username": "any", "password": "sk-first"}
+        page = watched.open(running.url, http_credentials=key)
+        page.get_by_role("button", name="Write").click()
+        page.wait_for_selector("#state:has-text('tokens in')")
+    watched.faults[:] = [fault for fault in watched.faults if "401" not in fault]
+
+
+def test_what_the_server_takes_is_told_from_what_checks_it(watched, server):
+    from npgpt2.serve.protocol import CompletionRequest, EmbeddingRequest
+
+    page = watched.open(server.url)
+    page.get_by_text("What the server takes").click()
+    text = page.inner_text("body")
+    for name in [*CompletionRequest.model_fields, *EmbeddingRequest.model_fields]:
+        assert name in text
+    assert f"curl {server.url}/v1/completions" in text
+    assert 'model="tiny"' in text
+    picture(page, "server-docs", 1500)

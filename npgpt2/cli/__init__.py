@@ -33,6 +33,7 @@ from npgpt2.cli import (
     info,
     inspect,
     score,
+    serve,
     tokenize,
     train,
     verify,
@@ -40,8 +41,8 @@ from npgpt2.cli import (
 from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (
-    generate, tokenize, inspect, score, classify, explain, train, export, verify, golden,
-    fetch, convert, check, bench, info,
+    generate, tokenize, inspect, score, classify, explain, serve, train, export, verify,
+    golden, fetch, convert, check, bench, info,
 )  # fmt: skip
 
 

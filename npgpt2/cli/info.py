@@ -15,7 +15,10 @@ HELP = "versions, BLAS and threads, devices, the machine, where models are looke
 EXAMPLES = "example:\n  npgpt2 info"
 
 PACKAGES = ("numpy", "safetensors", "tiktoken", "onnx", "onnxruntime")
-EXTRAS = ("huggingface_hub", "tokenizers", "sentencepiece", "tqdm", "matplotlib", "threadpoolctl")
+EXTRAS = (
+    "huggingface_hub", "tokenizers", "sentencepiece", "tqdm", "matplotlib", "threadpoolctl",
+    "starlette", "uvicorn", "ray",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

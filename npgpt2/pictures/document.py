@@ -25,7 +25,14 @@ pre { white-space: pre-wrap; background: var(--raised); padding: 1rem; border-ra
 """
 
 
-def document(title: str, body: str, style: str = "", script: str = "", worker: bool = False) -> str:
+def document(
+    title: str,
+    body: str,
+    style: str = "",
+    script: str = "",
+    worker: bool = False,
+    fetches: bool = False,
+) -> str:
     """A whole file.
 
     Args:
@@ -34,6 +41,7 @@ def document(title: str, body: str, style: str = "", script: str = "", worker: b
         style: CSS behind `STYLE`. (Attributes named `style` are refused by the policy.)
         script: one module, run when the body is there.
         worker: it may start a worker that lies beside the file.
+        fetches: it may ask the server that it came from.
 
     >>> page = document("a < b", "<p>1</p>")
     >>> "<title>a &lt; b</title>" in page, "default-src 'none'" in page
@@ -46,6 +54,7 @@ def document(title: str, body: str, style: str = "", script: str = "", worker: b
     if script:
         rules += [f"script-src {_digest(script)}", "require-trusted-types-for 'script'"]
         rules += ["worker-src 'self'"] if worker else []
+        rules += ["connect-src 'self'"] if fetches else []
         script = f'<script type="module">{script}</script>\n'
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'

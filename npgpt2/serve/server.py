@@ -1,0 +1,207 @@
+"""A process that serves: its socket, its signals, and the patience it has with connections.
+
+uvicorn speaks HTTP, over h11. What it leaves open is bounded here: how long a head may take, how
+long an answer may lie unread, and how many connections there are.
+"""
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from npgpt2.errors import FileError
+from npgpt2.serve.app import Service, application
+from npgpt2.serve.guard import HEAD_BYTES
+from npgpt2.serve.protocol import ApiError
+
+HEAD_SECONDS = 10.0  # from a request's first byte, or a connection's beginning, to its head's end
+UNREAD_SECONDS = 30.0  # that an answer may wait for its client to read on
+IDLE_SECONDS = 30  # that a connection may stay open between two requests
+MAX_CONNECTIONS = 512
+
+
+class Connection(H11Protocol):
+    """One connection, of bounded patience."""
+
+    _head: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if not begun:
+            self._stop("_head")
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self.transport.close()  # it was answered, and goes on sending
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop("_head")
+        self._stop("_unread")
+        super().connection_lost(exc)
+
+    def _too_slow(self) -> None:
+        self._head = None
+        if self.conn.trailing_data[0]:
+            self._refuse(ApiError(408, f"head: did not come within {HEAD_SECONDS:g} s"))
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called where h11 refuses a request, while its error is being handled."""
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        self._refuse(ApiError(status, f"request: {error or msg}"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json.dumps(error.body).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer has begun: it is cut off
+            for event in (
+                h11.Response(status_code=error.status, headers=headers),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    # ── an answer that is not read ───────────────────────────────────────────────────────────────
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop("_unread")
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def _stop(self, timer: str) -> None:
+        running = getattr(self, timer)
+        if running is not None:
+            running.cancel()
+            setattr(self, timer, None)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, told to end by `stop`: it drains first, and stays for those who ask how it is."""
+
+    def __init__(self, app: Any, drain: Callable[[], Any]) -> None:
+        config = uvicorn.Config(
+            app, http=Connection, ws="none", lifespan="off", log_config=None, log_level="critical",
+            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=5, h11_max_incomplete_event_size=HEAD_BYTES,
+        )  # fmt: skip
+        super().__init__(config)
+        self._drain, self.told = drain, 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self.stop, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def stop(self, number: int) -> None:
+        """The first time drain, then end; the second time end."""
+        if self.told:
+            self.should_exit = self.force_exit = True
+            return
+        self.told = number
+        self._draining = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> None:
+        await self._drain()
+        self.should_exit = True
+
+
+async def serve(
+    service: Service,
+    listener: socket.socket,
+    drain_seconds: float,
+    hosts: Iterable[str] | None = None,
+    keys: Iterable[str] = (),
+    ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Serve until told to end; returns the signal's number.
+
+    It answers while the model is being loaded (503), and while it drains.
+
+    Args:
+        hosts, keys: see `Guard`.
+        ready: called when the model is there.
+
+    Raises:
+        what loading the model raised.
+    """
+    engine = service.engine
+    server = Server(application(service, hosts, keys), partial(engine.drain, drain_seconds))
+    serving = asyncio.ensure_future(server.serve([listener]))
+    engine.start()
+    try:
+        loaded = asyncio.ensure_future(engine.loaded())
+        await asyncio.wait([loaded, serving], return_when=asyncio.FIRST_COMPLETED)
+        if loaded.done():
+            try:
+                loaded.result()
+                ready()
+            except BaseException:
+                server.should_exit = True
+                raise
+        await serving
+    finally:
+        await serving
+        engine.close()
+    return server.told
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        FileError: the address is taken, not allowed, or none of this machine.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        hint = "Choose another with --host or --port"
+        raise FileError(f"{host}:{port}: {error.strerror or error}. {hint}") from None
+    listener.setblocking(False)
+    return listener

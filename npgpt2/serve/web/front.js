@@ -1,0 +1,89 @@
+// The page at /: a prompt goes to /v1/completions, and what comes back is shown as it comes.
+
+const $ = (id) => document.getElementById(id);
+let running = null; // what ends the answer that is being written
+
+/** The data of server-sent events, one after another. */
+async function* eventsOf(body) {
+  let held = "";
+  for await (const text of body.pipeThrough(new TextDecoderStream())) {
+    const events = (held + text).split("\n\n");
+    held = events.pop();
+    yield* events.map((event) => event.replace(/^data: /, ""));
+  }
+}
+
+function request() {
+  const given = (id) => ($(id).value === "" ? undefined : Number($(id).value));
+  return {
+    prompt: $("prompt").value,
+    max_tokens: given("max_tokens"),
+    temperature: given("temperature"),
+    top_p: given("top_p"),
+    seed: given("seed"),
+    stream: true,
+    stream_options: { include_usage: true },
+  };
+}
+
+/** A prompt and an answer that has not begun. */
+function begin(prompt) {
+  const given = document.createElement("span");
+  given.className = "given";
+  given.textContent = prompt;
+  const written = document.createElement("span");
+  $("answer").replaceChildren(given, written);
+  return written;
+}
+
+const WHY = { stop: "the model ended the text", length: "as many tokens as were asked for" };
+
+async function write() {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const asked = request();
+  const answer = begin(asked.prompt);
+  const began = performance.now();
+  let why = "";
+  $("stop").disabled = false;
+  $("state").textContent = "waiting …";
+  try {
+    const response = await fetch("v1/completions", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(asked),
+      signal: mine.signal,
+    });
+    if (!response.ok) throw new Error((await response.json()).error.message);
+    for await (const event of eventsOf(response.body)) {
+      if (event === "[DONE]") break;
+      const { choices, usage, error } = JSON.parse(event);
+      if (error) throw new Error(error.message);
+      for (const choice of choices) {
+        answer.append(choice.text);
+        why = WHY[choice.finish_reason] ?? why;
+        $("state").textContent = "writing …";
+      }
+      if (usage) {
+        const seconds = (performance.now() - began) / 1000;
+        $("state").textContent = `${usage.completion_tokens} tokens in ${seconds.toFixed(1)} s: ${why}`;
+      }
+    }
+  } catch (problem) {
+    if (running !== mine) return; // a newer one has taken its place
+    $("state").textContent = mine.signal.aborted ? "stopped" : problem.message;
+  }
+  if (running === mine) {
+    running = null;
+    $("stop").disabled = true;
+  }
+}
+
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  write();
+});
+$("stop").addEventListener("click", () => running?.abort());
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) write();
+});

@@ -29,7 +29,7 @@ from npgpt2.generate import (
     write,
 )
 from npgpt2.ops import Array
-from npgpt2.scoring import Score, Window, token_logprobs
+from npgpt2.scoring import Batch, Score, token_logprobs
 from npgpt2.slots import Slots
 from npgpt2.speculate import Speculating
 from npgpt2.tokenizer import END, TextDecoder, Tokenizer, load_tokenizer
@@ -293,15 +293,23 @@ class LanguageModel(TextModel, ABC):
         >>> GPT2.from_pretrained("tests/data/tiny").embed("O Romeo").shape
         (64,)
         """
-        states = self.hidden(np.array([self.encode(text, "text")], np.int64))
-        mean: Array = states.mean((0, 1), dtype=np.float64).astype(np.float32)
+        mean: Array = self.embeds([self.encode(text, "text")])[0]
         return mean
+
+    def embeds(self, texts: Sequence[Sequence[int]]) -> Array:
+        """`embed` of several encoded texts in one call, (B, C)."""
+        block = np.zeros((len(texts), max(map(len, texts))), np.int64)
+        for row, ids in enumerate(texts):
+            block[row, : len(ids)] = ids  # padded on the right: nothing sees it
+        states = self.hidden(block)
+        means = [x[: len(ids)].mean(0, np.float64) for x, ids in zip(states, texts, strict=True)]
+        return np.stack(means).astype(np.float32)
 
     def score(
         self,
         text: Prompt,
         stride: int | None = None,
-        progress: Callable[[Iterable[Window], str], Iterable[Window]] = lambda loop, what: loop,
+        progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
     ) -> Score:
         """Log-probability of each token of a text of any length, by a sliding window.
 
@@ -316,18 +324,32 @@ class LanguageModel(TextModel, ABC):
         """
         ids = self._ids(text)
         self._require_ids(ids)
-        array = np.array(ids, np.int64)
-        logprobs = token_logprobs(
-            lambda window: sound(self.logits(window)),
-            array,
+        return self.scores([ids], stride, progress)[0]
+
+    def scores(
+        self,
+        texts: Sequence[Sequence[int]],
+        stride: int | None = None,
+        progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
+        together: int = 0,
+    ) -> list[Score]:
+        """`score` of several encoded texts; `together`: see `npgpt2.scoring.token_logprobs`."""
+        arrays = [np.array(ids, np.int64) for ids in texts]
+        found = token_logprobs(
+            lambda ids: sound(self.logits(ids)),
+            arrays,
             self.config.n_positions,
             stride,
             progress,
+            together,
         )
-        scored = array[~np.isnan(logprobs)].tolist()
+        return [self._score(*pair) for pair in zip(arrays, found, strict=True)]
+
+    def _score(self, ids: Array, logprobs: Array) -> Score:
+        scored = ids[~np.isnan(logprobs)].tolist()
         known = self.has_vocabulary
         size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if known else 0
-        return Score(array, logprobs, size)
+        return Score(ids, logprobs, size)
 
 
 def fresh_seed() -> int:

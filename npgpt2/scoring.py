@@ -4,16 +4,14 @@ Axes: T tokens of the text.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from npgpt2.errors import InputError, OptionError
-from npgpt2.ops import Array, cross_entropy
-
-ROWS = 64  # positions whose logits are held in float64 at a time
+from npgpt2.ops import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +60,9 @@ class Window(NamedTuple):
     stop: int
 
 
+Batch: TypeAlias = list[tuple[int, Window]]  # of texts by their numbers
+
+
 def windows(length: int, size: int, stride: int) -> Iterator[Window]:
     """A sliding window, as in https://huggingface.co/docs/transformers/perplexity.
 
@@ -84,41 +85,85 @@ def windows(length: int, size: int, stride: int) -> Iterator[Window]:
 
 def token_logprobs(
     logits_of: Callable[[Array], Array],
-    ids: Array,
+    texts: Sequence[Array],
     size: int,
     stride: int | None = None,
-    progress: Callable[[Iterable[Window], str], Iterable[Window]] = lambda loop, what: loop,
-) -> Array:
+    progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
+    together: int = 0,
+) -> list[Array]:
     """Log-probability of each token given those before it in its window.
 
     Args:
-        logits_of: ids (1, T) → logits (1, T, V).
-        ids: (T,) int64.
+        logits_of: ids (B, T) → logits (B, T, V).
+        texts: of each the ids (T,) int64.
         size: of the window, the model's n_positions at most.
         stride: how far the window moves; by default half of it. Smaller gives more context to each
             token and takes longer.
+        together: windows of about one length share a call, up to so many tokens, padding
+            included. 0: each has its own.
 
     Returns:
-        (T,) float64, NaN where a token was not scored.
+        (T,) float64 for each text, NaN where a token was not scored.
 
     Raises:
         OptionError: a stride outside 1 … size.
-        InputError: fewer than two tokens.
+        InputError: a text of fewer than two tokens.
     """
     stride = max(1, size // 2) if stride is None else stride
     if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= size:
         raise OptionError("stride", f"got {stride!r}, expected a whole number from 1 to {size}")
-    if len(ids) < 2:
-        raise InputError(
-            f"text: has {len(ids)} tokens, expected two at least: "
-            "the first has nothing to be predicted from"
-        )
-    logprobs = np.full(len(ids), np.nan)
-    for start, first, stop in progress(list(windows(len(ids), size, stride)), "scoring"):
-        if first < stop:
-            logits = logits_of(ids[None, start : stop - 1])[0, first - start - 1 :]
-            for i in range(0, stop - first, ROWS):
-                rows = slice(first + i, min(first + i + ROWS, stop))
-                wide = logits[i : i + ROWS].astype(np.float64)
-                logprobs[rows] = -cross_entropy(wide, ids[rows])
-    return logprobs
+    for ids in texts:
+        if len(ids) < 2:
+            raise InputError(
+                f"text: has {len(ids)} tokens, expected two at least: "
+                "the first has nothing to be predicted from"
+            )
+    found = [np.full(len(ids), np.nan) for ids in texts]
+    todo = [
+        (n, window)
+        for n, ids in enumerate(texts)
+        for window in windows(len(ids), size, stride)
+        if window.first < window.stop
+    ]
+    for batch in progress(list(batches(todo, together)), "scoring"):
+        width = max(window.stop - window.start for _, window in batch) - 1
+        block = np.zeros((len(batch), width), np.int64)  # padded on the right: nothing sees it
+        for row, (n, (start, _, stop)) in enumerate(batch):
+            block[row, : stop - 1 - start] = texts[n][start : stop - 1]
+        logits = logits_of(block)
+        for row, (n, (start, first, stop)) in enumerate(batch):
+            rows = logits[row, first - start - 1 : stop - start - 1]
+            found[n][first:stop] = logprobs_of(rows, texts[n][first:stop])
+    return found
+
+
+def batches(todo: Sequence[tuple[int, Window]], together: int) -> Iterator[Batch]:
+    """Windows in groups of about one length, the longest first, each of up to so many tokens."""
+    if together:
+        todo = sorted(todo, key=lambda item: item[1].start - item[1].stop)
+    batch: Batch = []
+    for item in todo:
+        longest = max(w.stop - w.start for _, w in (batch or [item]))
+        if batch and longest * (len(batch) + 1) > together:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def logprobs_of(logits: Array, targets: Array) -> Array:
+    """log softmax of logits (T, V), of one target each, (T,) float64.
+
+    Exponentials in the logits' own precision, sums and differences in float64: of float32 logits
+    within 1e-7, in 0.3 of the time that `ops.cross_entropy` takes for them in float64.
+
+    >>> logprobs_of(np.log([[0.25, 0.75]]), np.array([1])).round(6)
+    array([-0.287682])
+    """
+    found, y = np.empty(len(logits)), np.empty(logits.shape[-1], logits.dtype)
+    for i, (x, target) in enumerate(zip(logits, targets, strict=True)):
+        top = x.max()
+        np.exp(np.subtract(x, top, out=y), out=y)
+        found[i] = float(x[target]) - float(top) - math.log(y.sum(dtype=np.float64))
+    return found

@@ -109,6 +109,12 @@ class TextModel:
         self._require_ids(ids)
         return [int(token) for token in ids]
 
+    def ids(self, text: Prompt) -> list[int]:
+        """A text of any length as ids of the vocabulary. Raises as `encode` does."""
+        ids = self._ids(text)
+        self._require_ids(ids)
+        return [int(token) for token in ids]
+
     @cached_property
     def has_vocabulary(self) -> bool:
         """Whether there is one: ids go in and out without."""
@@ -322,9 +328,7 @@ class LanguageModel(TextModel, ABC):
         >>> score.tokens, round(score.perplexity, 2), round(score.bits_per_byte, 3)
         (7, 15.7, 2.139)
         """
-        ids = self._ids(text)
-        self._require_ids(ids)
-        return self.scores([ids], stride, progress)[0]
+        return self.scores([self.ids(text)], stride, progress)[0]
 
     def scores(
         self,

@@ -113,11 +113,7 @@ def token_logprobs(
     if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= size:
         raise OptionError("stride", f"got {stride!r}, expected a whole number from 1 to {size}")
     for ids in texts:
-        if len(ids) < 2:
-            raise InputError(
-                f"text: has {len(ids)} tokens, expected two at least: "
-                "the first has nothing to be predicted from"
-            )
+        require_two(ids)
     found = [np.full(len(ids), np.nan) for ids in texts]
     todo = [
         (n, window)
@@ -135,6 +131,15 @@ def token_logprobs(
             rows = logits[row, first - start - 1 : stop - start - 1]
             found[n][first:stop] = logprobs_of(rows, texts[n][first:stop])
     return found
+
+
+def require_two(ids: Sequence[int] | Array) -> None:
+    """Raises InputError of a text of which nothing can be scored."""
+    if len(ids) < 2:
+        raise InputError(
+            f"text: has {len(ids)} tokens, expected two at least: "
+            "the first has nothing to be predicted from"
+        )
 
 
 def batches(todo: Sequence[tuple[int, Window]], together: int) -> Iterator[Batch]:

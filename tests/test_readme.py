@@ -98,7 +98,7 @@ def test_the_file_tour_is_the_tree():
     for path in toured:
         assert (ROOT / path).exists(), path
     packages = ("npgpt2", "npgpt2/formats", "npgpt2/train", "npgpt2/golden",
-                "npgpt2/pictures", "npgpt2/serve", "export/npgpt2_onnx")  # fmt: skip
+                "npgpt2/pictures", "npgpt2/serve", "npgpt2/bulk", "export/npgpt2_onnx")  # fmt: skip
     for package in packages:
         modules = {f"{package}/{path.name}" for path in (ROOT / package).glob("[!_]*.py")}
         assert modules <= set(toured)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from npgpt2 import __version__, errors
 from npgpt2.blas import choose_kernel
 from npgpt2.cli import (
+    batch,
     bench,
     check,
     classify,
@@ -41,7 +42,7 @@ from npgpt2.cli import (
 from npgpt2.cli.common import discard_output, one_line
 
 COMMANDS = (
-    generate, tokenize, inspect, score, classify, explain, serve, train, export, verify,
+    generate, tokenize, inspect, score, classify, explain, serve, batch, train, export, verify,
     golden, fetch, convert, check, bench, info,
 )  # fmt: skip
 

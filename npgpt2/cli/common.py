@@ -281,28 +281,40 @@ def note(text: str) -> None:
     print(f"npgpt2: {text}", file=sys.stderr, flush=True)
 
 
-def progress(loop: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """A bar on a terminal for what takes over two seconds (with the extra `progress`)."""
-    bar, late = None, time.monotonic() + 2
+def progress(
+    loop: Iterable[T],
+    what: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda item: 1,
+    unit: str = "it",
+) -> Iterator[T]:
+    """A bar on a terminal for what takes over two seconds (with the extra `progress`).
+
+    Args:
+        total: of all sizes; by default the loop's length.
+        size: how much an item is.
+    """
+    bar, late, done = None, time.monotonic() + 2, 0
     if total is None and isinstance(loop, Sized):
         total = len(loop)
-    for done, item in enumerate(loop):
+    for item in loop:
         if late and time.monotonic() > late:
-            bar, late = _bar(what, done, total) if sys.stderr.isatty() else None, 0.0
+            bar, late = _bar(what, done, total, unit) if sys.stderr.isatty() else None, 0.0
         yield item
+        done += size(item)
         if bar is not None:
-            bar.update()
+            bar.update(size(item))
     if bar is not None:
         bar.close()
 
 
-def _bar(what: str, done: int, total: int | None) -> Any:
+def _bar(what: str, done: int, total: int | None, unit: str) -> Any:
     try:
         from tqdm import tqdm  # when it is needed: importing it takes longer than many a command
     except ImportError:
         note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
         return None
-    bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr)
+    bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr, unit=unit)
     bar.start_t -= 2  # the time left is reckoned from the beginning
     return bar
 

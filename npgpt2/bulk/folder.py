@@ -1,0 +1,163 @@
+"""Where results go: one file a part, whole or not there, and what the run was told.
+
+    OUT/batch.json                what was asked for, of which files, in how many parts
+    OUT/part-00000000.jsonl       the results of part 0, in the order of its rows
+
+A part's file appears when all of it is done, so what is there when a run was killed is good, and
+the rest is what is left. `cat OUT/part-*.jsonl` is the order of the input.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from npgpt2.bulk.parts import parquet
+from npgpt2.bulk.tasks import Result
+from npgpt2.errors import FileError
+from npgpt2.files import named_errors, read_json, replaced, require_space
+
+SCHEMA = "npgpt2.batch/1"
+MANIFEST = "batch.json"
+FORMATS = ("jsonl", "parquet")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was told: a run that goes on is told the same.
+
+    Attributes:
+        task: "generate", "score" or "embed".
+        format: of the results, of `FORMATS`.
+        model: a folder.
+        engine: how it is opened: the options of the command line, by name.
+        options: of `GenerationOptions`, `seed` among them; empty for other tasks.
+        inputs: of each file its name, bytes and time.
+        whole_ids: ids are whole numbers, in Parquet; else text.
+    """
+
+    task: str
+    format: str
+    whole_ids: bool
+    model: str
+    engine: dict[str, Any]
+    options: dict[str, Any]
+    inputs: list[list[Any]]
+
+
+def inputs_of(files: Sequence[Path]) -> list[list[Any]]:
+    found = []
+    for file in files:
+        with named_errors(file):
+            info = file.stat()
+            found.append([str(file.absolute()), info.st_size, info.st_mtime_ns])
+    return found
+
+
+def begin(out: Path, settings: Settings, parts: int, rows: int) -> None:
+    """Say what is done here, before anything is."""
+    about = {"schema": SCHEMA, **asdict(settings), "parts": parts, "rows": rows}
+    with replaced(out / MANIFEST) as work:
+        work.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def told(out: Path) -> dict[str, Any] | None:
+    """What the run in a folder was told; None where there is none yet.
+
+    Raises:
+        FileError: the folder is somebody else's.
+    """
+    if not (out / MANIFEST).exists():
+        if out.exists() and any(p.name not in ("lock", "pid") for p in out.iterdir()):
+            raise FileError(f"{out}: is not empty, and no batch. Name another folder")
+        return None
+    about = read_json(out / MANIFEST, FileError)
+    if about.get("schema") != SCHEMA:
+        raise FileError(f"{out / MANIFEST}: is of {about.get('schema')!r}, expected {SCHEMA}")
+    return about
+
+
+def require_same(out: Path, about: dict[str, Any], settings: Settings) -> None:
+    """Raises FileError where a run would go on with something else than it began with."""
+    now = json.loads(json.dumps(asdict(settings)))
+    for name, value in now.items():
+        if about.get(name) == value:
+            continue
+        old, new = about.get(name), value
+        if isinstance(old, dict) and isinstance(new, dict):
+            name = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            old, new = old.get(name), new.get(name)
+        if name == "inputs":
+            raise FileError(f"{out}: the input has changed since this run began. Begin anew")
+        raise FileError(
+            f"{out}: this run began with {name} {old!r}, now it is {new!r}. Say the same, or begin "
+            "in another folder"
+        )
+
+
+def part_file(out: Path, number: int, kind: str) -> Path:
+    return out / f"part-{number:08d}.{kind}"
+
+
+def parts_there(out: Path, kind: str) -> set[int]:
+    """The numbers of the parts that are done."""
+    pattern = re.compile(rf"part-(\d{{8,}})\.{kind}")
+    found = (pattern.fullmatch(path.name) for path in out.iterdir())
+    return {int(match[1]) for match in found if match}
+
+
+def write_part(out: Path, number: int, settings: Settings, results: Sequence[Result]) -> None:
+    """A part's results, all at once."""
+    path = part_file(out, number, settings.format)
+    if settings.format == "jsonl":
+        lines = [json.dumps(result, ensure_ascii=False) + "\n" for result in results]
+        data = "".join(lines).encode("utf-8", "backslashreplace")  # a lone surrogate of an id
+        require_space(out, len(data))
+        with replaced(path) as work:
+            work.write_bytes(data)
+        return
+    table = _table(settings, results)
+    require_space(out, table.nbytes)
+    with replaced(path) as work:
+        parquet().write_table(table, work)
+
+
+def errors_in(out: Path, number: int, kind: str) -> int:
+    """Rows of a part that could not be done."""
+    path = part_file(out, number, kind)
+    with named_errors(path):
+        if kind == "parquet":
+            table = parquet().read_table(path, columns=["error"])
+            return int(table.num_rows - table["error"].null_count)
+        with path.open("rb") as file:
+            return sum("error" in json.loads(line) for line in file)
+
+
+# In Parquet, for each task, between `row`, `id` and `error`.
+COLUMNS = {
+    "generate": {"text": "string", "ids": "list<int32>", "finish_reason": "string"},
+    "score": {
+        "tokens": "int64", "nats": "float64", "perplexity": "float64", "bits_per_byte": "float64"
+    },
+    "embed": {"tokens": "int64", "embedding": "list<float32>"},
+}  # fmt: skip
+
+
+def _table(settings: Settings, results: Sequence[Result]) -> Any:
+    """One schema for all parts of a run: a column that a part has nothing for is null."""
+    import pyarrow as pa
+
+    def typed(name: str) -> Any:
+        inner = re.fullmatch(r"list<(\w+)>", name)
+        return pa.list_(pa.type_for_alias(inner[1])) if inner else pa.type_for_alias(name)
+
+    id_type = "int64" if settings.whole_ids else "string"
+    columns = {"row": "int64", "id": id_type, **COLUMNS[settings.task], "error": "string"}
+    rows = [dict(result) for result in results]
+    if not settings.whole_ids:
+        for row in rows:
+            row["id"] = None if row.get("id") is None else str(row["id"])
+    schema = pa.schema([(name, typed(kind)) for name, kind in columns.items()])
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,254 @@
+"""Files of rows, in parts: what a worker is told, and the rows that it finds there.
+
+A part is a stretch of one file, small enough to hold and large enough to sort. It says where its
+rows are, not what they are: workers read for themselves, and nobody holds a whole file. The same
+files give the same parts, so that a run that was killed knows what it has.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from npgpt2.errors import FileError, MissingPackage
+from npgpt2.files import named_errors, require_regular
+
+ROWS = {"generate": 64, "score": 256, "embed": 256}  # of a part, at most: a minute's work or so
+BYTES = 4 << 20  # of a part; a row is never cut in two
+MAX_LINE = 16 << 20  # bytes of one line
+CHUNK = 8 << 20  # bytes read at a time, to count
+
+COLUMNS = ("prompt", "text")  # where a row's text stands: the first of these that it has
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+Counting = Callable[[Iterable[Path], str], Iterable[Path]]
+
+
+class Part(NamedTuple):
+    """Some rows of one file.
+
+    Attributes:
+        number: of the part, from 0.
+        first: the number of its first row in all of the input, from 0.
+        rows: how many; lines, where the file has lines.
+        start: of a line file the byte; of a parquet file the row in its group.
+        group: of a parquet file the row group.
+    """
+
+    number: int
+    file: str
+    first: int
+    rows: int
+    start: int
+    group: int = 0
+
+
+class Row(NamedTuple):
+    """One row: a prompt, as text or ids, or what is wrong with it."""
+
+    number: int
+    id: Any = None
+    prompt: str | list[int] | None = None
+    error: str | None = None
+
+
+def files_of(source: Path) -> list[Path]:
+    """The files that a path means, in the order of their names.
+
+    Raises:
+        FileError: it is no file of rows, and no folder that has one.
+    """
+    expected = f"expected {', '.join(KINDS)} or a folder of these"
+    with named_errors(source):
+        if not source.is_dir():
+            require_regular(source)
+            if source.suffix not in KINDS:
+                raise FileError(f"{source}: ends in {source.suffix!r}, {expected}")
+            return [source]
+        found = sorted(p for p in source.iterdir() if p.suffix in KINDS and p.name[0] != ".")
+    if not found:
+        raise FileError(f"{source}: holds no such file, {expected}")
+    return found
+
+
+def parts_of(
+    files: Iterable[Path], most: int, progress: Counting = lambda loop, what: loop
+) -> Iterator[Part]:
+    """The parts of files, of so many rows at most, counted in one pass over them.
+
+    Raises:
+        FileError, MissingPackage: a file cannot be read, or has no column of text.
+    """
+    number = first = 0
+    for file in progress(list(files), "counting rows"):
+        with named_errors(file):
+            require_regular(file)
+            counted = _lines if KINDS[file.suffix] == "jsonl" else _row_groups
+            for rows, start, group in counted(file, most):
+                yield Part(number, str(file), first, rows, start, group)
+                number, first = number + 1, first + rows
+
+
+def rows_of(part: Part) -> list[Row]:
+    """A part's rows. What is wrong with one is its `error`; a blank line is none.
+
+    Raises:
+        FileError: the file has changed since its parts were counted.
+    """
+    file = Path(part.file)
+    kind = KINDS[file.suffix]
+    with named_errors(file):
+        found = list((_read_lines if kind == "jsonl" else _read_columns)(file, part))
+    if len(found) != part.rows:
+        raise FileError(f"{file}: has changed since its rows were counted. Begin anew")
+    return [row for row in found if row is not None]
+
+
+# ── lines of JSON ────────────────────────────────────────────────────────────────────────────────
+
+
+def _lines(file: Path, most: int) -> Iterator[tuple[int, int, int]]:
+    """(lines, first byte, 0) of each part."""
+    start = lines = 0  # of this part
+    last = end = 0  # where the last line ends that does, and what was read
+    with file.open("rb") as handle:
+        while chunk := handle.read(CHUNK):
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + end + 1
+            end += len(chunk)
+            while len(ends):
+                enough = int(np.searchsorted(ends, start + BYTES)) + 1
+                take = min(most - lines, enough, len(ends))
+                lines, last, ends = lines + take, int(ends[take - 1]), ends[take:]
+                if lines == most or last - start >= BYTES:
+                    yield lines, start, 0
+                    start, lines = last, 0
+    lines += end > last
+    if lines:
+        yield lines, start, 0
+
+
+def _read_lines(file: Path, part: Part) -> Iterator[Row | None]:
+    with file.open("rb") as handle:
+        handle.seek(part.start)
+        for number in range(part.first, part.first + part.rows):
+            line = handle.readline(MAX_LINE + 1)
+            if not line:
+                return
+            if len(line) > MAX_LINE:
+                _skip(handle, line)
+                yield Row(number, error=f"line: is longer than {MAX_LINE:,} bytes")
+            else:
+                yield row_of(line.removeprefix(b"\xef\xbb\xbf"), number)
+
+
+def _skip(handle: BinaryIO, line: bytes) -> None:
+    """To the end of a line that is not read."""
+    while line and not line.endswith(b"\n"):
+        line = handle.readline(CHUNK)
+
+
+def row_of(line: bytes, number: int) -> Row | None:
+    """A line as a row; None where it is blank.
+
+    >>> row_of(b'{"id": "a", "prompt": "O Romeo"}', 7)
+    Row(number=7, id='a', prompt='O Romeo', error=None)
+    >>> row_of(b'{"id": "b"}', 8).error
+    'prompt: is missing, expected a field "prompt" or "text"'
+    """
+    if not line.strip():
+        return None
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as problem:
+        return Row(number, error=f"line: not UTF-8 at byte {problem.start}")
+    except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
+        said = "nested too deep" if isinstance(problem, RecursionError) else str(problem)
+        return Row(number, error=f"line: is not JSON ({said})")
+    if isinstance(value, dict):
+        name = next((name for name in COLUMNS if name in value), None)
+        return _checked(number, value.get("id"), name, value.get(name or ""))
+    return _checked(number, None, "line", value)
+
+
+def _checked(number: int, id_: Any, name: str | None, prompt: Any) -> Row:
+    if id_ is not None and not isinstance(id_, (str, int, float)):
+        return Row(number, error=f"id: got a {type(id_).__name__}, expected text or a number")
+    if isinstance(id_, float) and not math.isfinite(id_):
+        return Row(number, error=f"id: got {id_}, expected text or a number")
+    if name is None:
+        return Row(number, id_, error='prompt: is missing, expected a field "prompt" or "text"')
+    ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
+    if not ids and not isinstance(prompt, str):
+        shown = "null" if prompt is None else f"a {type(prompt).__name__}"
+        return Row(number, id_, error=f"{name}: got {shown}, expected text or ids")
+    return Row(number, id_, prompt)
+
+
+# ── parquet ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def parquet() -> Any:
+    """The library. Raises MissingPackage."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackage("parquet: needs pyarrow. Run: pip install 'npgpt2[batch]'") from None
+    return pyarrow.parquet
+
+
+def _opened(file: Path) -> Any:
+    library = parquet()
+    try:
+        return library.ParquetFile(file)
+    except OSError:
+        raise
+    except Exception as problem:  # pyarrow's own, one class for each kind of damage
+        text = str(problem).partition("\n")[0]
+        raise FileError(f"{file}: is not a Parquet file ({text})") from None
+
+
+def _column(file: Path, names: list[str]) -> str:
+    name = next((name for name in COLUMNS if name in names), None)
+    if name is None:
+        raise FileError(
+            f"{file}: has no column {' or '.join(COLUMNS)}, only {', '.join(names) or 'none'}"
+        )
+    return name
+
+
+def has_whole_ids(file: Path) -> bool:
+    """Whether a Parquet file has ids, which are whole numbers."""
+    import pyarrow.types
+
+    with named_errors(file), _opened(file) as opened:
+        schema = opened.schema_arrow
+        return "id" in schema.names and bool(pyarrow.types.is_integer(schema.field("id").type))
+
+
+def _row_groups(file: Path, most: int) -> Iterator[tuple[int, int, int]]:
+    """(rows, first row in its group, group) of each part."""
+    with _opened(file) as opened:
+        _column(file, opened.schema_arrow.names)
+        for group in range(opened.num_row_groups):
+            rows = opened.metadata.row_group(group).num_rows
+            for start in range(0, rows, most):
+                yield min(most, rows - start), start, group
+
+
+def _read_columns(file: Path, part: Part) -> Iterator[Row | None]:
+    with _opened(file) as opened:
+        names = opened.schema_arrow.names
+        wanted = [_column(file, names), *(["id"] if "id" in names else [])]
+        seen = 0
+        for batch in opened.iter_batches(part.rows, row_groups=[part.group], columns=wanted):
+            begin, end = max(part.start, seen), min(part.start + part.rows, seen + batch.num_rows)
+            if begin < end:
+                for n, values in enumerate(batch.slice(begin - seen, end - begin).to_pylist()):
+                    number = part.first + begin - part.start + n
+                    yield _checked(number, values.get("id"), wanted[0], values[wanted[0]])
+            seen += batch.num_rows
+            if seen >= part.start + part.rows:
+                return

@@ -1,0 +1,53 @@
+"""One worker: a model that is open, and parts that are done with it, one after another."""
+
+import contextlib
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from npgpt2.blas import openblas
+from npgpt2.bulk.folder import Settings, write_part
+from npgpt2.bulk.parts import Part, rows_of
+from npgpt2.bulk.tasks import Embed, Generate, ScoreTexts, Task
+from npgpt2.generate import GenerationOptions
+
+
+class Done(NamedTuple):
+    """A part that was written."""
+
+    number: int
+    rows: int
+    errors: int
+    tokens: int  # read or written
+
+
+class Worker:
+    """Opens the model when it is made, with so many threads."""
+
+    def __init__(self, settings: Settings, out: str, threads: int) -> None:
+        self._settings, self._out = settings, Path(out)
+        self._task = _open(settings, threads)
+
+    def __call__(self, part: Part) -> Done:
+        results = self._task(rows_of(part))
+        write_part(self._out, part.number, self._settings, results)
+        errors = sum("error" in result for result in results)
+        tokens = sum(len(r["ids"]) if "ids" in r else r.get("tokens", 0) for r in results)
+        return Done(part.number, part.rows, errors, tokens)
+
+
+def _open(settings: Settings, threads: int) -> Task:
+    from npgpt2.cli.common import load_engine
+
+    if (blas := openblas()) is not None:  # else every worker would take every core
+        blas.use(threads)
+
+    engine = dict(settings.engine, model=settings.model)
+    if engine["engine"] == "onnx":
+        engine["threads"] = threads
+    with contextlib.redirect_stderr(io.StringIO()):  # whoever began the run was told already
+        model = load_engine(Namespace(**engine))
+    if settings.task == "generate":
+        return Generate(model, GenerationOptions(**settings.options))
+    return ScoreTexts(model) if settings.task == "score" else Embed(model)

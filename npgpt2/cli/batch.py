@@ -1,0 +1,189 @@
+"""Write behind, score or embed every row of a file, on all cores or on many machines.
+
+IN is a file of JSON lines or a Parquet file, or a folder of these. A row has "prompt" or "text"
+(text or ids) and, if it likes, "id"; a JSON line may also be just a text. OUT gets one file for
+every 256 rows (64, where texts are written), in their order, with "row", "id" and what was found;
+a row that cannot be done gets "error" in its place, and the exit code is 1. Killed at any moment,
+--resume goes on: every row is there once.
+"""
+
+import argparse
+import os
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from npgpt2.cli.common import (
+    add_engine,
+    add_filters,
+    add_model,
+    add_precision,
+    cores,
+    model_folder,
+    note,
+    number,
+    progress,
+    whole,
+)
+from npgpt2.errors import CheckFailed, FileError, OptionError
+
+HELP = "write, score or embed every row of a file, on all cores or many machines"
+EXAMPLES = """examples:
+  npgpt2 batch prompts.jsonl -o OUT --task generate --max-new-tokens 40
+  npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx
+  npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx --resume
+  npgpt2 batch FOLDER -o OUT --task embed --ray 10.0.0.1:6379"""
+
+ENGINE = ("engine", "device", "precision", "threads", "graph_cache", "dtype", "strict", "revision")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="a .jsonl or .parquet file, or a folder")
+    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="folder to make")
+    parser.add_argument(
+        "--task",
+        choices=("generate", "score", "embed"),
+        required=True,
+        help="texts that follow; log-probabilities; the mean of the last hidden states",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was ended")
+    parser.add_argument(
+        "--format", choices=("jsonl", "parquet"), help="of the results (default: as IN)"
+    )
+    who = parser.add_argument_group("who works")
+    who.add_argument(
+        "--workers",
+        type=whole,
+        metavar="N",
+        help="processes, each with the model in memory (default: one for each core, as far as "
+        "memory goes); on Ray, actors",
+    )
+    who.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="a Ray cluster, such as 10.0.0.1:6379, or local; IN and OUT are the same files on all "
+        "of its nodes",
+    )
+    options = parser.add_argument_group("how to write (generate; the filters run in this order)")
+    options.add_argument(
+        "--repetition-penalty", type=number, metavar="R",
+        help="above 1: what was said becomes less likely (default: 1)",
+    )  # fmt: skip
+    add_filters(options)
+    options.add_argument(
+        "--seed", type=whole, metavar="S",
+        help="the same seed, the same texts (default: another one every time)",
+    )  # fmt: skip
+    options.add_argument(
+        "--max-new-tokens", type=whole, metavar="N", help="at most N tokens (default: 100)"
+    )
+    options.add_argument(
+        "--stop", action="append", metavar="TEXT",
+        help="end before this text; may be given several times",
+    )  # fmt: skip
+    add_model(parser)
+    add_engine(parser)
+    add_precision(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from npgpt2.bulk.folder import begin, errors_in, parts_there, require_same, told
+    from npgpt2.bulk.parts import ROWS, files_of, parts_of
+    from npgpt2.files import held
+
+    if args.out == "":
+        raise OptionError("out", "got '', expected a folder")
+    if args.workers is not None and not 1 <= args.workers <= 4096:
+        raise OptionError("workers", f"got {args.workers}, expected 1 to 4,096")
+    files, out = files_of(Path(args.source)), Path(args.out)
+    before = told(out)
+    if before is not None and not args.resume:
+        raise FileError(f"{out}: is there already. --resume goes on, or name another folder")
+    settings = _settings(args, files, before)
+    if before is not None:
+        require_same(out, before, settings)
+    parts = list(parts_of(files, ROWS[args.task], progress))
+    rows = sum(part.rows for part in parts)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{out}: {error.strerror}") from None
+    with held(out):
+        if before is None:
+            begin(out, settings, len(parts), rows)
+        there = parts_there(out, settings.format)
+        errors = sum(errors_in(out, number, settings.format) for number in there)
+        left = [part for part in parts if part.number not in there]
+        if there:
+            note(f"{len(there):,} of {len(parts):,} parts are done already")
+        begun, done, tokens = time.monotonic(), 0, 0
+        if left:
+            loop = _work(args, settings, left, out)
+            waiting = sum(part.rows for part in left)
+            for part in progress(loop, args.task, waiting, lambda part: part.rows, " rows"):
+                done, errors = done + part.rows, errors + part.errors
+                tokens += part.tokens
+    seconds = max(time.monotonic() - begun, 1e-9)
+    rate = f", {done / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if done else ""
+    note(f"{rows:,} rows in {len(parts):,} parts in {out}{rate}")
+    if errors:
+        raise CheckFailed(
+            f"{out}: {errors:,} of {rows:,} rows could not be done: see their 'error'. "
+            "All others are there"
+        )
+    return 0
+
+
+def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None) -> Any:
+    """What is asked for, made sure of before anything is begun."""
+    from npgpt2.bulk.folder import Settings, inputs_of
+    from npgpt2.bulk.parts import has_whole_ids
+    from npgpt2.generate import GenerationOptions
+    from npgpt2.language_model import fresh_seed
+
+    names = [f.name for f in fields(GenerationOptions) if hasattr(args, f.name)]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.task != "generate" and given:
+        raise OptionError(next(iter(given)), f"is for --task generate. {args.task} does not write")
+    if "seed" not in given:
+        known = before["options"].get("seed") if before is not None else None
+        given["seed"] = fresh_seed() if known is None else known
+    options = asdict(GenerationOptions(**given)) if args.task == "generate" else {}
+    tables = all(file.suffix == ".parquet" for file in files)
+    return Settings(
+        task=args.task,
+        format=args.format or ("parquet" if tables else "jsonl"),
+        whole_ids=tables and all(map(has_whole_ids, files)),
+        model=str(model_folder(args, weights=args.engine == "numpy").absolute()),
+        engine={name: getattr(args, name) for name in ENGINE},
+        options=options,
+        inputs=inputs_of(files),
+    )
+
+
+def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) -> Any:
+    """By processes here, or by actors of a cluster."""
+    place = str(out.absolute())
+    if args.ray is None:
+        from npgpt2.bulk.pool import on_pool
+
+        workers = min(args.workers or _fitting(settings.model), len(parts))
+        threads = args.threads or max(1, cores() // workers)
+        return on_pool(settings, parts, place, workers, threads)
+    from npgpt2.bulk.on_ray import connect, on_ray
+
+    threads = args.threads or 1
+    processors = connect(args.ray)
+    workers = min(args.workers or max(1, processors // threads), len(parts))
+    return on_ray(settings, parts, place, workers, threads)
+
+
+def _fitting(model: str) -> int:
+    """One worker for each core, where their models fit into the memory that is free."""
+    held = sum(path.stat().st_size for path in Path(model).rglob("*") if path.is_file())
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return cores()
+    return max(1, min(cores(), int(free / (2 * held + (1 << 29)))))

@@ -49,6 +49,9 @@ class OptionError(NpGPT2Error, ValueError):
         super().__init__(f"{option}: {text}")
         self.option, self.text = option, text
 
+    def __reduce__(self) -> tuple[type["OptionError"], tuple[str, str]]:  # from process to process
+        return type(self), (self.option, self.text)
+
 
 class FileError(NpGPT2Error, OSError):
     """A file or folder that cannot be found, read or fetched."""

@@ -19,6 +19,7 @@ collect_ignore = [
     "onnx_cases.py",
     "readme_commands.py",
     "refusals.py",
+    "rows.py",
     "server.py",
     "torch_reference.py",
     "train_cases.py",

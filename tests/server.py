@@ -159,6 +159,12 @@ def served(*arguments, before="", port="0", wait=True, env=None):
             process.stderr.close()
 
 
+def free_port():
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def until(condition, seconds=10.0):
     """Wait for it; returns how long it took."""
     begun = time.monotonic()

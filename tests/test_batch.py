@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import re
 import signal
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rows import MERCY, OPTIONS, TINY, batch, parts_in, prompts, results, write_lines
 from server import until
 
-from npgpt2 import GPT2, cli
+from npgpt2 import GPT2, cli, errors
 from npgpt2.bulk import parts as parts_module
 from npgpt2.bulk.folder import MANIFEST
 from npgpt2.bulk.parts import Row, parts_of, rows_of
@@ -26,46 +28,10 @@ from npgpt2_onnx import export
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-TINY = "tests/data/tiny"
-MERCY = "The quality of mercy is not strained. It droppeth as the gentle rain from heaven"
-
 
 @pytest.fixture(scope="module")
 def truth():
     return GPT2.from_pretrained(TINY)
-
-
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def prompts(count, seed=0):
-    """Rows of many lengths, with ids."""
-    chosen, words = random.Random(seed), MERCY.split()
-    for n in range(count):
-        text = " ".join(chosen.choice(words) for _ in range(chosen.randrange(1, 20)))
-        yield {"id": f"row {n}", "prompt": text}
-
-
-def results(out):
-    """Of all parts, in their order."""
-    return [
-        json.loads(line)
-        for path in sorted(Path(out).glob("part-*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-
-
-def batch(*arguments, code=0, timeout=120):
-    """`npgpt2 batch ARGUMENTS --model TINY` in a process of its own; what it said."""
-    command = [sys.executable, "-m", "npgpt2", "batch", *map(str, arguments)]
-    if "--model" not in arguments:
-        command += ["--model", TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    return done.stderr
 
 
 # ── what is found ────────────────────────────────────────────────────────────────────────────────
@@ -353,10 +319,6 @@ def children(process):
     return found
 
 
-def parts_in(out):
-    return len(list(out.glob("part-*.jsonl"))) if out.exists() else 0
-
-
 def await_more_parts(out, process):
     before = parts_in(out)
     until(lambda: parts_in(out) > before or process.poll() is not None, 60)
@@ -366,7 +328,6 @@ def await_end(processes):
     until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
 
 
-OPTIONS = ["--task", "generate", "--seed", 3, "--max-new-tokens", 12, "--workers", 2]
 PARTS = 32
 
 
@@ -451,6 +412,15 @@ def test_a_part_that_kills_every_worker_ends_the_run(tmp_path):
         f"npgpt2: error: {source}: a worker died 3 times, with rows 0 to 0 or near them. Memory? "
         "Try --workers 1"
     )
+
+
+def test_every_error_of_ours_comes_home_from_a_worker():
+    """As it was raised: a class that cannot be pickled would bring the pool down instead."""
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.NpGPT2Error):
+            one = error("dtype", "got 5") if error is errors.OptionError else error("wte: got 5")
+            back = pickle.loads(pickle.dumps(one))
+            assert (type(back), str(back), vars(back)) == (error, str(one), vars(one))
 
 
 # ── what is wrong from the beginning ─────────────────────────────────────────────────────────────

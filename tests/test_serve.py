@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server import answered, post, served, until
+from server import answered, free_port, post, served, until
 
 from npgpt2 import GPT2, ops
 from npgpt2.errors import MissingPackage
@@ -422,12 +422,6 @@ def test_a_full_queue_says_so_at_once_and_those_inside_finish():
             assert len({job.result()["choices"][0]["text"] for job in inside}) == 1
         assert running.metric("npgpt2_refused_total") == 10
         running.complete("KING", max_tokens=1)  # and there is room again
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def test_while_it_loads(tmp_path):

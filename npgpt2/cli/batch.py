@@ -155,11 +155,26 @@ def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any
         task=args.task,
         format=args.format or ("parquet" if tables else "jsonl"),
         whole_ids=tables and all(map(has_whole_ids, files)),
-        model=str(model_folder(args, weights=args.engine == "numpy").absolute()),
+        model=_model(args),
         engine={name: getattr(args, name) for name in ENGINE},
         options=options,
         inputs=inputs_of(files),
     )
+
+
+def _model(args: argparse.Namespace) -> str:
+    """The folder, looked into: that a worker cannot open it is heard of before there is one."""
+    folder = model_folder(args, weights=args.engine == "numpy")
+    if args.engine == "numpy":
+        from npgpt2.checkpoint import Checkpoint
+
+        Checkpoint.open(folder).config.language_model(str(folder))
+    else:
+        from npgpt2_onnx.exported import Exported
+        from npgpt2_onnx.session import choose
+
+        Exported.open(choose(folder, args.device or "cpu", args.precision)[2])
+    return str(folder.absolute())
 
 
 def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) -> Any:

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Lifespan, Receive, Scope, Send
 
 from npgpt2.errors import InputError, NpGPT2Error, OptionError, TokenizerError
 from npgpt2.generate import GenerationOptions
@@ -66,9 +66,13 @@ class Service:
 
 
 def application(
-    service: Service, hosts: Iterable[str] | None = None, keys: Iterable[str] = ()
+    service: Service,
+    hosts: Iterable[str] | None = None,
+    keys: Iterable[str] = (),
+    lifespan: Lifespan[Starlette] | None = None,
 ) -> Guard:
-    """The whole of it, behind its guard. Who runs it starts `service.engine` and drains it."""
+    """The whole of it, behind its guard. Who runs it, or `lifespan`, starts `service.engine` and
+    drains it."""
     paths: dict[str, tuple[str, Callable[[Service, Request], Awaitable[Response]]]] = {
         "/v1/completions": ("POST", completions),
         "/v1/embeddings": ("POST", embeddings),
@@ -95,6 +99,7 @@ def application(
     app = Starlette(
         routes=[Route(p, bound(answer), methods=[how]) for p, (how, answer) in paths.items()],
         exception_handlers={HTTPException: _no_such_path},
+        lifespan=lifespan,
     )
     return Guard(app, service.engine.metrics, hosts, keys, [p for p in paths if "{" not in p])
 

@@ -1,0 +1,89 @@
+"""The same server on several machines: a Ray Serve application.
+
+    serve run npgpt2.serve:app model=DIR engine=onnx replicas=4
+
+https://docs.ray.io/en/latest/serve/index.html. Ray's proxies hear the requests and give each to a
+replica, which has slots and a queue of its own; what one replica has read of a prompt, another has
+not. Patience with slow clients, and the address, are the proxies'.
+"""
+
+from argparse import Namespace
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from npgpt2.errors import MissingPackage, OptionError
+from npgpt2.serve.app import Service, application
+from npgpt2.serve.engine import Engine
+from npgpt2.serve.guard import Guard
+from npgpt2.serve.metrics import Metrics
+
+# What may be given, by the names of the command line, and what is taken for the rest.
+DEFAULTS: dict[str, Any] = {
+    "model": None, "revision": None, "engine": "numpy", "device": None, "precision": None,
+    "threads": None, "graph_cache": None, "dtype": "float32", "strict": False,
+    "slots": 8, "queue": 64, "keys": (), "allow_hosts": (), "drain_seconds": 30,
+    "replicas": 1, "cpus": 1,
+}  # fmt: skip
+
+
+def app(args: Mapping[str, Any]) -> Any:
+    """A Ray Serve application: `replicas` of the server, each with so many `cpus`.
+
+    Args:
+        args: of `DEFAULTS`; numbers may be text, as `serve run` gives them.
+
+    Raises:
+        OptionError: another name, or no number where one is expected.
+        MissingPackage: Ray is not installed.
+    """
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise MissingPackage(f"ray: needs ray ({error}). Run: pip install 'npgpt2[ray]'") from error
+    chosen = dict(DEFAULTS)
+    for name, value in args.items():
+        if name not in DEFAULTS:
+            raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
+        chosen[name] = _number(name, value) if _is_number(DEFAULTS[name]) else value
+    deployment = serve.deployment(
+        name="npgpt2",
+        num_replicas=int(chosen["replicas"]),
+        ray_actor_options={"num_cpus": chosen["cpus"]},
+        # Beyond these the server itself says 429, and when to come again.
+        max_ongoing_requests=int(chosen["slots"] + chosen["queue"]) + 16,
+        graceful_shutdown_timeout_s=float(chosen["drain_seconds"]),
+    )
+    return deployment(serve.ingress(lambda: _replica(chosen))()).bind()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise OptionError(name, f"got {value!r}, expected a whole number") from None
+
+
+def _replica(chosen: Mapping[str, Any]) -> Guard:
+    """The application of one replica, which opens the model before it takes requests."""
+    from npgpt2.cli.common import load_engine, model_name
+
+    args = Namespace(**chosen)
+    if args.threads is None and args.engine == "onnx":
+        args.threads = max(1, int(args.cpus))
+    engine = Engine(lambda: load_engine(args), int(args.slots), int(args.queue), Metrics())
+
+    @asynccontextmanager
+    async def open_(_: Any) -> AsyncIterator[None]:
+        engine.start()
+        await engine.loaded()
+        yield
+        await engine.drain(float(args.drain_seconds))
+        engine.close()
+
+    # The proxies' addresses are theirs, and names are for who set them up.
+    return application(Service(engine, model_name(args)), args.allow_hosts, args.keys, open_)

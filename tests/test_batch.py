@@ -250,11 +250,11 @@ def test_parts_are_every_line_once(tmp_path, monkeypatch, chunk, size, end):
 
 
 def test_a_line_without_end_takes_no_memory(tmp_path):
-    """300 MB between two good lines."""
+    """400 MB between two good lines."""
     path = tmp_path / "in.jsonl"
     with path.open("wb") as file:
         file.write(b'"KING"\n')
-        for _ in range(300):
+        for _ in range(400):
             file.write(b" " * (1 << 20))
         file.write(b'\n"KING"\n')
     command = [sys.executable, "-m", "npgpt2", "batch", str(path), "-o", str(tmp_path / "out"),
@@ -265,7 +265,7 @@ def test_a_line_without_end_takes_no_memory(tmp_path):
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 1, said
-    assert usage.ru_maxrss < 200 << 10  # of this process and of its largest child
+    assert usage.ru_maxrss < 256 << 10  # of this process and of its largest child
     first, long, last = results(tmp_path / "out")
     assert long["error"] == "line: is longer than 16,777,216 bytes"
     assert first["embedding"] == last["embedding"]

@@ -120,7 +120,7 @@ def test_a_lost_node_loses_nothing(cluster, work, tmp_path):
     assert len(said.splitlines()) == 1, said
     assert 3 <= before < 24, before  # it was in the middle
     assert results(out) == want
-    assert nodes_of(address) == 3
+    await_nodes(address, 3)
 
 
 def test_killed_on_a_cluster_and_resumed(cluster, work, tmp_path):
@@ -172,18 +172,21 @@ from npgpt2.serve import app
 
 ray.init({address!r}, log_to_driver=False, logging_level="ERROR")
 serve.start(http_options={{"host": "127.0.0.1", "port": {port}}})
-serve.run(app({{"model": {model!r}, "replicas": 2, "slots": 2, "keys": ["sk-one"]}}), name="npgpt2")
+chosen = {{"model": {model!r}, "replicas": 2, "slots": "2", "api_key_file": {keys!r}}}
+serve.run(app(chosen), name="npgpt2")
 print("up", flush=True)
 sys.stdin.read()
 serve.shutdown()
 """
 
 
-def test_the_same_server_on_several_machines(cluster):
+def test_the_same_server_on_several_machines(cluster, tmp_path):
     """Two replicas behind Ray Serve: OpenAI's client, streaming and not."""
     openai = pytest.importorskip("openai")
     address, port = cluster[0], free_port()
-    code = SERVE.format(address=address, port=port, model=os.path.abspath(TINY))
+    (tmp_path / "keys").write_text("sk-one\n")
+    keys, model = str(tmp_path / "keys"), os.path.abspath(TINY)
+    code = SERVE.format(address=address, port=port, model=model, keys=keys)
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=ENV, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,

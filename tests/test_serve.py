@@ -800,6 +800,16 @@ def test_a_port_that_is_taken(server):
     )
 
 
+def test_options_of_the_application_for_ray():
+    from npgpt2.errors import OptionError
+    from npgpt2.serve import app
+
+    with pytest.raises(OptionError, match="colour: is no option, expected one of model, revision"):
+        app({"colour": 1})
+    with pytest.raises(OptionError, match="replicas: got 'two', expected a whole number"):
+        app({"replicas": "two"})
+
+
 def test_without_the_extra(monkeypatch):
     from npgpt2.cli import build_parser
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     _require_range("slots", args.slots, 1, 256)
     _require_range("queue", args.queue, 0, 100_000)
     _require_range("drain_seconds", args.drain_seconds, 0, 86_400)
-    keys = [] if args.api_key_file is None else _keys(args.api_key_file)
+    keys = [] if args.api_key_file is None else keys_in(args.api_key_file)
     import asyncio
     import ipaddress
 
@@ -129,7 +129,8 @@ def _load(args: argparse.Namespace) -> "LanguageModel":
     return model
 
 
-def _keys(file: str) -> list[str]:
+def keys_in(file: str) -> list[str]:
+    """One a line; what begins with # is none."""
     keys = [line.strip() for line in read_file(Path(file)).splitlines()]
     keys = [key for key in keys if key and not key.startswith("#")]
     if not keys:

@@ -21,9 +21,8 @@ from npgpt2.serve.metrics import Metrics
 # What may be given, by the names of the command line, and what is taken for the rest.
 DEFAULTS: dict[str, Any] = {
     "model": None, "revision": None, "engine": "numpy", "device": None, "precision": None,
-    "threads": None, "graph_cache": None, "dtype": "float32", "strict": False,
-    "slots": 8, "queue": 64, "keys": (), "allow_hosts": (), "drain_seconds": 30,
-    "replicas": 1, "cpus": 1,
+    "threads": None, "graph_cache": None, "dtype": "float32", "slots": 8, "queue": 64,
+    "api_key_file": None, "allow_host": (), "drain_seconds": 30, "replicas": 1, "cpus": 1,
 }  # fmt: skip
 
 
@@ -31,37 +30,35 @@ def app(args: Mapping[str, Any]) -> Any:
     """A Ray Serve application: `replicas` of the server, each with so many `cpus`.
 
     Args:
-        args: of `DEFAULTS`; numbers may be text, as `serve run` gives them.
+        args: of `DEFAULTS`, the options of `npgpt2 serve` and these two; numbers may be text, as
+            `serve run` gives them.
 
     Raises:
         OptionError: another name, or no number where one is expected.
         MissingPackage: Ray is not installed.
     """
-    try:
-        from ray import serve
-    except ImportError as error:
-        raise MissingPackage(f"ray: needs ray ({error}). Run: pip install 'npgpt2[ray]'") from error
     chosen = dict(DEFAULTS)
     for name, value in args.items():
         if name not in DEFAULTS:
             raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
-        chosen[name] = _number(name, value) if _is_number(DEFAULTS[name]) else value
+        number = isinstance(DEFAULTS[name], int) or name == "threads"
+        chosen[name] = _number(name, value) if number else value
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise MissingPackage(f"ray: needs ray ({error}). Run: pip install 'npgpt2[ray]'") from error
     deployment = serve.deployment(
         name="npgpt2",
-        num_replicas=int(chosen["replicas"]),
+        num_replicas=chosen["replicas"],
         ray_actor_options={"num_cpus": chosen["cpus"]},
         # Beyond these the server itself says 429, and when to come again.
-        max_ongoing_requests=int(chosen["slots"] + chosen["queue"]) + 16,
+        max_ongoing_requests=chosen["slots"] + chosen["queue"] + 16,
         graceful_shutdown_timeout_s=float(chosen["drain_seconds"]),
     )
     return deployment(serve.ingress(lambda: _replica(chosen))()).bind()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
@@ -71,11 +68,14 @@ def _number(name: str, value: Any) -> float:
 def _replica(chosen: Mapping[str, Any]) -> Guard:
     """The application of one replica, which opens the model before it takes requests."""
     from npgpt2.cli.common import load_engine, model_name
+    from npgpt2.cli.serve import keys_in
 
-    args = Namespace(**chosen)
+    args = Namespace(**chosen, strict=False)
     if args.threads is None and args.engine == "onnx":
-        args.threads = max(1, int(args.cpus))
-    engine = Engine(lambda: load_engine(args), int(args.slots), int(args.queue), Metrics())
+        args.threads = max(1, args.cpus)
+    hosts = [args.allow_host] if isinstance(args.allow_host, str) else args.allow_host
+    keys = keys_in(args.api_key_file) if args.api_key_file else []
+    engine = Engine(lambda: load_engine(args), args.slots, args.queue, Metrics())
 
     @asynccontextmanager
     async def open_(_: Any) -> AsyncIterator[None]:
@@ -86,4 +86,4 @@ def _replica(chosen: Mapping[str, Any]) -> Guard:
         engine.close()
 
     # The proxies' addresses are theirs, and names are for who set them up.
-    return application(Service(engine, model_name(args)), args.allow_hosts, args.keys, open_)
+    return application(Service(engine, model_name(args)), hosts, keys, open_)

@@ -105,13 +105,13 @@ def test_parquet_in_and_out(tmp_path, truth):
     parquet.write_table(table, source, row_group_size=300)
     batch(source, "-o", tmp_path / "out", "--task", "embed")
     files = sorted((tmp_path / "out").glob("part-*.parquet"))
-    assert len(files) == 5  # 256 + 44, 256 + 44, 100
+    assert len(files) == 12  # 4 × 64 + 44, 4 × 64 + 44, 64 + 36
     found = pyarrow.concat_tables([parquet.read_table(file) for file in files])
     assert found["row"].to_pylist() == list(range(700))
     assert found["id"].to_pylist() == list(range(1000, 1700))
     assert found.schema.field("id").type == pyarrow.int64()
     assert found["error"].null_count == 700
-    for n in (0, 255, 256, 299, 300, 699):
+    for n in (0, 63, 64, 299, 300, 699):
         want = truth.embed(rows[n]["prompt"])
         assert found["embedding"][n].as_py() == pytest.approx(want, abs=1e-4)
     batch(source, "-o", tmp_path / "lines", "--task", "embed", "--format", "jsonl")

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from npgpt2 import GPT2, GenerationOptions
+from npgpt2 import GPT2, GenerationOptions, batcher
 from npgpt2.batcher import CHUNK, Batcher, Job, Prefixes
 from npgpt2.errors import CheckpointError, ConfigError, OptionError
 from npgpt2_onnx import OnnxModel, export
@@ -152,7 +152,26 @@ def test_prefixes_go_when_there_is_no_room_the_longest_unused_first():
     assert small.known([*a, 9]) == []
 
 
-def test_a_long_prompt_does_not_stall_those_who_write(model):
+@pytest.fixture
+def one_piece(monkeypatch):
+    """A step reads one piece of a prompt: the tiny model's context has only two."""
+    monkeypatch.setattr(batcher, "PIECES", 1)
+
+
+def test_a_step_reads_two_pieces_at_most(model):
+    batcher = Batcher(model.slots(4))
+    jobs = [Heard(model, p, temperature=0, max_new_tokens=3) for p in ("a", "b", "c", "a" * 90)]
+    for one in jobs:
+        batcher.add(one.job)
+    batcher.step()
+    assert [len(one.ids) for one in jobs] == [2, 2, 0, 0]
+    batcher.step()
+    assert [len(one.ids) for one in jobs] == [3, 3, 2, 0]
+    assert batcher.reading is jobs[3].job
+    finish(batcher)
+
+
+def test_a_long_prompt_does_not_stall_those_who_write(model, one_piece):
     batcher = Batcher(model.slots(2))
     writer = Heard(model, "a", temperature=0, max_new_tokens=40)
     batcher.add(writer.job)
@@ -170,7 +189,7 @@ def test_a_long_prompt_does_not_stall_those_who_write(model):
 
 
 @pytest.mark.parametrize("where", ["waiting", "reading", "writing"])
-def test_who_goes_away_frees_its_slot_within_one_step(model, where):
+def test_who_goes_away_frees_its_slot_within_one_step(model, where, one_piece):
     batcher = Batcher(model.slots(1))
     gone = Heard(model, list(range(1, 121)), temperature=0, max_new_tokens=5)
     other = Heard(model, "KING", temperature=0, max_new_tokens=5)

@@ -496,6 +496,10 @@ def test_clients_without_patience_or_manners_are_bounded_and_the_others_do_not_n
         "Content-Length 1e12": (
             head + json_ + b"Content-Length: 1000000000000\r\n\r\n", b" " * 1024, 413
         ),
+        "a Content-Length of 5,000 digits": (
+            head + json_ + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n", b"", 400
+        ),
+        "Content-Length of letters": (head + json_ + b"Content-Length: two\r\n\r\n{}", b"", 400),
         "Content-Length twice": (
             head + json_ + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"", 400
         ),

@@ -16,7 +16,7 @@ import numpy as np
 from npgpt2.errors import FileError, MissingPackage
 from npgpt2.files import named_errors, require_regular
 
-ROWS = {"generate": 64, "score": 256, "embed": 256}  # of a part, at most: a minute's work or so
+ROWS = 64  # of a part, at most: half a minute's work of one core, with the 124M shape
 BYTES = 4 << 20  # of a part; a row is never cut in two
 MAX_LINE = 16 << 20  # bytes of one line
 CHUNK = 8 << 20  # bytes read at a time, to count

@@ -2,9 +2,9 @@
 
 IN is a file of JSON lines or a Parquet file, or a folder of these. A row has "prompt" or "text"
 (text or ids) and, if it likes, "id"; a JSON line may also be just a text. OUT gets one file for
-every 256 rows (64, where texts are written), in their order, with "row", "id" and what was found;
-a row that cannot be done gets "error" in its place, and the exit code is 1. Killed at any moment,
---resume goes on: every row is there once.
+every 64 rows, in their order, with "row", "id" and what was found; a row that cannot be done gets
+"error" in its place, and the exit code is 1. Killed at any moment, --resume goes on: every row is
+there once.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, files, before)
     if before is not None:
         require_same(out, before, settings)
-    parts = list(parts_of(files, ROWS[args.task], progress))
+    parts = list(parts_of(files, ROWS, progress))
     rows = sum(part.rows for part in parts)
     try:
         out.mkdir(parents=True, exist_ok=True)

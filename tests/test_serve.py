@@ -192,6 +192,32 @@ def test_models_and_embeddings(client, truth):
     assert ids.data[0].embedding == pytest.approx(truth.embed("O Romeo"), abs=1e-6)
 
 
+@pytest.mark.parametrize("prompt", [
+    "\0", "\n", " ", "שלום עולם", "👨‍👩‍👧‍👦", "e\u0301", "<|endoftext|>", "a<|endoftext|>b",
+    "a" * 100, "\u202e<b>&amp;</b>\\", "\ufffd\ufeff",
+])  # fmt: skip
+def test_odd_prompts_are_prompts(server, truth, prompt):
+    asked = {"temperature": 0, "max_tokens": 6}
+    want = truth.generate(prompt, temperature=0, max_new_tokens=6)[0].text
+    assert server.complete(prompt, **asked)["choices"][0]["text"] == want
+    assert server.complete(prompt, **asked, echo=True)["choices"][0]["text"] == prompt + want
+
+
+@pytest.mark.parametrize(("options", "ours"), [
+    ({"temperature": 1e-320}, {"temperature": 0}), ({"temperature": 1e300}, {"temperature": 1e300}),
+    ({"max_tokens": 10**9}, {"max_new_tokens": 10**9}), ({"top_k": 10**9}, {"top_k": 10**9}),
+    ({"seed": 2**64 - 1}, {"seed": 2**64 - 1}), ({"stop": []}, {}), ({"stop": None}, {}),
+    ({"logit_bias": None, "logprobs": None, "user": "me", "best_of": 1, "suffix": None}, {}),
+    ({"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}, {}),
+])  # fmt: skip
+def test_options_at_their_ends(server, truth, options, ours):
+    asked = {"seed": 3, "max_tokens": 8, **options}
+    wanted = {"seed": 3, "max_new_tokens": 8, "temperature": 1, "top_p": 1, **ours}
+    [want] = truth.generate("KING", **wanted)
+    [choice] = server.complete("KING", **asked)["choices"]
+    assert choice["text"] == want.text
+
+
 def test_exported_graphs_serve(tmp_path, truth):
     out = export(TINY, tmp_path / "tiny", precisions=("fp32", "int8"))
     with served("--model", str(out), "--engine", "onnx") as running:

@@ -354,13 +354,16 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, own: str = "") -> Iterator[Path]:
     """A file to write, which takes its place when the block ends without an error.
+
+    Args:
+        own: part of its name until then, where several may write it at the same time.
 
     Raises:
         FileError: it cannot be written; what was there stays.
     """
-    work = path.with_name(f".{path.name}.new")
+    work = path.with_name(f".{path.name}{own}.new")
     with unfinished():
         try:
             yield work

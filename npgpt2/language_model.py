@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from npgpt2.config import GPT2Config
-from npgpt2.errors import FileError, InputError, OptionError, TokenizerError
+from npgpt2.errors import CheckpointError, FileError, InputError, OptionError, TokenizerError
 from npgpt2.generate import (
     GenerationOptions,
     Rewindable,
@@ -303,11 +303,19 @@ class LanguageModel(TextModel, ABC):
         return mean
 
     def embeds(self, texts: Sequence[Sequence[int]]) -> Array:
-        """`embed` of several encoded texts in one call, (B, C)."""
+        """`embed` of several encoded texts in one call, (B, C).
+
+        Raises:
+            CheckpointError: the states hold NaN or infinity.
+        """
         block = np.zeros((len(texts), max(map(len, texts))), np.int64)
         for row, ids in enumerate(texts):
             block[row, : len(ids)] = ids  # padded on the right: nothing sees it
         states = self.hidden(block)
+        if not np.isfinite(states).all():
+            raise CheckpointError(
+                "hidden states: NaN or infinity. The weights hold such numbers, or overflow"
+            )
         means = [x[: len(ids)].mean(0, np.float64) for x, ids in zip(states, texts, strict=True)]
         return np.stack(means).astype(np.float32)
 
@@ -425,7 +433,8 @@ class _GrowingText:
             safe = len(self._held)
         else:
             # The longest end of the text that is the beginning of a stop text has to wait.
-            begun = (n for stop in self._stops for n in range(len(stop) - 1, 0, -1)
+            begun = (n for stop in self._stops
+                     for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
                      if self._held.endswith(stop[:n]))  # fmt: skip
             safe = len(self._held) - max(begun, default=0)
         text, self._held = self._held[:safe], self._held[safe:]

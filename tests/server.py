@@ -39,6 +39,12 @@ BEFORE = {
         import npgpt2.serve.app as app, npgpt2.serve.server as server
         app.BODY_SECONDS = server.HEAD_SECONDS = server.UNREAD_SECONDS = 0.7
     """,
+    "slow embeddings": """
+        import time
+        from npgpt2 import GPT2
+        embed = GPT2.embed
+        GPT2.embed = lambda *args: (time.sleep(1), embed(*args))[1]
+    """,
     "broken": """
         from npgpt2.slots import Slots
         step = Slots.step

@@ -134,6 +134,20 @@ def test_errors_and_ids_of_text_in_parquet(tmp_path):
     assert found[1]["text"] is None
 
 
+def test_ids_that_parquet_has_no_place_for(tmp_path):
+    """A lone surrogate; a whole number of 64 bits."""
+    rows = [{"id": "\ud800", "prompt": "KING"}, {"id": 5, "prompt": "KING"}]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    batch(source, "-o", tmp_path / "out", "--task", "embed", "--format", "parquet")
+    [file] = (tmp_path / "out").glob("part-*.parquet")
+    assert parquet.read_table(file)["id"].to_pylist() == ["\\ud800", "5"]
+    ids = pyarrow.array([2**64 - 1], pyarrow.uint64())
+    parquet.write_table(pyarrow.table({"id": ids, "text": ["KING"]}), tmp_path / "in.parquet")
+    batch(tmp_path / "in.parquet", "-o", tmp_path / "large", "--task", "embed")
+    [file] = (tmp_path / "large").glob("part-*.parquet")
+    assert parquet.read_table(file)["id"].to_pylist() == [str(2**64 - 1)]
+
+
 def test_a_folder_of_both(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -217,13 +231,14 @@ def test_rows_that_a_model_fails_over_fail_alone(tmp_path, truth):
     save(folder, truth.config, params)
     rows = [[5, 6, 7], [5] * 9, [8, 9], [5] * 8]
     source = write_lines(tmp_path / "in.jsonl", rows)
-    for task in ("generate", "score"):
+    for task in ("generate", "score", "embed"):
         options = ["--max-new-tokens", 2, "--temperature", 0] if task == "generate" else []
         said = batch(source, "-o", tmp_path / task, "--task", task, "--model", folder, *options,
                      code=1)  # fmt: skip
         assert "2 of 4 rows could not be done" in said
         errors = [row.get("error") for row in results(tmp_path / task)]
-        nan = "logits: NaN or infinity. The weights hold such numbers, or overflow"
+        what = "hidden states" if task == "embed" else "logits"
+        nan = f"{what}: NaN or infinity. The weights hold such numbers, or overflow"
         assert errors == [None, nan, None, nan]
 
 
@@ -509,10 +524,53 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path, run):
     assert run(*asked, "--resume") == (
         4, f"npgpt2: error: {out}: the input has changed since this run began. Begin anew"
     )  # fmt: skip
+    about = json.loads((out / MANIFEST).read_text())
+    write_lines(source, ["KING"])
+    os.utime(source, ns=(about["inputs"][0][2],) * 2)
+    (out / MANIFEST).write_text(json.dumps(about | {"parts": 2}))
+    assert run(*asked, "--resume") == (
+        4, f"npgpt2: error: {out}: this run began with 2 parts, now there are 1: another version "
+        "cut them. Begin in another folder"
+    )  # fmt: skip
     (out / MANIFEST).write_text('{"schema": "npgpt2.batch/9"}')
     assert run(*asked, "--resume") == (
         4, f"npgpt2: error: {out / MANIFEST}: is of 'npgpt2.batch/9', expected npgpt2.batch/1"
     )  # fmt: skip
+
+
+def test_parts_are_cut_as_they_were_when_the_run_began(tmp_path, run):
+    """By a version that takes other sizes."""
+    source = write_lines(tmp_path / "in.jsonl", prompts(20))
+    out = tmp_path / "out"
+    asked = [source, "-o", out, "--task", "embed", "--model", TINY]
+    batch(*asked[:-2])
+    want = results(out)
+    about = json.loads((out / MANIFEST).read_text())
+    (out / MANIFEST).write_text(json.dumps(about | {"most": 7, "parts": 3}))
+    (out / "part-00000000.jsonl").write_text("".join(json.dumps(r) + "\n" for r in want[:7]))
+    assert run(*asked, "--resume")[0] == 0
+    assert [row["id"] for row in results(out)] == [row["id"] for row in want]
+    assert parts_in(out) == 3
+
+
+def test_killed_before_it_had_begun(tmp_path, run):
+    source, out = write_lines(tmp_path / "in.jsonl", prompts(5)), tmp_path / "out"
+    out.mkdir()
+    (out / f".{MANIFEST}.new").write_text("{")
+    (out / "pid").write_text("5")
+    code, last = run(source, "-o", out, "--task", "embed", "--model", TINY, "--resume")
+    assert code == 0, last
+    assert {path.name for path in out.iterdir()} == {MANIFEST, "part-00000000.jsonl"}
+
+
+def test_parquet_without_its_library(tmp_path, run, monkeypatch):
+    source = write_lines(tmp_path / "in.jsonl", ["KING"])
+    parquet.write_table(pyarrow.table({"text": ["KING"]}), tmp_path / "in.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for file, more in ((source, ["--format", "parquet"]), (tmp_path / "in.parquet", [])):
+        assert run(file, "-o", tmp_path / "out", "--task", "embed", "--model", TINY, *more) == (
+            4, "npgpt2: error: parquet: needs pyarrow. Run: pip install 'npgpt2[batch]'"
+        )  # fmt: skip
 
 
 def test_two_at_once(tmp_path, run, night):

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -225,3 +226,11 @@ def test_padding_beyond_the_context_grows_by_doubling(model):
         patch.setattr(KVCache, "_allocate", count)
         model.generate([[1] * 120, [1, 2]], max_new_tokens=120, temperature=0)
     assert len(moves) < 8
+
+
+def test_a_very_long_stop_text_costs_no_more_than_what_is_held(model):
+    """It was looked for from its end, once a token."""
+    begun = time.process_time()
+    [text] = model.generate("KING", temperature=0, max_new_tokens=60, stop="\n" * 1_000_000)
+    assert len(text.ids) == 60
+    assert time.process_time() - begun < 3

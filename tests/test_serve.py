@@ -208,6 +208,7 @@ def test_odd_prompts_are_prompts(server, truth, prompt):
     ({"max_tokens": 10**9}, {"max_new_tokens": 10**9}), ({"top_k": 10**9}, {"top_k": 10**9}),
     ({"seed": 2**64 - 1}, {"seed": 2**64 - 1}), ({"stop": []}, {}), ({"stop": None}, {}),
     ({"logit_bias": None, "logprobs": None, "user": "me", "best_of": 1, "suffix": None}, {}),
+    ({"n": None, "echo": None, "stream": None, "top_p": None, "temperature": None}, {}),
     ({"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}, {}),
 ])  # fmt: skip
 def test_options_at_their_ends(server, truth, options, ours):
@@ -344,6 +345,10 @@ REFUSED = [
     ({"prompt": "a", "stop": ["a", ""]}, "stop",
      "stop: got ('a', ''), expected texts that are not empty"),
     ({"prompt": "a", "stop": ["a"] * 17}, "stop", "stop: got 17 texts, expected at most 16"),
+    ({"prompt": "a", "stop": "a" * 1001}, "stop",
+     "stop: got 1,001 characters, expected at most 1,000"),
+    ({"prompt": "a", "logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias",
+     "logit_bias: got 1,025 ids, expected at most 1,024"),
     ({"prompt": "a", "stop": 5}, "stop", "stop: got 5, input should be a valid string"),
     ({"prompt": "a", "logit_bias": {"512": 1}}, "logit_bias",
      "logit_bias: has the id 512, expected 0 to 511"),
@@ -498,6 +503,30 @@ def test_a_client_that_goes_away_frees_its_place(where):
         begun = time.monotonic()
         running.complete("a", max_tokens=1)
         assert time.monotonic() - begun < 1
+
+
+def test_an_embedding_keeps_its_place_until_it_is_done():
+    """A client that asks and goes away, again and again, does not get past the queue."""
+    with served(*SLOW, "--queue", "0", before="slow embeddings") as running:
+        connection = running.socket(post(b'{"input": "KING"}', "/v1/embeddings"))
+        until(lambda: running.metric("npgpt2_texts_held") == 1)
+        connection.close()
+        time.sleep(0.2)
+        assert running.metric("npgpt2_texts_held") == 1
+        status, _, _ = running.request("POST", "/v1/embeddings", {"input": "KING"})
+        assert status == 429
+        until(lambda: running.metric("npgpt2_texts_held") == 0)
+        assert running.request("POST", "/v1/embeddings", {"input": "KING"})[0] == 200
+
+
+def test_an_upload_that_is_broken_off_is_no_error_of_ours(server):
+    before = server.log
+    connection = server.socket(post(b'{"prompt": "KING"}')[:-5])
+    time.sleep(0.2)
+    connection.close()
+    time.sleep(0.2)
+    assert server.complete("KING", max_tokens=1)
+    assert server.log == before
 
 
 def test_clients_without_patience_or_manners_are_bounded_and_the_others_do_not_notice(truth):
@@ -838,6 +867,8 @@ def test_options_of_the_application_for_ray():
         app({"colour": 1})
     with pytest.raises(OptionError, match="replicas: got 'two', expected a whole number"):
         app({"replicas": "two"})
+    with pytest.raises(OptionError, match="slots: got 0, expected 1 to 256"):
+        app({"slots": 0})
 
 
 def test_without_the_extra(monkeypatch):

@@ -8,7 +8,9 @@ the rest is what is left. `cat OUT/part-*.jsonl` is the order of the input.
 """
 
 import json
+import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,9 +58,9 @@ def inputs_of(files: Sequence[Path]) -> list[list[Any]]:
     return found
 
 
-def begin(out: Path, settings: Settings, parts: int, rows: int) -> None:
-    """Say what is done here, before anything is."""
-    about = {"schema": SCHEMA, **asdict(settings), "parts": parts, "rows": rows}
+def begin(out: Path, settings: Settings, most: int, parts: int, rows: int) -> None:
+    """Say what is done here, before anything is, in parts of so many rows at most."""
+    about = {"schema": SCHEMA, **asdict(settings), "most": most, "parts": parts, "rows": rows}
     with replaced(out / MANIFEST) as work:
         work.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -70,7 +72,8 @@ def told(out: Path) -> dict[str, Any] | None:
         FileError: the folder is somebody else's.
     """
     if not (out / MANIFEST).exists():
-        if out.exists() and any(p.name not in ("lock", "pid") for p in out.iterdir()):
+        ours = re.compile(r"pid|\..*\.new")  # of a run that was killed as it began
+        if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
             raise FileError(f"{out}: is not empty, and no batch. Name another folder")
         return None
     about = read_json(out / MANIFEST, FileError)
@@ -109,18 +112,20 @@ def parts_there(out: Path, kind: str) -> set[int]:
 
 
 def write_part(out: Path, number: int, settings: Settings, results: Sequence[Result]) -> None:
-    """A part's results, all at once."""
+    """A part's results, all at once. Two may write it at the same time: a node that was given up
+    may be alive."""
     path = part_file(out, number, settings.format)
+    own = f".{socket.gethostname()}-{os.getpid()}"
     if settings.format == "jsonl":
-        lines = [json.dumps(result, ensure_ascii=False) + "\n" for result in results]
+        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in results]
         data = "".join(lines).encode("utf-8", "backslashreplace")  # a lone surrogate of an id
         require_space(out, len(data))
-        with replaced(path) as work:
+        with replaced(path, own) as work:
             work.write_bytes(data)
         return
     table = _table(settings, results)
     require_space(out, table.nbytes)
-    with replaced(path) as work:
+    with replaced(path, own) as work:
         parquet().write_table(table, work)
 
 
@@ -155,9 +160,14 @@ def _table(settings: Settings, results: Sequence[Result]) -> Any:
 
     id_type = "int64" if settings.whole_ids else "string"
     columns = {"row": "int64", "id": id_type, **COLUMNS[settings.task], "error": "string"}
-    rows = [dict(result) for result in results]
-    if not settings.whole_ids:
-        for row in rows:
-            row["id"] = None if row.get("id") is None else str(row["id"])
+    rows = []
+    for result in results:
+        row = dict(result)
+        if not settings.whole_ids and row.get("id") is not None:
+            row["id"] = str(row["id"])
+        for name, value in row.items():
+            if isinstance(value, str):  # a lone surrogate is no UTF-8
+                row[name] = value.encode("utf-8", "backslashreplace").decode()
+        rows.append(row)
     schema = pa.schema([(name, typed(kind)) for name, kind in columns.items()])
     return pa.Table.from_pylist(rows, schema=schema)

@@ -220,12 +220,14 @@ def _column(file: Path, names: list[str]) -> str:
 
 
 def has_whole_ids(file: Path) -> bool:
-    """Whether a Parquet file has ids, which are whole numbers."""
+    """Whether a Parquet file has ids, which are whole numbers of at most 63 bits."""
+    parquet()
     import pyarrow.types
 
     with named_errors(file), _opened(file) as opened:
         schema = opened.schema_arrow
-        return "id" in schema.names and bool(pyarrow.types.is_integer(schema.field("id").type))
+        kind = schema.field("id").type if "id" in schema.names else None
+        return kind is not None and pyarrow.types.is_integer(kind) and str(kind) != "uint64"
 
 
 def _row_groups(file: Path, most: int) -> Iterator[tuple[int, int, int]]:

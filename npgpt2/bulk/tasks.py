@@ -4,6 +4,7 @@ A row that cannot be done gets its error; the others do not notice. Rows of abou
 computed together.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,13 @@ class Generate(Task):
         self.batcher = Batcher(self.model.slots(SLOTS))
 
     def work(self, todo: Encoded, rows: Sequence[Row], found: list[Result]) -> None:
+        self._write(todo, rows, found)
+        # What failed may have failed with others in its batch: once more, each alone.
+        for item in todo:
+            if "error" in found[item[0]]:
+                self._write([item], rows, found)
+
+    def _write(self, todo: Encoded, rows: Sequence[Row], found: list[Result]) -> None:
         for n, ids in todo:
             text = self.model.writing(ids, self.options, rows[n].number)
             self.batcher.add(_Collecting(text, found, n).job)
@@ -128,7 +136,7 @@ class ScoreTexts(Task):
             {
                 "tokens": score.tokens,
                 "nats": score.nats,
-                "perplexity": score.perplexity,
+                "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
                 "bits_per_byte": score.bits_per_byte if score.bytes else None,
             }
             for score in self.model.scores(texts, together=TOKENS)

@@ -8,8 +8,8 @@ there once.
 """
 
 import argparse
-import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,23 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args, files, before)
     if before is not None:
         require_same(out, before, settings)
-    parts = list(parts_of(files, ROWS, progress))
+    most = ROWS if before is None else int(before.get("most", ROWS))
+    parts = list(parts_of(files, most, progress))
     rows = sum(part.rows for part in parts)
+    if before is not None and (before["parts"], before["rows"]) != (len(parts), rows):
+        raise FileError(
+            f"{out}: this run began with {before['parts']:,} parts, now there are {len(parts):,}: "
+            "another version cut them. Begin in another folder"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{out}: {error.strerror}") from None
     with held(out):
+        if told(out) != before:
+            raise FileError(f"{out}: another run has begun there in between. Look at it first")
         if before is None:
-            begin(out, settings, len(parts), rows)
+            begin(out, settings, most, len(parts), rows)
         there = parts_there(out, settings.format)
         errors = sum(errors_in(out, number, settings.format) for number in there)
         left = [part for part in parts if part.number not in there]
@@ -138,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None) -> Any:
     """What is asked for, made sure of before anything is begun."""
     from npgpt2.bulk.folder import Settings, inputs_of
-    from npgpt2.bulk.parts import has_whole_ids
+    from npgpt2.bulk.parts import has_whole_ids, parquet
     from npgpt2.generate import GenerationOptions
     from npgpt2.language_model import fresh_seed
 
@@ -151,9 +159,12 @@ def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any
         given["seed"] = fresh_seed() if known is None else known
     options = asdict(GenerationOptions(**given)) if args.task == "generate" else {}
     tables = all(file.suffix == ".parquet" for file in files)
+    kind = args.format or ("parquet" if tables else "jsonl")
+    if kind == "parquet":
+        parquet()
     return Settings(
         task=args.task,
-        format=args.format or ("parquet" if tables else "jsonl"),
+        format=kind,
         whole_ids=tables and all(map(has_whole_ids, files)),
         model=_model(args),
         engine={name: getattr(args, name) for name in ENGINE},
@@ -183,7 +194,7 @@ def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) 
     if args.ray is None:
         from npgpt2.bulk.pool import on_pool
 
-        workers = min(args.workers or _fitting(settings.model), len(parts))
+        workers = min(args.workers or _fitting(settings), len(parts))
         threads = args.threads or max(1, cores() // workers)
         return on_pool(settings, parts, place, workers, threads)
     from npgpt2.bulk.on_ray import connect, on_ray
@@ -194,11 +205,36 @@ def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) 
     return on_ray(settings, parts, place, workers, threads)
 
 
-def _fitting(model: str) -> int:
-    """One worker for each core, where their models fit into the memory that is free."""
-    held = sum(path.stat().st_size for path in Path(model).rglob("*") if path.is_file())
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return cores()
-    return max(1, min(cores(), int(free / (2 * held + (1 << 29)))))
+def _fitting(settings: Any) -> int:
+    """One worker for each core, where what they hold fits into the memory that is free."""
+    from npgpt2.batcher import PREFIX_BYTES
+    from npgpt2.bulk.tasks import SLOTS
+    from npgpt2.checkpoint import Checkpoint
+    from npgpt2_onnx.exported import Exported
+    from npgpt2_onnx.session import choose
+
+    folder, engine = Path(settings.model), settings.engine
+    if engine["engine"] == "numpy":
+        config = Checkpoint.open(folder).config
+        files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    else:
+        graph = Exported.open(choose(folder, engine["device"] or "cpu", engine["precision"])[2])
+        config, files = graph.config, [graph.path.parent / name for name in graph.locations]
+    needed = 2 * sum(path.stat().st_size for path in files) + (1 << 29)
+    if settings.task == "generate":
+        needed += PREFIX_BYTES + SLOTS * config.n_positions * config.n_layer * config.n_embd * 8
+    return max(1, min(cores(), free_memory() // needed))
+
+
+def free_memory() -> int:
+    """Bytes that a process may still take, by the kernel and by the limit of its group."""
+    found = [1 << 62]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable"))
+        found.append(int(line.split()[1]) << 10)
+    with suppress(OSError, ValueError):  # "max" is no number
+        group = Path("/sys/fs/cgroup")
+        most = int((group / "memory.max").read_text())
+        found.append(max(0, most - int((group / "memory.current").read_text())))
+    return min(found)

@@ -84,9 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _require_range("port", args.port, 0, 65535)
-    _require_range("slots", args.slots, 1, 256)
-    _require_range("queue", args.queue, 0, 100_000)
-    _require_range("drain_seconds", args.drain_seconds, 0, 86_400)
+    require_load(args)
     keys = [] if args.api_key_file is None else keys_in(args.api_key_file)
     import asyncio
     import ipaddress
@@ -115,14 +113,20 @@ def run(args: argparse.Namespace) -> int:
         note(f"{name} at {place}{only}. Ctrl-C ends it")
 
     name = model_name(args)
-    engine = Engine(lambda: _load(args), args.slots, args.queue, Metrics())
+    engine = Engine(lambda: load_served(args), args.slots, args.queue, Metrics())
     service = Service(engine, name, args.debug)
     told = asyncio.run(serve(service, listener, args.drain_seconds, hosts, keys, ready))
     note("ended: nothing is left running")
     return 130 if told == signal.SIGINT else 0
 
 
-def _load(args: argparse.Namespace) -> "LanguageModel":
+def require_load(args: argparse.Namespace) -> None:
+    _require_range("slots", args.slots, 1, 256)
+    _require_range("queue", args.queue, 0, 100_000)
+    _require_range("drain_seconds", args.drain_seconds, 0, 86_400)
+
+
+def load_served(args: argparse.Namespace) -> "LanguageModel":
     model = load_engine(args)
     if not model.has_vocabulary:
         raise TokenizerError("--model: has no vocabulary, expected one: a server answers in text")

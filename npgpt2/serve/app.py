@@ -12,6 +12,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Lifespan, Receive, Scope, Send
@@ -42,6 +43,8 @@ from npgpt2.serve.protocol import (
 
 MAX_BODY = 1 << 20  # bytes; the context of GPT-2 is a few thousand
 BODY_SECONDS = 20.0  # for all of it
+MAX_STOP = 1000  # characters; each token is held against all of them
+MAX_BIAS = 1024  # ids; they are looked up for each token
 
 # Where OpenAI has another word for an option of ours.
 FIELDS = {"max_new_tokens": "max_tokens", "num_samples": "n"}
@@ -56,7 +59,9 @@ class Service:
     debug: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     # One text after another: they share the processor with those who write.
-    embedding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    embedder: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "npgpt2 embedder")
+    )
 
     def require_name(self, name: str | None) -> None:
         if name is not None and name != self.name:
@@ -91,6 +96,8 @@ def application(
                 return await answer(service, request)
             except ApiError as error:
                 return refusal(error, close=error.status in (408, 411, 413, 415))
+            except ClientDisconnect:
+                return Response(status_code=499)  # to nobody
             except Exception as error:
                 return refusal(internal(service, error))
 
@@ -178,6 +185,12 @@ def options_of(asked: CompletionRequest) -> GenerationOptions:
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     if len(stop) > 16:
         raise ApiError(400, f"stop: got {len(stop)} texts, expected at most 16", "stop")
+    if (longest := max(map(len, stop), default=0)) > MAX_STOP:
+        text = f"stop: got {longest:,} characters, expected at most {MAX_STOP:,}"
+        raise ApiError(400, text, "stop")
+    if len(bias) > MAX_BIAS:
+        text = f"logit_bias: got {len(bias):,} ids, expected at most {MAX_BIAS:,}"
+        raise ApiError(400, text, "logit_bias")
     try:
         return GenerationOptions(
             max_new_tokens=max(1, asked.max_tokens),
@@ -354,7 +367,7 @@ async def _events(
     more = {"usage": None} if counts else {}
 
     def event(choices: list[dict[str, Any]], **rest: Any) -> str:
-        return f"data: {json.dumps({**head, 'choices': choices, **rest}, ensure_ascii=False)}\n\n"
+        return f"data: {json.dumps({**head, 'choices': choices, **rest})}\n\n"
 
     try:
         async for part in answering.parts(ticket):
@@ -382,15 +395,16 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
+async def _gone(request: Request) -> None:
+    """Until the client goes away. Its body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _unless_gone(request: Request, work: Awaitable[Any], ticket: Ticket) -> Any:
     """What a piece of work gives; None, and its end, as soon as the client goes away."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
     with ticket:
-        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return tasks[0].result() if tasks[0].done() else None
@@ -412,20 +426,19 @@ async def embeddings(service: Service, request: Request) -> Response:
     if asked.dimensions not in (None, width):
         text = f"dimensions: got {asked.dimensions}, expected {width}, the model's own"
         raise ApiError(400, text, "dimensions")
-    ticket = service.engine.admit(len(inputs), "input")
-
-    async def vectors() -> tuple[list[Any], int]:
-        ids = await asyncio.to_thread(_encoded, model, inputs, "input")
-        found = []
-        for one in ids:
-            async with service.embedding:
-                found.append(await asyncio.to_thread(model.embed, one))
-        return found, sum(map(len, ids))
-
-    answer = await _unless_gone(request, vectors(), ticket)
-    if answer is None:
-        return Response(status_code=499)  # to nobody
-    found, read = answer
+    found, loop = [], asyncio.get_running_loop()
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        # The place is held until the thread is done with a text, whoever has gone away.
+        with service.engine.admit(len(inputs), "input"):
+            ids = await asyncio.to_thread(_encoded, model, inputs, "input")
+            for one in ids:
+                if gone.done():
+                    return Response(status_code=499)  # to nobody
+                found.append(await loop.run_in_executor(service.embedder, model.embed, one))
+    finally:
+        gone.cancel()
+    read = sum(map(len, ids))
     data = [
         {"object": "embedding", "index": n, "embedding": _spelled(vector, asked.encoding_format)}
         for n, vector in enumerate(found)

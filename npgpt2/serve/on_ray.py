@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from npgpt2.cli.serve import require_load
 from npgpt2.errors import MissingPackage, OptionError
 from npgpt2.serve.app import Service, application
 from npgpt2.serve.engine import Engine
@@ -42,7 +43,8 @@ def app(args: Mapping[str, Any]) -> Any:
         if name not in DEFAULTS:
             raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
         number = isinstance(DEFAULTS[name], int) or name == "threads"
-        chosen[name] = _number(name, value) if number else value
+        chosen[name] = _number(name, value) if number and value is not None else value
+    require_load(Namespace(**chosen))
     try:
         from ray import serve
     except ImportError as error:
@@ -53,7 +55,7 @@ def app(args: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": chosen["cpus"]},
         # Beyond these the server itself says 429, and when to come again.
         max_ongoing_requests=chosen["slots"] + chosen["queue"] + 16,
-        graceful_shutdown_timeout_s=float(chosen["drain_seconds"]),
+        graceful_shutdown_timeout_s=float(chosen["drain_seconds"] + 10),
     )
     return deployment(serve.ingress(lambda: _replica(chosen))()).bind()
 
@@ -67,15 +69,15 @@ def _number(name: str, value: Any) -> int:
 
 def _replica(chosen: Mapping[str, Any]) -> Guard:
     """The application of one replica, which opens the model before it takes requests."""
-    from npgpt2.cli.common import load_engine, model_name
-    from npgpt2.cli.serve import keys_in
+    from npgpt2.cli.common import model_name
+    from npgpt2.cli.serve import keys_in, load_served
 
     args = Namespace(**chosen, strict=False)
     if args.threads is None and args.engine == "onnx":
         args.threads = max(1, args.cpus)
     hosts = [args.allow_host] if isinstance(args.allow_host, str) else args.allow_host
     keys = keys_in(args.api_key_file) if args.api_key_file else []
-    engine = Engine(lambda: load_engine(args), args.slots, args.queue, Metrics())
+    engine = Engine(lambda: load_served(args), args.slots, args.queue, Metrics())
 
     @asynccontextmanager
     async def open_(_: Any) -> AsyncIterator[None]:

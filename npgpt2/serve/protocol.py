@@ -132,6 +132,9 @@ def parse(body: bytes, kind: type[Any]) -> Any:
         raise ApiError(400, f"body: is not JSON ({what}), expected an object") from None
     if not isinstance(values, dict):
         raise ApiError(400, f"body: got a {type(values).__name__}, expected an object")
+    # null is for "as it is by default": clients that pass on what they were not given send it.
+    optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
+    values = {k: v for k, v in values.items() if v is not None or k not in optional}
     try:
         return kind.model_validate(values)
     except ValidationError as error:

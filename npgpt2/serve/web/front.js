@@ -5,9 +5,11 @@ let running = null; // what ends the answer that is being written
 
 /** The data of server-sent events, one after another. */
 async function* eventsOf(body) {
+  const reader = body.getReader(); // Safari does not iterate over a stream
+  const decoder = new TextDecoder();
   let held = "";
-  for await (const text of body.pipeThrough(new TextDecoderStream())) {
-    const events = (held + text).split("\n\n");
+  for (let piece; !(piece = await reader.read()).done; ) {
+    const events = (held + decoder.decode(piece.value, { stream: true })).split("\n\n");
     held = events.pop();
     yield* events.map((event) => event.replace(/^data: /, ""));
   }

@@ -36,7 +36,7 @@ BEFORE = {
         GPT2.from_pretrained = late
     """,
     "impatient": """
-        import npgpt2.serve.app as app, npgpt2.serve.server as server
+        import npgpt2.serve.api as app, npgpt2.serve.server as server
         app.BODY_SECONDS = server.HEAD_SECONDS = server.UNREAD_SECONDS = 0.7
     """,
     "slow embeddings": """

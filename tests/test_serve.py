@@ -874,7 +874,7 @@ def test_options_of_the_application_for_ray():
 def test_without_the_extra(monkeypatch):
     from npgpt2.cli import build_parser
 
-    monkeypatch.setitem(sys.modules, "npgpt2.serve.app", None)
+    monkeypatch.setitem(sys.modules, "npgpt2.serve.api", None)
     args = build_parser().parse_args(["serve"])
     with pytest.raises(
         MissingPackage, match=r"serve: needs .*\. Run: pip install 'npgpt2\[serve\]'"

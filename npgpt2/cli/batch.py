@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         errors = sum(errors_in(out, number, settings.format) for number in there)
         left = [part for part in parts if part.number not in there]
         if there:
-            note(f"{len(there):,} of {len(parts):,} parts are done already")
+            note(f"{len(there):,} of {_count(len(parts), 'part')} are done already")
         begun, done, tokens = time.monotonic(), 0, 0
         if left:
             loop = _work(args, settings, left, out)
@@ -134,10 +134,10 @@ def run(args: argparse.Namespace) -> int:
                 tokens += part.tokens
     seconds = max(time.monotonic() - begun, 1e-9)
     rate = f", {done / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if done else ""
-    note(f"{rows:,} rows in {len(parts):,} parts in {out}{rate}")
+    note(f"{_count(rows, 'row')} in {_count(len(parts), 'part')} in {out}{rate}")
     if errors:
         raise CheckFailed(
-            f"{out}: {errors:,} of {rows:,} rows could not be done: see their 'error'. "
+            f"{out}: {errors:,} of {_count(rows, 'row')} could not be done: see their 'error'. "
             "All others are there"
         )
     return 0
@@ -203,6 +203,10 @@ def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) 
     processors = connect(args.ray)
     workers = min(args.workers or max(1, processors // threads), len(parts))
     return on_ray(settings, parts, place, workers, threads)
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _fitting(settings: Any) -> int:

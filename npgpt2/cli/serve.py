@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     import ipaddress
 
     try:
-        from npgpt2.serve.app import Service
+        from npgpt2.serve.api import Service
         from npgpt2.serve.engine import Engine
         from npgpt2.serve.metrics import Metrics
         from npgpt2.serve.server import listen, serve

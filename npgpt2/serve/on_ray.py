@@ -14,7 +14,7 @@ from typing import Any
 
 from npgpt2.cli.serve import require_load
 from npgpt2.errors import MissingPackage, OptionError
-from npgpt2.serve.app import Service, application
+from npgpt2.serve.api import Service, application
 from npgpt2.serve.engine import Engine
 from npgpt2.serve.guard import Guard
 from npgpt2.serve.metrics import Metrics

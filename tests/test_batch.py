@@ -375,7 +375,7 @@ def test_killed_at_any_moment_and_resumed_every_row_is_there_once(tmp_path, nigh
         await_end(workers)  # they do not outlive it
     assert kills > 2
     said = batch(source, "-o", out, *OPTIONS, "--resume")
-    assert f"npgpt2: {PARTS} of {PARTS} parts are done already" in said
+    assert f"npgpt2: parts done already: {PARTS} of {PARTS}\n" in said
     assert results(out) == want
     names = {path.name for path in out.iterdir()}
     assert names == {MANIFEST, *(f"part-{n:08d}.jsonl" for n in range(PARTS))}
@@ -392,6 +392,8 @@ def test_told_to_end_it_leaves_nothing_running(tmp_path, night, number, code):
     said = process.communicate(timeout=20)[1]
     assert process.returncode == code, said
     assert "Traceback" not in said
+    if number == signal.SIGINT:
+        assert re.search(r"npgpt2: parts done: \d+ of 32\. --resume goes on\n", said)
     assert len(workers) >= 2
     await_end(workers)
     assert not list(out.glob(".*"))

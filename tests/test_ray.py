@@ -17,6 +17,7 @@ from rows import OPTIONS, TINY, batch, parts_in, prompts, results, write_lines
 from server import free_port, until
 
 from npgpt2 import GPT2
+from npgpt2.bulk.folder import MANIFEST
 
 try:
     import importlib.metadata
@@ -147,7 +148,7 @@ def test_what_a_worker_fails_with_is_said_in_one_line(cluster, work, tmp_path):
         [sys.executable, "-m", "npgpt2", "batch", source, "-o", out, *ON_RAY, "--ray", address],
         env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: (out / "batch.json").exists(), 30)
+    until(lambda: (out / MANIFEST).exists(), 30)
     source.unlink()
     found, said = process.communicate(timeout=120)
     assert process.returncode == 4
@@ -162,6 +163,7 @@ def test_no_cluster_there(work, tmp_path):
     assert said.splitlines()[-1].startswith(
         f"npgpt2: error: --ray: got '{address}', where no cluster answers"
     )
+    assert not (tmp_path / "out").exists()  # what is said right the next time is not in its way
 
 
 SERVE = """

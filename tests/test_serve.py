@@ -274,6 +274,7 @@ REFUSED = [
     (b"\xff", None, "body: is not JSON ('utf-8' codec can't decode byte 0xff in position 0: "
                     "invalid start byte), expected an object"),
     (b"[]", None, "body: got a list, expected an object"),
+    (b"null", None, "body: got null, expected an object"),
     (DEEP, None, "body: is not JSON (nested too deep), expected an object"),
     ({}, "prompt", "prompt: is missing"),
     ({"prompt": ""}, "prompt", "prompt: is empty, expected one token at least. To write from "
@@ -412,6 +413,12 @@ def test_paths_methods_and_kinds(server):
         got, _, answer = server.request(method, path)
         assert got == status
         assert answer["error"]["type"] == "invalid_request_error"
+    assert server.request("GET", "/v1/completions")[2]["error"]["message"] == (
+        "GET: expected POST. See /docs"
+    )
+    assert server.request("POST", "/v1/chat/completions", {})[2]["error"]["message"] == (
+        "GPT-2 was not trained to chat: /v1/completions writes on behind a text"
+    )
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     got, _, answer = server.request("POST", "/v1/completions", b"prompt=a", form)
     assert (got, answer["error"]["param"]) == (415, "Content-Type")
@@ -772,7 +779,10 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(truth):
             assert running.request("GET", "/livez")[0] == 200
             assert [job.result()["choices"][0]["text"] for job in inside] == [want, want]
         assert running.process.wait(5) == 0
-    assert running.log.splitlines()[-1] == "npgpt2: ended: nothing is left running"
+    assert running.log.splitlines()[1:] == [
+        "npgpt2: ending: 2 texts may finish within 30 s. Again ends at once",
+        "npgpt2: ended: nothing is left running",
+    ]
     with pytest.raises(ConnectionRefusedError):
         running.socket()
 
@@ -791,6 +801,8 @@ def test_what_is_not_done_by_then_is_told_so(streaming):
         assert b"[DONE]" not in data
         assert data.startswith(b"HTTP/1.1 200" if streaming else b"HTTP/1.1 503")
         assert running.process.wait(5) == 0
+        until(lambda: "ended" in running.log)
+        assert "npgpt2: warning: 1 of them did not, and were told so\n" in running.log
         assert 0.4 < time.monotonic() - begun < 4
 
 
@@ -821,7 +833,7 @@ def test_control_c_and_a_second_time():
     (["--slots", "257"], 2, "--slots: got 257, expected 1 to 256"),
     (["--queue", "-1"], 2, "--queue: got -1, expected 0 to 100,000"),
     (["--drain-seconds", "nan"], 2, "--drain-seconds: got nan, expected 0 to 86,400"),
-    (["--drain-seconds", "-1"], 2, "--drain-seconds: got -1, expected 0 to 86,400"),
+    (["--drain-seconds", "-1"], 2, "--drain-seconds: got -1.0, expected 0 to 86,400"),
     (["--api-key-file", "EMPTY"], 4, "EMPTY: holds no key, expected one a line"),
     (["--api-key-file", "BAD"], 4,
      "BAD: key 2 is no key, expected ASCII letters, digits and signs"),

@@ -1,6 +1,6 @@
 """Where results go: one file a part, whole or not there, and what the run was told.
 
-    OUT/batch.json                what was asked for, of which files, in how many parts
+    OUT/_batch.json               what was asked for, of which files, in how many parts
     OUT/part-00000000.jsonl       the results of part 0, in the order of its rows
 
 A part's file appears when all of it is done, so what is there when a run was killed is good, and
@@ -22,7 +22,7 @@ from npgpt2.errors import FileError
 from npgpt2.files import named_errors, read_json, replaced, require_space
 
 SCHEMA = "npgpt2.batch/1"
-MANIFEST = "batch.json"
+MANIFEST = "_batch.json"  # readers of a folder of Parquet skip such names
 FORMATS = ("jsonl", "parquet")
 
 

@@ -9,6 +9,7 @@ there once.
 
 import argparse
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -34,6 +35,8 @@ EXAMPLES = """examples:
   npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx
   npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx --resume
   npgpt2 batch FOLDER -o OUT --task embed --ray 10.0.0.1:6379"""
+
+Work = Callable[[list[Any], str], Iterator[Any]]  # parts that are left, and the folder
 
 ENGINE = ("engine", "device", "precision", "threads", "graph_cache", "dtype", "strict", "revision")
 
@@ -62,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="a Ray cluster, such as 10.0.0.1:6379, or local; IN and OUT are the same files on all "
-        "of its nodes",
+        help="a Ray cluster: HOST:PORT, auto or local; IN and OUT are the same files on "
+        "all of its nodes",
     )
     options = parser.add_argument_group("how to write (generate; the filters run in this order)")
     options.add_argument(
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             f"{out}: this run began with {before['parts']:,} parts, now there are {len(parts):,}: "
             "another version cut them. Begin in another folder"
         )
+    work = _ready(args, settings, len(parts))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,14 +128,19 @@ def run(args: argparse.Namespace) -> int:
         errors = sum(errors_in(out, number, settings.format) for number in there)
         left = [part for part in parts if part.number not in there]
         if there:
-            note(f"{len(there):,} of {_count(len(parts), 'part')} are done already")
+            note(f"parts done already: {len(there):,} of {len(parts):,}")
         begun, done, tokens = time.monotonic(), 0, 0
         if left:
-            loop = _work(args, settings, left, out)
+            loop = work(left, str(out.absolute()))
             waiting = sum(part.rows for part in left)
-            for part in progress(loop, args.task, waiting, lambda part: part.rows, " rows"):
-                done, errors = done + part.rows, errors + part.errors
-                tokens += part.tokens
+            try:
+                for part in progress(loop, args.task, waiting, lambda part: part.rows, " rows"):
+                    done, errors = done + part.rows, errors + part.errors
+                    tokens += part.tokens
+            except KeyboardInterrupt:
+                count = len(parts_there(out, settings.format))
+                note(f"parts done: {count:,} of {len(parts):,}. --resume goes on")
+                raise
     seconds = max(time.monotonic() - begun, 1e-9)
     rate = f", {done / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if done else ""
     note(f"{_count(rows, 'row')} in {_count(len(parts), 'part')} in {out}{rate}")
@@ -188,21 +197,20 @@ def _model(args: argparse.Namespace) -> str:
     return str(folder.absolute())
 
 
-def _work(args: argparse.Namespace, settings: Any, parts: list[Any], out: Path) -> Any:
-    """By processes here, or by actors of a cluster."""
-    place = str(out.absolute())
+def _ready(args: argparse.Namespace, settings: Any, parts: int) -> Work:
+    """Who works: processes here, or actors of a cluster, which is there or is not."""
     if args.ray is None:
         from npgpt2.bulk.pool import on_pool
 
-        workers = min(args.workers or _fitting(settings), len(parts))
+        workers = max(1, min(args.workers or _fitting(settings), parts))
         threads = args.threads or max(1, cores() // workers)
-        return on_pool(settings, parts, place, workers, threads)
+        return lambda left, out: on_pool(settings, left, out, workers, threads)
     from npgpt2.bulk.on_ray import connect, on_ray
 
     threads = args.threads or 1
     processors = connect(args.ray)
-    workers = min(args.workers or max(1, processors // threads), len(parts))
-    return on_ray(settings, parts, place, workers, threads)
+    workers = max(1, min(args.workers or processors // threads, parts))
+    return lambda left, out: on_ray(settings, left, out, workers, threads)
 
 
 def _count(count: int, what: str) -> str:

@@ -109,13 +109,13 @@ def run(args: argparse.Namespace) -> int:
     place = f"http://{f'[{address}]' if ':' in address else address}:{port}"
     only = ", for this machine only" if local else ""
 
-    def ready() -> None:
-        note(f"{name} at {place}{only}. Ctrl-C ends it")
+    def tell(text: str) -> None:
+        note(f"{name} at {place}{only}. Ctrl-C ends it" if text == "ready" else text)
 
     name = model_name(args)
     engine = Engine(lambda: load_served(args), args.slots, args.queue, Metrics())
     service = Service(engine, name, args.debug)
-    told = asyncio.run(serve(service, listener, args.drain_seconds, hosts, keys, ready))
+    told = asyncio.run(serve(service, listener, args.drain_seconds, hosts, keys, tell))
     note("ended: nothing is left running")
     return 130 if told == signal.SIGINT else 0
 
@@ -147,4 +147,4 @@ def keys_in(file: str) -> list[str]:
 
 def _require_range(name: str, value: float, least: int, most: int) -> None:
     if not least <= value <= most:
-        raise OptionError(name, f"got {value:g}, expected {least} to {most:,}")
+        raise OptionError(name, f"got {value}, expected {least} to {most:,}")

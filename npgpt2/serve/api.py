@@ -112,8 +112,15 @@ def application(
 
 
 async def _no_such_path(request: Request, error: Any) -> Response:
-    told = {404: "no such path. See /docs", 405: "another method is expected here. See /docs"}
-    text = told.get(error.status_code, error.detail)
+    text = str(error.detail)
+    if error.status_code == 404:
+        talk = request.url.path.startswith(("/v1/chat", "/v1/responses"))
+        text = "no such path. See /docs"
+        if talk:
+            text = "GPT-2 was not trained to chat: /v1/completions writes on behind a text"
+    elif error.status_code == 405:
+        allowed = dict(error.headers or {}).get("Allow", "another method")
+        text = f"{request.method}: expected {allowed}. See /docs"
     return refusal(ApiError(error.status_code, text, headers=error.headers))
 
 

@@ -112,8 +112,12 @@ class Engine:
             )
         return Ticket(self, texts)
 
-    async def drain(self, seconds: float) -> None:
-        """Take no new work, let what was admitted end within so many seconds; end the rest."""
+    async def drain(self, seconds: float) -> int:
+        """Take no new work, let what was admitted end within so many seconds; end the rest.
+
+        Returns:
+            how many texts were cut off.
+        """
         if self.state == "ready":
             self.state = "draining"
         end = time.monotonic() + seconds
@@ -123,8 +127,10 @@ class Engine:
                 await asyncio.wait_for(self._changed.wait(), end - time.monotonic())
             except asyncio.TimeoutError:
                 break
+        left = self.held
         for ticket in list(self._tickets):
             ticket.fail(ApiError(503, "the server went away before the end", None, "draining"))
+        return left
 
     def close(self) -> None:
         """End the thread, within a step."""

@@ -131,7 +131,8 @@ def parse(body: bytes, kind: type[Any]) -> Any:
         what = "nested too deep" if deep else str(problem).partition("\n")[0]
         raise ApiError(400, f"body: is not JSON ({what}), expected an object") from None
     if not isinstance(values, dict):
-        raise ApiError(400, f"body: got a {type(values).__name__}, expected an object")
+        shown = "null" if values is None else f"a {type(values).__name__}"
+        raise ApiError(400, f"body: got {shown}, expected an object")
     # null is for "as it is by default": clients that pass on what they were not given send it.
     optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
     values = {k: v for k, v in values.items() if v is not None or k not in optional}

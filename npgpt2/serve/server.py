@@ -10,8 +10,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import h11
@@ -113,7 +112,7 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn's, told to end by `stop`: it drains first, and stays for those who ask how it is."""
 
-    def __init__(self, app: Any, drain: Callable[[], Any]) -> None:
+    def __init__(self, app: Any, drain: Callable[[], Awaitable[None]]) -> None:
         config = uvicorn.Config(
             app, http=Connection, ws="none", lifespan="off", log_config=None, log_level="critical",
             access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
@@ -152,7 +151,7 @@ async def serve(
     drain_seconds: float,
     hosts: Iterable[str] | None = None,
     keys: Iterable[str] = (),
-    ready: Callable[[], None] = lambda: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Serve until told to end; returns the signal's number.
 
@@ -160,13 +159,22 @@ async def serve(
 
     Args:
         hosts, keys: see `Guard`.
-        ready: called when the model is there.
+        tell: hears "ready" when the model is there, and what becomes of those who are served
+            when it ends.
 
     Raises:
         what loading the model raised.
     """
     engine = service.engine
-    server = Server(application(service, hosts, keys), partial(engine.drain, drain_seconds))
+
+    async def drain() -> None:
+        if engine.held:
+            texts = f"{engine.held} text{'' if engine.held == 1 else 's'}"
+            tell(f"ending: {texts} may finish within {drain_seconds:g} s. Again ends at once")
+        if cut := await engine.drain(drain_seconds):
+            tell(f"warning: {cut} of them did not, and were told so")
+
+    server = Server(application(service, hosts, keys), drain)
     serving = asyncio.ensure_future(server.serve([listener]))
     engine.start()
     try:
@@ -175,7 +183,7 @@ async def serve(
         if loaded.done():
             try:
                 loaded.result()
-                ready()
+                tell("ready")
             except BaseException:
                 server.should_exit = True
                 raise

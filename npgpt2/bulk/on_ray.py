@@ -12,7 +12,7 @@ import pickle
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 from npgpt2.bulk.folder import Settings
@@ -101,12 +101,10 @@ def on_ray(
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=threads,
     )
-    # Standard output is where Ray tells of each call that it tries again, and nobody else.
-    with open(os.devnull, "w") as null, redirect_stdout(null):
-        for row in work.iter_rows():
-            if row["failure"]:
-                raise pickle.loads(row["failure"])
-            yield Done(*(int(row[name]) for name in Done._fields))
+    for row in work.iter_rows():
+        if row["failure"]:
+            raise pickle.loads(row["failure"])
+        yield Done(*(int(row[name]) for name in Done._fields))
 
 
 class _Actor:

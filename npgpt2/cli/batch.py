@@ -8,6 +8,8 @@ there once.
 """
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -207,6 +209,9 @@ def _ready(args: argparse.Namespace, settings: Any, parts: int) -> Work:
         return lambda left, out: on_pool(settings, left, out, workers, threads)
     from npgpt2.bulk.on_ray import connect, on_ray
 
+    # Nothing of this command is said there, and Ray tells of each call that it tries again, at any
+    # moment until the end.
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     threads = args.threads or 1
     processors = connect(args.ray)
     workers = max(1, min(args.workers or processors // threads, parts))

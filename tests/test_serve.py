@@ -904,7 +904,8 @@ def test_prompts_and_keys_are_never_logged(tmp_path):
     with served("--model", TINY, "--api-key-file", str(file), before="broken") as running:
         key = {"Authorization": "Bearer sk-secret"}
         for body in (
-            {"prompt": "a secret prompt"}, {"prompt": "a secret prompt", "n": 0}, b'{"a secret',
+            {"prompt": "a secret prompt", "logit_bias": {"77": -100}},  # that fails over no chance
+            {"prompt": "a secret prompt", "n": 0}, b'{"a secret',
             {"prompt": "x", "a secret": 1},
             {"prompt": [77], "max_tokens": 5, "logit_bias": {"77": 100}},
             {"prompt": [77], "max_tokens": 5, "stream": True, "logit_bias": {"77": 100}},

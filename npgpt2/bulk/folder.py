@@ -23,7 +23,6 @@ from npgpt2.files import named_errors, read_json, replaced, require_space
 
 SCHEMA = "npgpt2.batch/1"
 MANIFEST = "_batch.json"  # readers of a folder of Parquet skip such names
-FORMATS = ("jsonl", "parquet")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Settings:
 
     Attributes:
         task: "generate", "score" or "embed".
-        format: of the results, of `FORMATS`.
+        format: of the results, "jsonl" or "parquet".
         model: a folder.
         engine: how it is opened: the options of the command line, by name.
         options: of `GenerationOptions`, `seed` among them; empty for other tasks.

@@ -46,9 +46,6 @@ BODY_SECONDS = 20.0  # for all of it
 MAX_STOP = 1000  # characters; each token is held against all of them
 MAX_BIAS = 1024  # ids; they are looked up for each token
 
-# Where OpenAI has another word for an option of ours.
-FIELDS = {"max_new_tokens": "max_tokens", "num_samples": "n"}
-
 
 @dataclass
 class Service:
@@ -165,6 +162,16 @@ async def body_of(request: Request) -> bytes:
     return bytes(read)
 
 
+async def _asked(
+    service: Service, request: Request, kind: type[Any], texts: str
+) -> tuple[LanguageModel, Any, list[Any]]:
+    """The model, what is asked of it, and the texts in the field of this name."""
+    model = service.engine.require_ready()
+    asked = parse(await body_of(request), kind)
+    service.require_name(asked.model)
+    return model, asked, prompts_of(getattr(asked, texts), texts)
+
+
 def _encoded(model: LanguageModel, prompts: list[Any], param: str) -> list[list[int]]:
     """Prompts as ids; raises ApiError. In a thread: a megabyte takes its time."""
     ids = []
@@ -211,8 +218,7 @@ def options_of(asked: CompletionRequest) -> GenerationOptions:
             seed=fresh_seed() if asked.seed is None else asked.seed,
         )
     except OptionError as error:
-        name = FIELDS.get(error.option, error.option)
-        raise ApiError(400, f"{name}: {error.text}", name) from None
+        raise ApiError(400, str(error), error.option) from None
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -324,11 +330,7 @@ class Teller:
 
 
 async def completions(service: Service, request: Request) -> Response:
-    service.engine.require_ready()
-    asked = parse(await body_of(request), CompletionRequest)
-    service.require_name(asked.model)
-    prompts = prompts_of(asked.prompt, "prompt")
-    model = service.engine.require_ready()
+    model, asked, prompts = await _asked(service, request, CompletionRequest, "prompt")
     ticket = service.engine.admit(len(prompts) * asked.n, "n" if asked.n > 1 else "prompt")
     try:
         answering = await asyncio.to_thread(Answering.of, asked, model, prompts)
@@ -424,11 +426,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any], ticket: Ticket) -
 
 
 async def embeddings(service: Service, request: Request) -> Response:
-    service.engine.require_ready()
-    asked = parse(await body_of(request), EmbeddingRequest)
-    service.require_name(asked.model)
-    inputs = prompts_of(asked.input, "input")
-    model = service.engine.require_ready()
+    model, asked, inputs = await _asked(service, request, EmbeddingRequest, "input")
     width = model.config.n_embd
     if asked.dimensions not in (None, width):
         text = f"dimensions: got {asked.dimensions}, expected {width}, the model's own"

@@ -207,7 +207,7 @@ class Ticket:
         self._engine, self._open = engine, texts
         self._items: asyncio.Queue[Heard | Exception] = asyncio.Queue()
         self._jobs: list[Job] = []
-        self._begun, self._first, self._last = time.monotonic(), True, 0.0
+        self._begun, self._first = time.monotonic(), True
         engine.held += texts
         engine.metrics.held.set(engine.held)
         engine._tickets.add(self)

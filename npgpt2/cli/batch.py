@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npgpt2.cli.common import (
     add_engine,
@@ -31,6 +31,9 @@ from npgpt2.cli.common import (
 )
 from npgpt2.errors import CheckFailed, FileError, OptionError
 
+if TYPE_CHECKING:
+    from npgpt2.config import GPT2Config
+
 HELP = "write, score or embed every row of a file, on all cores or many machines"
 EXAMPLES = """examples:
   npgpt2 batch prompts.jsonl -o OUT --task generate --max-new-tokens 40
@@ -39,6 +42,8 @@ EXAMPLES = """examples:
   npgpt2 batch FOLDER -o OUT --task embed --ray 10.0.0.1:6379"""
 
 Work = Callable[[list[Any], str], Iterator[Any]]  # parts that are left, and the folder
+
+Model = tuple[Path, "GPT2Config", list[Path]]  # its folder, its shape, the files of its weights
 
 ENGINE = ("engine", "device", "precision", "threads", "graph_cache", "dtype", "strict", "revision")
 
@@ -105,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     before = told(out)
     if before is not None and not args.resume:
         raise FileError(f"{out}: is there already. --resume goes on, or name another folder")
-    settings = _settings(args, files, before)
+    settings, model = _settings(args, files, before)
     if before is not None:
         require_same(out, before, settings)
     most = ROWS if before is None else int(before.get("most", ROWS))
@@ -116,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             f"{out}: this run began with {before['parts']:,} parts, now there are {len(parts):,}: "
             "another version cut them. Begin in another folder"
         )
-    work = _ready(args, settings, len(parts))
+    work = _ready(args, settings, model, len(parts))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,8 +159,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None) -> Any:
-    """What is asked for, made sure of before anything is begun."""
+def _settings(
+    args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None
+) -> tuple[Any, Model]:
+    """What is asked for, and of which model, made sure of before anything is begun."""
     from npgpt2.bulk.folder import Settings, inputs_of
     from npgpt2.bulk.parts import has_whole_ids, parquet
     from npgpt2.generate import GenerationOptions
@@ -173,38 +180,42 @@ def _settings(args: argparse.Namespace, files: list[Path], before: dict[str, Any
     kind = args.format or ("parquet" if tables else "jsonl")
     if kind == "parquet":
         parquet()
-    return Settings(
+    whole_ids = tables and all(map(has_whole_ids, files))
+    model = _model(args)
+    settings = Settings(
         task=args.task,
         format=kind,
-        whole_ids=tables and all(map(has_whole_ids, files)),
-        model=_model(args),
+        whole_ids=whole_ids,
+        model=str(model[0]),
         engine={name: getattr(args, name) for name in ENGINE},
         options=options,
         inputs=inputs_of(files),
     )
+    return settings, model
 
 
-def _model(args: argparse.Namespace) -> str:
-    """The folder, looked into: that a worker cannot open it is heard of before there is one."""
-    folder = model_folder(args, weights=args.engine == "numpy")
+def _model(args: argparse.Namespace) -> Model:
+    """What the workers will open, looked into: that it cannot be opened is heard of before."""
+    folder = model_folder(args, weights=args.engine == "numpy").absolute()
     if args.engine == "numpy":
         from npgpt2.checkpoint import Checkpoint
 
-        Checkpoint.open(folder).config.language_model(str(folder))
-    else:
-        from npgpt2_onnx.exported import Exported
-        from npgpt2_onnx.session import choose
+        config = Checkpoint.open(folder).config.language_model(str(folder))
+        weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+        return folder, config, weights
+    from npgpt2_onnx.exported import Exported
+    from npgpt2_onnx.session import choose
 
-        Exported.open(choose(folder, args.device or "cpu", args.precision)[2])
-    return str(folder.absolute())
+    graph = Exported.open(choose(folder, args.device or "cpu", args.precision)[2])
+    return folder, graph.config, [graph.path.parent / name for name in graph.locations]
 
 
-def _ready(args: argparse.Namespace, settings: Any, parts: int) -> Work:
+def _ready(args: argparse.Namespace, settings: Any, model: Model, parts: int) -> Work:
     """Who works: processes here, or actors of a cluster, which is there or is not."""
     if args.ray is None:
         from npgpt2.bulk.pool import on_pool
 
-        workers = max(1, min(args.workers or _fitting(settings), parts))
+        workers = max(1, min(args.workers or _fitting(args.task, model), parts))
         threads = args.threads or max(1, cores() // workers)
         return lambda left, out: on_pool(settings, left, out, workers, threads)
     from npgpt2.bulk.on_ray import connect, on_ray
@@ -222,23 +233,14 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _fitting(settings: Any) -> int:
+def _fitting(task: str, model: Model) -> int:
     """One worker for each core, where what they hold fits into the memory that is free."""
     from npgpt2.batcher import PREFIX_BYTES
     from npgpt2.bulk.tasks import SLOTS
-    from npgpt2.checkpoint import Checkpoint
-    from npgpt2_onnx.exported import Exported
-    from npgpt2_onnx.session import choose
 
-    folder, engine = Path(settings.model), settings.engine
-    if engine["engine"] == "numpy":
-        config = Checkpoint.open(folder).config
-        files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
-    else:
-        graph = Exported.open(choose(folder, engine["device"] or "cpu", engine["precision"])[2])
-        config, files = graph.config, [graph.path.parent / name for name in graph.locations]
-    needed = 2 * sum(path.stat().st_size for path in files) + (1 << 29)
-    if settings.task == "generate":
+    _, config, weights = model
+    needed = 2 * sum(path.stat().st_size for path in weights) + (1 << 29)
+    if task == "generate":
         needed += PREFIX_BYTES + SLOTS * config.n_positions * config.n_layer * config.n_embd * 8
     return max(1, min(cores(), free_memory() // needed))
 

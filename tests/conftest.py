@@ -17,6 +17,7 @@ collect_ignore = [
     "foreign_files.py",
     "fuzz",
     "onnx_cases.py",
+    "patience.py",
     "readme_commands.py",
     "refusals.py",
     "rows.py",

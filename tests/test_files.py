@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from npgpt2 import files
 from npgpt2.errors import FileError
@@ -282,7 +283,7 @@ def uncovered():
 
 def python(code, *args):
     argv = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, env=uncovered(), timeout=20)
+    return subprocess.run(argv, capture_output=True, text=True, env=uncovered(), timeout=PATIENCE)
 
 
 def test_what_a_killed_process_left_is_cleared(target):

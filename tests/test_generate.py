@@ -2,10 +2,10 @@
 
 import itertools
 import shutil
-import time
 
 import numpy as np
 import pytest
+from patience import within
 
 from npgpt2 import GPT2, GenerationOptions, KVCache
 from npgpt2.errors import CheckpointError, InputError, OptionError
@@ -230,7 +230,9 @@ def test_padding_beyond_the_context_grows_by_doubling(model):
 
 def test_a_very_long_stop_text_costs_no_more_than_what_is_held(model):
     """It was looked for from its end, once a token."""
-    begun = time.process_time()
-    [text] = model.generate("KING", temperature=0, max_new_tokens=60, stop="\n" * 1_000_000)
+
+    def write():
+        return model.generate("KING", temperature=0, max_new_tokens=60, stop="\n" * 1_000_000)
+
+    [text] = within(3, write)
     assert len(text.ids) == 60
-    assert time.process_time() - begun < 3

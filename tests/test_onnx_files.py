@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections import namedtuple
 from contextlib import suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from patience import FOREVER, PATIENCE, bounded, watched, within
 from safetensors.numpy import load_file, save_file
 
 from npgpt2 import GPT2, load_tokenizer
@@ -44,16 +44,8 @@ SUFFIX = {"fp32": "", "fp16": "_fp16", "int8": "_quantized", "int4": "_q4"}
 
 @pytest.fixture(autouse=True)
 def _no_hang():
-    """What waits for ever, such as the opening of a FIFO, fails."""
-
-    def stop(*_):
-        raise TimeoutError("still waiting after 30 s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with bounded():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -710,7 +702,7 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
 
 
 DRIVER = """
-import os, resource, signal, sys, time
+import os, resource, signal, sys, threading, time
 from pathlib import Path
 from npgpt2 import cli, files
 from npgpt2_onnx import save
@@ -719,11 +711,20 @@ def wait(after):
     def slow(*args, **options):
         found = after(*args, **options)
         print("ready", file=sys.stderr, flush=True)
-        time.sleep(60)
+        time.sleep(forever)
         return found
     return slow
 
-fault, *argv = sys.argv[1:]
+class Endless:
+    __enter__, __exit__ = lambda self: self, lambda *_: None
+    def read(self, size):
+        if done.is_set() and not said.is_set():
+            said.set()
+            print("ready", file=sys.stderr, flush=True)
+        time.sleep(0.001)
+        return b"x"
+
+forever, fault, *argv = int(sys.argv[1]), *sys.argv[2:]
 if fault == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     size, *argv = argv
@@ -731,7 +732,10 @@ if fault == "limit":
 elif fault == "write":  # of the weights
     save.write = wait(save.write)
 elif fault == "hash":
-    save._digests = wait(save._digests)
+    done, said, write, opened = threading.Event(), threading.Event(), save.write, Path.open
+    save.write = lambda *args: (write(*args), done.set())
+    aside = lambda: threading.current_thread() is not threading.main_thread()
+    Path.open = lambda *args, **how: Endless() if aside() else opened(*args, **how)
 elif fault == "prove":
     save.verify = wait(save.verify)
 elif fault == "rename":
@@ -747,9 +751,10 @@ sys.exit(cli.main(argv))
 def drive(*args, **options):
     """The command in a process of its own, with a fault."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    argv = [sys.executable, "-c", DRIVER, *map(str, args)]
+    argv = [sys.executable, "-c", DRIVER, *map(str, [FOREVER, *args])]
     pipe = subprocess.PIPE
-    return subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=env, **options)
+    process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=env, **options)
+    return watched(process)
 
 
 @pytest.mark.parametrize("size", [0, 1_000, 300_000, 779_000])
@@ -776,9 +781,7 @@ def test_an_end_in_the_middle(copy, end, when):
     with drive(when, "export", TINY, "-o", copy, "--force", "--precision", "int8") as process:
         assert process.stderr.readline() == "ready\n"
         process.send_signal(end)
-        begun = time.monotonic()
         out, err = process.communicate()
-    assert time.monotonic() - begun < 5
     assert (out, err.strip()) == ("", "")
     if end != signal.SIGHUP:  # whose ending by the system is as good
         assert process.returncode == ENDS[end]
@@ -787,17 +790,11 @@ def test_an_end_in_the_middle(copy, end, when):
 
 
 def test_control_c_does_not_wait_for_what_nobody_wants(copy):
-    """The hash of the checkpoint: seconds for a large one."""
+    """The hash of the checkpoint: seconds for a large one, and here of one that has no end."""
     with drive("hash", "export", TINY, "-o", copy, "--force") as process:
-        assert process.stderr.readline() == "ready\n"
-        time.sleep(0.2)
+        assert process.stderr.readline() == "ready\n"  # all is written, and the hash waited for
         process.send_signal(signal.SIGINT)
-        try:
-            process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            pytest.fail("still running 5 s after Ctrl-C")
+        process.communicate()
     assert process.returncode == 130
 
 
@@ -1121,13 +1118,16 @@ def test_a_damaged_folder(copy, capfd, damage, words):
         lambda: verify(graphs_in(copy)),
         lambda: OnnxModel.from_pretrained(copy).generate("KING", max_new_tokens=3, temperature=0),
     ):
-        begun = time.process_time()
-        with pytest.raises(NpGPT2Error, match=words):
-            use()
-        assert time.process_time() - begun < 2
+
+        def refused(use=use):
+            with pytest.raises(NpGPT2Error, match=words):
+                use()
+
+        within(2, refused)
     assert capfd.readouterr() == ("", "")
 
 
+# A loop over a billion takes more of the processor than it gets here.
 LAYERS = """
 import resource, sys
 from npgpt2.errors import NpGPT2Error
@@ -1135,6 +1135,7 @@ from npgpt2_onnx import OnnxModel
 from npgpt2_onnx.session import graphs_in
 from npgpt2_onnx.verify import verify
 resource.setrlimit(resource.RLIMIT_AS, (6 << 30,) * 2)
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 try:
     if sys.argv[2] == "verify":
         verify(graphs_in(__import__("pathlib").Path(sys.argv[1])))
@@ -1150,8 +1151,8 @@ def test_a_graph_that_claims_a_billion_layers(copy, use):
     edited(set_config(n_layer=10**9))(copy)
     argv = [sys.executable, "-c", LAYERS, copy, use]
     env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=6)
-    assert "onnx/model" in done.stdout
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=PATIENCE)
+    assert "onnx/model" in done.stdout, (done.returncode, done.stderr)
 
 
 def test_folders_without_graphs(checkpoint, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from npgpt2 import load_tokenizer
 from npgpt2.errors import FileError, InputError, MissingPackage, OptionError
@@ -62,7 +63,7 @@ def uncovered():
 def python(code, *args, **env):
     argv = [sys.executable, "-W", "error", "-c", code, *map(str, args)]
     return subprocess.run(
-        argv, capture_output=True, text=True, env=uncovered() | env, timeout=60, check=False
+        argv, capture_output=True, text=True, env=uncovered() | env, timeout=PATIENCE, check=False
     )
 
 

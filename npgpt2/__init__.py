@@ -4,10 +4,10 @@ Names are imported when they are first used, so that the command line can prepar
 BLAS kernel, see `npgpt2.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # for type checkers it is true; `typing` is not imported, see `__main__.py`
 if TYPE_CHECKING:
+    from typing import Any
+
     from npgpt2.cache import KVCache as KVCache
     from npgpt2.config import GPT2Config as GPT2Config
     from npgpt2.errors import NpGPT2Error as NpGPT2Error
@@ -32,9 +32,11 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module 'npgpt2' has no attribute {name!r}")
+    from importlib import import_module
+
     return getattr(import_module(f"npgpt2.{_HOMES[name]}"), name)
 
 

@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def _from_the_root():
         patch.chdir(Path(__file__).parents[1])
         patch.delenv("NPGPT2_MODEL", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _control_c():
+    """Heard by the processes that tests begin, also where a script has put the tests themselves
+    into the background, with Ctrl-C ignored: that is inherited."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from npgpt2 import __version__, errors
+from npgpt2 import __version__, errors, interrupt
 from npgpt2.blas import choose_kernel
 from npgpt2.cli import (
     batch,
@@ -137,12 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _cleared_up() -> Iterator[None]:
     """Told to end, a command leaves nothing half-written behind, as after Ctrl-C.
 
-    One that has begun nothing ends at once; after Ctrl-C if it is importing: an exception in the
-    middle of that brings some libraries down.
+    One that has begun nothing ends at once; after Ctrl-C if it is importing.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
-    keys = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    keys = before in (signal.default_int_handler, interrupt.end)
     if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
         ours, keys = [], False
 
@@ -160,23 +160,22 @@ def _cleared_up() -> Iterator[None]:
             told.append(number)
             sys.exit(128 + number)
 
-    def interrupt(_: int, frame: FrameType | None) -> None:
+    def stop_here(_: int, frame: FrameType | None) -> None:
         if _importing(frame) and not unfinished():
-            os.write(2, b"\n")
-            os._exit(130)
+            interrupt.end()
         raise KeyboardInterrupt
 
     for number in ours:
         signal.signal(number, stop)
     if keys:
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, stop_here)
     try:
         yield
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
         if keys:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
         if told:  # also where it came in a callback, whose exceptions nobody hears of
             sys.exit(128 + told[0])
 

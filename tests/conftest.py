@@ -23,6 +23,7 @@ collect_ignore = [
     "refusals.py",
     "rows.py",
     "server.py",
+    "snapshots.py",
     "torch_reference.py",
     "train_cases.py",
     "web_packages.py",

@@ -1,0 +1,190 @@
+"""The graphs that are exported and the commands' --help, as texts for git.
+
+What a change does to them shows in review. `data/make_snapshots.py` writes them, and
+`test_snapshots.py` holds each against what is made now. No weights: names, types, shapes.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import onnx
+from cases import HEAD_CASES, formula_tensors
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx_cases import save
+
+from npgpt2 import GPT2Config
+from npgpt2.cli import build_parser
+from npgpt2_onnx import export
+from npgpt2_onnx.data import layout
+from npgpt2_onnx.lens import build_lens
+from npgpt2_onnx.names import KINDS
+from npgpt2_onnx.precision import PRECISIONS
+from npgpt2_onnx.session import graphs_in, loads
+
+FOLDER = Path(__file__).parent / "data" / "snapshots"
+MAKER = "python tests/data/make_snapshots.py"
+
+# A width that the blocks of quantized weights do not divide, so that the rows looked up are cut.
+CONFIG = {
+    "vocab_size": 23, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+OPSETS = (17, 23, 28)  # the lowest, the first with Attention, the newest of onnxruntime 1.32
+OF_THE_DAY = ("npgpt2", "onnx", "checkpoint_sha256")  # in the metadata, and not of the graph
+
+
+def snapshots(work: Path) -> dict[str, str]:
+    """Every text that the installed versions can make, by its file's name under FOLDER.
+
+    Args:
+        work: an empty folder, for checkpoints and exports.
+    """
+    texts = {f"help/{name}.txt": text for name, text in helps()}
+    texts |= {f"graphs/{name}.txt": show(model) for name, model in graphs(work)}
+    return texts
+
+
+def missing(name: str) -> str:
+    """Why the installed versions cannot make a text; '' if they can."""
+    stem = name.removesuffix(".txt").rpartition("-")[2]
+    if not name.startswith("graphs/") or loads_here(int(stem)):
+        return ""
+    return f"onnx and onnxruntime that are installed have no opset {stem}"
+
+
+def loads_here(opset: int) -> bool:
+    return opset <= onnx.defs.onnx_opset_version() and loads(opset)
+
+
+# ── graphs ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def graphs(work: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The graphs by name, which ends in their opset."""
+    every = {"precisions": [*PRECISIONS], "graphs": [*KINDS]}
+    for opset in filter(loads_here, OPSETS):
+        yield from _exported(work / str(opset), f"-{opset}", {}, opset=opset, **every)
+    for option in ("attentions", "taps"):
+        yield from _exported(work / option, f"-{option}-17", {}, **{option: True})
+    # Only behind the last of several attentions is anything left out.
+    yield from _exported(work / "layers", "-layers-17", {"n_layer": 2}, graphs=[*KINDS])
+    encoder = {"add_cross_attention": True, "activation_function": "gelu"}
+    yield from _exported(work / "encoder", "-encoder-17", encoder, graphs=[*KINDS])
+    for case in ("sequences", "tokens", "answers", "choices"):
+        yield from _exported(work / case, f"-{case}-17", HEAD_CASES[case][0])
+    config = GPT2Config(**CONFIG)
+    for precision in PRECISIONS.values():
+        where = layout(config, precision, f"model{precision.suffix}.onnx_data")
+        yield f"lens-{precision.name}-17", build_lens(config, precision, where)
+
+
+def _exported(
+    work: Path, suffix: str, switches: dict[str, object], **options: object
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    config = GPT2Config(**CONFIG | switches)
+    source = save(config, work / "checkpoint", formula_tensors(config))
+    found = graphs_in(export(source, work / "out", proof=False, **options))
+    for (precision, kind), path in found.items():
+        yield f"{kind}-{precision}{suffix}", onnx.load(path, load_external_data=False)
+
+
+def show(model: onnx.ModelProto) -> str:
+    """A graph as a text: what it imports, says of itself, takes, gives and holds; its nodes."""
+    graph = model.graph
+    domains = [f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import]
+    lines = [f"IR {model.ir_version}, {', '.join(domains)}", "", "metadata"]
+    lines += [f"  {entry.key}: {_said(entry.key, entry.value)}" for entry in model.metadata_props]
+    for title, values in (("inputs", graph.input), ("outputs", graph.output)):
+        lines += ["", title, *map(_value, values)]
+    lines += ["", "initializers", *map(_initializer, graph.initializer)]
+    lines += ["", "nodes", *map(_node, graph.node)]
+    return "\n".join(lines) + "\n"
+
+
+def _said(key: str, value: str) -> str:
+    """An entry of the metadata; of the config what is not as in GPT-2's own."""
+    if key == "config":
+        usual = GPT2Config().to_dict()
+        own = {k: v for k, v in json.loads(value).items() if k not in usual or usual[k] != v}
+        return json.dumps(own, sort_keys=True)
+    return "…" if key in OF_THE_DAY else value
+
+
+def _value(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    axes = [d.dim_param or str(d.dim_value) for d in kind.shape.dim]
+    return f"  {value.name} {_dtype(kind.elem_type)} ({', '.join(axes)})"
+
+
+def _initializer(proto: TensorProto) -> str:
+    """Of those that lie in a file the type and shape, of small constants the numbers."""
+    text = f"  {proto.name} {_dtype(proto.data_type)} ({', '.join(map(str, proto.dims))})"
+    outside = {entry.key: entry.value for entry in proto.external_data}
+    if outside:
+        return f"{text} in {outside['location']}"
+    return f"{text} = {_number(numpy_helper.to_array(proto))}"
+
+
+def _node(node: onnx.NodeProto) -> str:
+    """NAME: OPERATOR(inputs) → outputs, attributes. An output named by its node is not repeated."""
+    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    line = f"  {node.name}: {op}({', '.join(name or '-' for name in node.input)})"
+    if [*node.output] != [node.name.lstrip("/").replace("/", ".")]:
+        line += f" → {', '.join(name or '-' for name in node.output)}"
+    return line + "".join(f" {a.name}={_attribute(a)}" for a in node.attribute)
+
+
+def _attribute(attribute: AttributeProto) -> str:
+    value = helper.get_attribute_value(attribute)
+    if attribute.name == "to":
+        return _dtype(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return _number(np.array(value, np.float32 if attribute.type == AttributeProto.FLOAT else None))
+
+
+def _number(array: np.ndarray) -> str:
+    """Numbers as short as they can be said in their own type, under every NumPy."""
+    if array.ndim:
+        return f"[{', '.join(map(_number, array))}]"
+    return str(array[()])
+
+
+def _dtype(number: int) -> str:
+    return TensorProto.DataType.Name(number).lower()
+
+
+# ── --help ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """As Python 3.13 and later write an option: `-o, --out DIR`, not `-o DIR, --out DIR`."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    """Every command's --help, by the command with - for its spaces: 100 wide, without colours."""
+    with mock.patch.dict(os.environ, COLUMNS="100", PYTHON_COLORS="0"):
+        for parser in _parsers(build_parser()):
+            if parser.formatter_class is argparse.RawDescriptionHelpFormatter:
+                parser.formatter_class = Layout
+            yield parser.prog.replace(" ", "-"), parser.format_help()
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _parsers(command)

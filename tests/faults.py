@@ -30,6 +30,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patience import PATIENCE
 from web_packages import install
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +108,7 @@ class Warm:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
         self.process.stdout.close()
 
 
@@ -185,7 +186,7 @@ def _fork(library: str, argv: list[str], root: str, fault: list[int], after: flo
 def _child(library: str, argv: list[str], root: str, fault: Fault, log: int) -> int:
     from npgpt2 import cli
 
-    signal.alarm(60)
+    signal.alarm(int(PATIENCE))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     at = fault if fault.at else NONE
     try:
@@ -510,7 +511,10 @@ def make_given(process: Warm, folder: Path) -> Path:
 
 
 def kill(stands: Sequence[Stand], count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """So many times SIGKILL, half as often SIGTERM or SIGINT; at a call, or at any time."""
+    """So many times SIGKILL, half as often SIGTERM or SIGINT; at a call, or at any time.
+
+    A SIGKILL that comes when all is over does not count: it comes again, earlier.
+    """
     moments, wrong = random.Random(seed), []
     found: Counter[str] = Counter()
     others = [signal.SIGTERM, signal.SIGINT] * (count // 4)
@@ -519,9 +523,13 @@ def kill(stands: Sequence[Stand], count: int, seed: int) -> tuple[Counter[str], 
         after, at, moment = None, moments.randint(1, len(stand.calls)), moments.randrange(3)
         if moments.random() < 0.5:
             after, at = moments.uniform(0, stand.seconds), 0
-        code, odd = stand.ends(Fault(at, 0, end, moment), after)
-        found[f"{end.name}, code {code}"] += 1
-        wrong += [f"{stand.name}: {odd}"] * bool(odd)
+        late = True
+        while late:
+            code, odd = stand.ends(Fault(at, 0, end, moment), after)
+            found[f"{end.name}, code {code}"] += 1
+            wrong += [f"{stand.name}: {odd}"] * bool(odd)
+            late = code == 0 and end == signal.SIGKILL
+            after, at = after and after * moments.random(), at and moments.randint(1, at)
     return found, wrong
 
 

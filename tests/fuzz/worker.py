@@ -18,9 +18,10 @@ from typing import NamedTuple
 import npgpt2
 from npgpt2.errors import NpGPT2Error
 
-# Seconds of the processor: those of the clock also count what other processes do meanwhile. An
-# input that waits, for a lock or a FIFO, takes none, so past HANG of the clock it is ended.
-SECONDS, HANG = 1.0, 20.0
+# Seconds of the processor: those of the clock also count what other processes do meanwhile. As
+# these slow down a core that they share, an input has more than one try. An input that waits, for
+# a lock or a FIFO, takes none, so past HANG of the clock it is ended.
+SECONDS, TRIES, HANG = 1.0, 3, 60.0
 MEGABYTES = 100  # of memory, beside the bytes of the files
 CEILING = 3 << 30  # bytes of address space: no input can take the machine along
 
@@ -111,8 +112,9 @@ def _serve(pipe, check, folder, trace):
         except EOFError:
             return
         outcome = _attempt(files, check, folder, lines)
-        if trace and outcome.seconds > SECONDS:
-            outcome = _attempt(files, check, folder, None)  # the trace may have taken the time
+        tries = TRIES - (lines is None)  # a trace may have taken the time
+        while outcome.seconds > SECONDS and tries:
+            outcome, tries = _attempt(files, check, folder, None), tries - 1
         pipe.send(outcome)
 
 

@@ -3,15 +3,20 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-import time
+from pathlib import Path
 
-# What a program does before it serves: so tests make a model slow, or patience short.
+from patience import PATIENCE, until
+
+# What a program does before it serves: so tests make a model slow, hold it until `go_on`, or make
+# patience short.
 BEFORE = {
     "": "",
     "slow": """
@@ -25,25 +30,33 @@ BEFORE = {
             return slow
         Slots.step, Slots.prefill = slowly(step), slowly(prefill)
     """,
-    "loading": """
-        import os, time
-        from npgpt2 import GPT2
-        load = GPT2.from_pretrained
-        def late(*args, **options):
-            while not os.path.exists(os.environ["LOAD_WHEN"]):
-                time.sleep(0.02)
-            return load(*args, **options)
-        GPT2.from_pretrained = late
+    "held": """
+        from npgpt2.slots import Slots
+        Slots.step, Slots.prefill = held(Slots.step), held(Slots.prefill)
     """,
+    "loading": """
+        import npgpt2.serve.server as server
+        from npgpt2 import GPT2
+        GPT2.from_pretrained = held(GPT2.from_pretrained)
+        listen = server.listen
+        def told(*args):
+            found = listen(*args)
+            print(" at http://127.0.0.1:%d" % found.getsockname()[1], file=sys.stderr, flush=True)
+            return found
+        server.listen = told
+    """,
+    "held embeddings": """
+        from npgpt2 import GPT2
+        GPT2.embed = held(GPT2.embed)
+    """,
+    # Short, but not for those who are served meanwhile: a busy machine makes them slow.
     "impatient": """
         import npgpt2.serve.api as app, npgpt2.serve.server as server
-        app.BODY_SECONDS = server.HEAD_SECONDS = server.UNREAD_SECONDS = 0.7
+        app.BODY_SECONDS = server.HEAD_SECONDS = server.UNREAD_SECONDS = 2
     """,
-    "slow embeddings": """
-        import time
-        from npgpt2 import GPT2
-        embed = GPT2.embed
-        GPT2.embed = lambda *args: (time.sleep(1), embed(*args))[1]
+    "patient": """
+        import npgpt2.serve.server as server
+        server.HEAD_SECONDS = 86_400
     """,
     "broken": """
         from npgpt2.slots import Slots
@@ -55,13 +68,22 @@ BEFORE = {
         Slots.step = fails
     """,
 }
+HELD = """
+import os, sys, time
+def held(f):
+    def waits(*args, **options):
+        while not os.path.exists(os.environ["GO_ON"]):
+            time.sleep(0.02)
+        return f(*args, **options)
+    return waits
+"""
 
 
 class Served:
     """A running server. `log` is what it has said on standard error."""
 
-    def __init__(self, process):
-        self.process, self._lines = process, []
+    def __init__(self, process, sign):
+        self.process, self._sign, self._lines = process, sign, []
         self.port, self._told = None, threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -83,11 +105,15 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def ready(self):
-        assert self._told.wait(60)
+        assert self._told.wait(PATIENCE)
         assert self.port, self.log
         return self
 
-    def request(self, method, path, body=None, headers=None, timeout=60):
+    def go_on(self):
+        """With what was held."""
+        self._sign.touch()
+
+    def request(self, method, path, body=None, headers=None, timeout=PATIENCE):
         """(status, headers, the JSON or text of the answer)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         with contextlib.closing(connection):
@@ -110,9 +136,31 @@ class Served:
 
     def socket(self, data=b""):
         """A connection, with these bytes sent."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         connection.sendall(data)
         return connection
+
+    def ends(self):
+        """Of each connection its end here, by the port of the other: (state, bytes not yet read).
+
+        By the kernel's own list; state 1 is open on both sides, 8 on this one alone.
+        """
+        found = {}
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, here, there, state, queues = line.split()[:5]
+            if here.endswith(f":{self.port:04X}"):
+                unread = int(queues.partition(":")[2], 16)
+                found[int(there.rpartition(":")[2], 16)] = int(state, 16), unread
+        return found
+
+    def connections(self):
+        return sum(state == 1 for state, _ in self.ends().values())
+
+    def leave(self, connection):
+        """Close a connection, and wait until the server has heard of it."""
+        port = connection.getsockname()[1]
+        connection.close()
+        until(lambda: port not in self.ends())
 
     def stream(self, prompt, **options):
         """A connection over which an answer has begun to stream."""
@@ -144,37 +192,32 @@ def answered(connection):
 
 
 @contextlib.contextmanager
-def served(*arguments, before="", port="0", wait=True, env=None):
+def served(*arguments, before=""):
     """`npgpt2 serve ARGUMENTS`, ended when the block ends."""
     code = "\n".join(line[8:] for line in BEFORE[before].splitlines())
-    code += "\nimport sys\nfrom npgpt2.cli import main\nsys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "serve", "--port", port, *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-    server = Served(process)
-    try:
-        yield server.ready() if wait else server
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+    code = f"{HELD}{code}\nfrom npgpt2.cli import main\nsys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "serve", "--port", "0", *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        sign = Path(folder, "go on")
+        env = os.environ | {"GO_ON": str(sign)}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        server = Served(process, sign)
         try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
+            yield server.ready()
         finally:
-            process.stderr.close()
+            server.go_on()
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            finally:
+                process.stderr.close()
 
 
 def free_port():
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def until(condition, seconds=10.0):
-    """Wait for it; returns how long it took."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds
-        time.sleep(0.01)
-    return time.monotonic() - begun

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server import answered, free_port, post, served, until
+from patience import PATIENCE, until
+from server import answered, post, served
 
 from npgpt2 import GPT2, ops
 from npgpt2.errors import MissingPackage
@@ -439,40 +440,30 @@ def test_the_client_gets_its_own_exceptions(client):
 
 
 def test_a_full_queue_says_so_at_once_and_those_inside_finish():
-    with served(*SLOW, "--queue", "2", before="slow") as running:
+    """At once: those inside are held meanwhile."""
+    with served(*SLOW, "--queue", "2", before="held") as running:
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             asked = {"max_tokens": 25, "seed": 5}
             inside = [pool.submit(running.complete, "KING", **asked) for _ in range(3)]
             until(lambda: running.metric("npgpt2_texts_held") == 3)
-            waits = []
             for _ in range(10):
-                begun = time.monotonic()
                 status, headers, answer = running.request(
                     "POST", "/v1/completions", {"prompt": "KING"}
                 )
-                waits.append(time.monotonic() - begun)
                 assert (status, answer["error"]["code"]) == (429, "queue_full")
                 assert answer["error"]["type"] == "rate_limit_error"
                 assert answer["error"]["message"] == "the queue is full (2 texts wait). Try again"
                 assert 1 <= int(headers["Retry-After"]) <= 60
-            assert max(waits) < 0.1, waits
             assert running.request("GET", "/livez")[0] == 200
+            running.go_on()
             assert len({job.result()["choices"][0]["text"] for job in inside}) == 1
         assert running.metric("npgpt2_refused_total") == 10
         running.complete("KING", max_tokens=1)  # and there is room again
 
 
-def test_while_it_loads(tmp_path):
-    port, sign = free_port(), tmp_path / "now"
-    env = os.environ | {"LOAD_WHEN": str(sign)}
-    with served("--model", TINY, before="loading", port=port, wait=False, env=env) as running:
-        running.port = int(port)
-
-        def up():
-            with contextlib.suppress(OSError):
-                return running.request("GET", "/livez")[0] == 200
-
-        until(up, 30)
+def test_while_it_loads():
+    with served("--model", TINY, before="loading") as running:
+        assert running.request("GET", "/livez")[0] == 200
         for method, path, body in (
             ("GET", "/readyz", None), ("GET", "/v1/models", None),
             ("POST", "/v1/completions", {"prompt": "a"}),
@@ -482,7 +473,7 @@ def test_while_it_loads(tmp_path):
             assert (status, answer["error"]["code"]) == (503, "loading")
             assert answer["error"]["message"] == "the server is loading. Try again"
             assert headers["Retry-After"] == "1"
-        sign.touch()
+        running.go_on()
         until(lambda: running.request("GET", "/readyz")[0] == 200)
         running.complete("KING")
 
@@ -504,24 +495,23 @@ def test_a_client_that_goes_away_frees_its_place(where):
                 until(lambda: running.metric("npgpt2_texts_held") == 1)
             second.close()
             first.close()
-        # A step takes 0.05 s; left alone these texts would take six seconds.
-        assert until(lambda: running.metric("npgpt2_texts_held") == 0) < 1
-        assert until(lambda: running.metric("npgpt2_slots_taken") == 0) < 1
-        begun = time.monotonic()
+        until(lambda: running.metric("npgpt2_texts_held") == 0)
+        until(lambda: running.metric("npgpt2_slots_taken") == 0)
+        # A step takes 0.05 s; left alone the first text would have taken six seconds more.
+        assert running.metric("npgpt2_completion_tokens_total") < 120
         running.complete("a", max_tokens=1)
-        assert time.monotonic() - begun < 1
 
 
 def test_an_embedding_keeps_its_place_until_it_is_done():
     """A client that asks and goes away, again and again, does not get past the queue."""
-    with served(*SLOW, "--queue", "0", before="slow embeddings") as running:
+    with served(*SLOW, "--queue", "0", before="held embeddings") as running:
         connection = running.socket(post(b'{"input": "KING"}', "/v1/embeddings"))
         until(lambda: running.metric("npgpt2_texts_held") == 1)
-        connection.close()
-        time.sleep(0.2)
+        running.leave(connection)
         assert running.metric("npgpt2_texts_held") == 1
         status, _, _ = running.request("POST", "/v1/embeddings", {"input": "KING"})
         assert status == 429
+        running.go_on()
         until(lambda: running.metric("npgpt2_texts_held") == 0)
         assert running.request("POST", "/v1/embeddings", {"input": "KING"})[0] == 200
 
@@ -529,9 +519,9 @@ def test_an_embedding_keeps_its_place_until_it_is_done():
 def test_an_upload_that_is_broken_off_is_no_error_of_ours(server):
     before = server.log
     connection = server.socket(post(b'{"prompt": "KING"}')[:-5])
-    time.sleep(0.2)
-    connection.close()
-    time.sleep(0.2)
+    port = connection.getsockname()[1]
+    until(lambda: server.ends()[port][1] == 0)  # it is read, as far as it came
+    server.leave(connection)
     assert server.complete("KING", max_tokens=1)
     assert server.log == before
 
@@ -576,7 +566,7 @@ def test_clients_without_patience_or_manners_are_bounded_and_the_others_do_not_n
         connection, begun, data = running.socket(first), time.monotonic(), b""
         with contextlib.closing(connection):
             connection.settimeout(0.02)
-            while time.monotonic() - begun < 10:
+            while time.monotonic() - begun < PATIENCE:
                 with contextlib.suppress(TimeoutError):
                     try:
                         if then:
@@ -589,7 +579,7 @@ def test_clients_without_patience_or_manners_are_bounded_and_the_others_do_not_n
                         break
                     data += more
             else:
-                pytest.fail(f"{name}: still open after 10 s")
+                pytest.fail(f"{name}: still open after {PATIENCE:g} s")
         status = re.match(rb"HTTP/1.1 (\d+)", data)
         return name, want, status and int(status[1]), data
 
@@ -626,33 +616,25 @@ def test_an_answer_that_is_never_read_is_cut_off():
         body = {"prompt": ["KING"] * 8, "n": 8, "max_tokens": 120, "logprobs": 5, "stream": True}
         connection.sendall(post(json.dumps(body).encode()))
         until(lambda: running.metric("npgpt2_texts_held") == 64)
-        until(lambda: running.metric("npgpt2_texts_held") == 0, 30)
-        until(lambda: connections(running) == 0)
+        until(lambda: running.metric("npgpt2_texts_held") == 0)
+        until(lambda: running.connections() == 0)
         assert running.complete("KING")
         connection.close()
 
 
-def connections(running):
-    """Established ones, by the kernel's own list."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    local = f":{running.port:04X}"
-    states = [line.split() for line in lines]
-    return sum(cells[1].endswith(local) and cells[3] == "01" for cells in states)
-
-
-def test_too_many_connections_are_closed(server):
-    held, before = [], connections(server)
-    try:
-        for _ in range(600):
-            held.append(server.socket())
-        assert until(lambda: connections(server) <= 512) < 5
-        held[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert held[0].recv(100).startswith(b"HTTP/1.1 200")
-    finally:
-        for connection in held:
-            connection.close()
-    until(lambda: connections(server) == before)
-    assert server.complete("KING")
+def test_too_many_connections_are_closed():
+    """For no other reason: the server has all patience with those that say nothing."""
+    with served("--model", TINY, before="patient") as running:
+        held = [running.socket() for _ in range(600)]
+        try:
+            until(lambda: running.connections() <= 512)
+            held[0].sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert held[0].recv(100).startswith(b"HTTP/1.1 200")
+        finally:
+            for connection in held:
+                connection.close()
+        until(lambda: running.connections() == 0)
+        assert running.complete("KING")
 
 
 # ── who may come in ──────────────────────────────────────────────────────────────────────────────
@@ -766,7 +748,7 @@ def test_it_warns_when_others_reach_it():
 
 def test_sigterm_finishes_what_runs_and_takes_nothing_new(truth):
     want = str(truth.generate("KING", temperature=0, max_new_tokens=40)[0])
-    with served(*SLOW, "--queue", "4", before="slow") as running:
+    with served(*SLOW, "--queue", "4", "--drain-seconds", "600", before="held") as running:
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             asked = {"temperature": 0, "max_tokens": 40}
             inside = [pool.submit(running.complete, "KING", **asked) for _ in range(2)]
@@ -777,10 +759,11 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(truth):
             assert (status, answer["error"]["code"]) == (503, "draining")
             assert headers["Retry-After"] == "1"
             assert running.request("GET", "/livez")[0] == 200
+            running.go_on()
             assert [job.result()["choices"][0]["text"] for job in inside] == [want, want]
-        assert running.process.wait(5) == 0
+        assert running.process.wait(PATIENCE) == 0
     assert running.log.splitlines()[1:] == [
-        "npgpt2: ending: 2 texts may finish within 30 s. Again ends at once",
+        "npgpt2: ending: 2 texts may finish within 600 s. Again ends at once",
         "npgpt2: ended: nothing is left running",
     ]
     with pytest.raises(ConnectionRefusedError):
@@ -800,26 +783,26 @@ def test_what_is_not_done_by_then_is_told_so(streaming):
         assert b"the server went away before the end" in data
         assert b"[DONE]" not in data
         assert data.startswith(b"HTTP/1.1 200" if streaming else b"HTTP/1.1 503")
-        assert running.process.wait(5) == 0
+        assert running.process.wait(PATIENCE) == 0
         until(lambda: "ended" in running.log)
         assert "npgpt2: warning: 1 of them did not, and were told so\n" in running.log
-        assert 0.4 < time.monotonic() - begun < 4
+        assert time.monotonic() - begun > 0.4  # left alone it would have taken six seconds
 
 
 def test_control_c_and_a_second_time():
     with served(*SLOW, before="slow") as running:
         assert running.process.poll() is None
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(5) == 130
+        assert running.process.wait(PATIENCE) == 130
     with served(*SLOW, before="slow") as running:
         connection = running.stream("KING", max_tokens=120)
         running.process.send_signal(signal.SIGINT)
         until(lambda: running.request("GET", "/readyz")[0] == 503)
-        begun = time.monotonic()
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(5) == 130
-        assert time.monotonic() - begun < 3
-        connection.close()
+        with contextlib.closing(connection):
+            data = answered(connection)
+        assert running.process.wait(PATIENCE) == 130
+        assert b"[DONE]" not in data  # it was not waited for
 
 
 # ── what is wrong from the beginning ─────────────────────────────────────────────────────────────
@@ -849,7 +832,10 @@ def test_a_wrong_command(tmp_path, arguments, code, said):
     if "--port" not in full:
         full += ["--port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "npgpt2", "serve", *full], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "npgpt2", "serve", *full],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stderr
     last = done.stderr.splitlines()[-1].replace(f"{tmp_path}/", "")
@@ -862,7 +848,7 @@ def test_a_wrong_command(tmp_path, arguments, code, said):
 def test_a_port_that_is_taken(server):
     done = subprocess.run(
         [sys.executable, "-m", "npgpt2", "serve", "--port", str(server.port)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1] == (
@@ -934,9 +920,9 @@ def resident(process):
 
 
 def test_soak(truth):
-    """A mixed load, `SOAK_SECONDS` of it (8): no error, every text as if it were alone, memory
-    flat."""
-    seconds, chosen = float(os.environ.get("SOAK_SECONDS", "8")), random.Random(0)
+    """A mixed load of ten clients, `SOAK_REQUESTS` of each (60): no error, every text as if it were
+    alone, memory flat."""
+    most, chosen = int(os.environ.get("SOAK_REQUESTS", "60")), random.Random(0)
     requests = []
     for n in range(24):
         options = {"max_tokens": chosen.randrange(1, 40), "seed": n}
@@ -949,7 +935,7 @@ def test_soak(truth):
 
     def work(seed):
         chosen = random.Random(seed)
-        while time.monotonic() < end:
+        for _ in range(most // 4):
             prompt, options, want = chosen.choice(requests)
             how = chosen.choice(["whole", "streamed", "gone"])
             body = {"prompt": prompt, **options, "stream": how != "whole"}
@@ -972,17 +958,15 @@ def test_soak(truth):
             assert text == want
             done[how] += 1
 
-    with served("--model", TINY, "--slots", "4", "--queue", "5") as running:
+    with served("--model", TINY, "--slots", "4", "--queue", "3") as running:
         for prompt, options, want in requests:
             assert running.complete(prompt, **options)["choices"][0]["text"] == want
-        end = time.monotonic() + seconds / 4
         sizes = []
-        for _ in range(4):
+        for quarter in range(4):
             with concurrent.futures.ThreadPoolExecutor(10) as pool:
-                for job in [pool.submit(work, n) for n in range(10)]:
+                for job in [pool.submit(work, 10 * quarter + n) for n in range(10)]:
                     job.result()
             sizes.append(resident(running.process))
-            end += seconds / 4
         until(lambda: running.metric("npgpt2_texts_held") == 0)
         assert all(done.values()), done
         assert sizes[-1] < sizes[0] + 8, sizes

@@ -1,8 +1,10 @@
 """The commands, as typed: what goes to standard output and what to standard error."""
 
+import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -304,22 +306,101 @@ def test_version_and_nothing(npgpt2):
     assert err.count("\n") == 1
 
 
-def test_a_bar_for_what_takes_over_two_seconds(capsys, monkeypatch):
-    assert list(progress("abc", "reading")) == ["a", "b", "c"]
-    assert capsys.readouterr().err == ""
-    clock = iter(range(100))
+@pytest.fixture
+def clock(monkeypatch):
+    """A list whose only number is what the clock says."""
+    now = [0.0]
+    monkeypatch.setattr("npgpt2.cli.common.time.monotonic", lambda: now[0])
+    return now
+
+
+def taking(seconds, items, clock):
+    """Items that take so long each, to make and to work on."""
+    for item in items:
+        clock[0] += seconds
+        yield item
+
+
+def lines(items, seconds, clock, capsys, *args, **options):
+    """What is said while each item takes so many seconds."""
+    for _ in progress(items, *args, **options):
+        clock[0] += seconds
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_bar_for_what_takes_over_two_seconds(capsys, monkeypatch, clock):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("npgpt2.cli.common.time.monotonic", lambda: next(clock))
-    assert list(progress(range(6), "reading")) == list(range(6))
-    assert "reading" in capsys.readouterr().err
+    assert lines(range(6), 0.3, clock, capsys, "reading") == []
+    drawn = lines(range(6), 1, clock, capsys, "re\nading")
+    assert any(r"re\nading:  50%" in line for line in drawn)
+
+
+def test_a_terminal_that_says_it_has_no_columns_has_a_bar(monkeypatch, clock):
+    """As some of containers and of CI do: tqdm drew nothing there."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    assert os.get_terminal_size(theirs).columns == 0
+    with os.fdopen(theirs, "w") as screen:
+        monkeypatch.setattr(sys, "stderr", screen)
+        for _ in progress(range(6), "reading"):
+            clock[0] += 1
+        screen.flush()
+        os.set_blocking(ours, False)
+        data = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert re.search(r"\rreading:  50%\|█+ +\| 3/6 ", data)
+    assert max(map(len, data.split("\r"))) <= 80
+
+
+def test_a_log_has_a_line_each_half_minute(capsys, clock):
+    assert lines(range(29), 1, clock, capsys, "reading") == []
+    clock[0] = 1e6
+    assert lines(range(1000), 0.5, clock, capsys, "reading")[:3] == [
+        "npgpt2: reading: 60 of 1,000 (6 %), about 8 min left",
+        "npgpt2: reading: 120 of 1,000 (12 %), about 7 min left",
+        "npgpt2: reading: 180 of 1,000 (18 %), about 7 min left",
+    ]
+    assert lines(range(7), 11, clock, capsys, "scoring", 700, lambda _: 100, " rows") == [
+        "npgpt2: scoring: 300 of 700 rows (43 %), about 44 s left",
+        "npgpt2: scoring: 600 of 700 rows (86 %), about 11 s left",
+    ]
+
+
+def test_long_items_are_a_line_each(capsys, clock):
+    assert lines("abc", 40_000, clock, capsys, "verifying") == [
+        "npgpt2: verifying: 1 of 3 (33 %), about 22 h left",
+        "npgpt2: verifying: 2 of 3 (67 %), about 11 h left",
+        "npgpt2: verifying: 3 of 3 (100 %)",
+    ]
+    waiting = taking(1, range(65), clock)  # for the first that counts
+    assert lines(waiting, 0, clock, capsys, "writing", 9, lambda item: item // 60) == [
+        "npgpt2: writing: 0 of 9 (0 %)",
+        "npgpt2: writing: 0 of 9 (0 %)",
+    ]
+    assert lines(taking(31, "ab", clock), 0, clock, capsys, "reading") == [
+        "npgpt2: reading: 0",
+        "npgpt2: reading: 2",
+    ]
+
+
+def test_a_log_that_nobody_reads_any_more(monkeypatch, clock):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "w") as log:
+        monkeypatch.setattr(sys, "stderr", log)
+        for _ in progress(range(6), "reading"):
+            clock[0] += 40
+    assert clock[0] == 240
+
+
+def test_a_terminal_without_tqdm_has_lines(capsys, monkeypatch, clock):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert list(progress(range(6), "reading")) == list(range(6))
-    assert capsys.readouterr().err == (
-        "npgpt2: reading … (pip install 'npgpt2[progress]' shows a bar)\n"
-    )
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)  # a log wants no bar
-    assert list(progress(range(6), "reading")) == list(range(6))
-    assert capsys.readouterr().err == ""
+    assert lines(range(6), 0.3, clock, capsys, "reading") == []
+    assert lines(range(20), 2, clock, capsys, "reading") == [
+        "npgpt2: reading … (pip install 'npgpt2[progress]' shows a bar)",
+        "npgpt2: reading: 15 of 20 (75 %), about 10 s left",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1411,7 +1411,7 @@ def test_without_tqdm_a_terminal_is_told(run, text, tmp_path, without, monkeypat
     without("tqdm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     err = run(text, "-o", tmp_path / "out", *flags(SMALL), "--steps", 2)
-    assert "pip install 'npgpt2[train]'" in err
+    assert "pip install 'npgpt2[progress]'" in err
     assert "step 2: validation loss" in err
 
 

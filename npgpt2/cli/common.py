@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from npgpt2.language_model import LanguageModel
 
 T = TypeVar("T")
+
+EVERY = 30  # seconds between two lines about what takes long
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -288,35 +291,115 @@ def progress(
     size: Callable[[T], int] = lambda item: 1,
     unit: str = "it",
 ) -> Iterator[T]:
-    """A bar on a terminal for what takes over two seconds (with the extra `progress`).
+    """A bar on a terminal for what takes over two seconds (with the extra `progress`); elsewhere a
+    line each half minute.
 
     Args:
         total: of all sizes; by default the loop's length.
         size: how much an item is.
     """
-    bar, late, done = None, time.monotonic() + 2, 0
+    shown, begun, done = None, time.monotonic(), 0
     if total is None and isinstance(loop, Sized):
         total = len(loop)
     for item in loop:
-        if late and time.monotonic() > late:
-            bar, late = _bar(what, done, total, unit) if sys.stderr.isatty() else None, 0.0
+        if shown is None and time.monotonic() > begun + 2:
+            shown = bar(what, done, total, unit, begun)
         yield item
         done += size(item)
-        if bar is not None:
-            bar.update(size(item))
-    if bar is not None:
-        bar.close()
+        if shown is not None:
+            shown.update(size(item))
+    if shown is not None:
+        shown.close()
 
 
-def _bar(what: str, done: int, total: int | None, unit: str) -> Any:
+def bar(
+    what: str, done: int, total: int | None, unit: str, begun: float | None = None, **options: Any
+) -> Any:
+    """tqdm's bar where there are a terminal and tqdm, else `Lines`, which are used in the same way.
+
+    Args:
+        begun: on the monotonic clock, when nothing was done yet; None: now, and what is done was
+            done before.
+        options: of tqdm's alone.
+    """
+    what = one_line(what)
+    if sys.stderr.isatty():
+        try:
+            from tqdm import (
+                tqdm,  # when it is needed: importing it takes longer than many a command
+            )
+        except ImportError:
+            note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
+        else:
+            drawn = tqdm(
+                desc=what, initial=done, total=total, leave=False, file=sys.stderr, unit=unit,
+                **_shape(), **options,
+            )  # fmt: skip
+            if begun is not None:  # the time left is reckoned from there
+                drawn.start_t -= time.monotonic() - begun
+            return drawn
+    return Lines(what, done, total, unit, begun)
+
+
+def _shape() -> dict[str, int]:
+    """For tqdm, which asks the terminal and draws nothing where it says that it has no columns and
+    no rows. Some do, of containers or in CI."""
     try:
-        from tqdm import tqdm  # when it is needed: importing it takes longer than many a command
-    except ImportError:
-        note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
-        return None
-    bar = tqdm(desc=what, initial=done, total=total, leave=False, file=sys.stderr, unit=unit)
-    bar.start_t -= 2  # the time left is reckoned from the beginning
-    return bar
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return {} if columns else {"ncols": 80, "nrows": 24}
+
+
+class Lines:
+    """What a bar says, as a line each half minute. Its methods are tqdm's."""
+
+    def __init__(
+        self, what: str, done: int, total: int | None, unit: str, begun: float | None
+    ) -> None:
+        self._what, self._more = what, ""
+        self._done, self._total, self._unit = done, total, "" if unit == "it" else unit
+        self._before = done if begun is None else 0  # what the time since then was not spent on
+        self._begun = time.monotonic() if begun is None else begun
+        self._next = self._begun + EVERY
+        self.update(0)
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + EVERY
+            with suppress(OSError):  # nobody reads: no reason to end
+                note(self._line(now - self._begun))
+
+    def _line(self, seconds: float) -> str:
+        if not self._total:
+            return f"{self._what}: {self._done:,}{self._unit}{self._more}"
+        share, new = self._done / self._total, self._done - self._before
+        left = seconds * (self._total - self._done) / new if new else 0.0
+        return (
+            f"{self._what}: {self._done:,} of {self._total:,}{self._unit} ({100 * share:.0f} %)"
+            f"{self._more}{f', about {_in_words(left)} left' if left > 0 else ''}"
+        )
+
+    def set_description_str(self, text: str, refresh: bool = True) -> None:
+        self._what = text
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self._more = f", {text}"
+
+    def clear(self) -> None:
+        """Nothing stands in the way of another line."""
+
+    def close(self) -> None:
+        """Nor of the last."""
+
+
+def _in_words(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def require_matplotlib() -> None:

@@ -8,14 +8,13 @@ saves, and --resume goes on as if nothing had happened, to the last bit.
 import argparse
 import shlex
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import cores, note, number, one_line, progress, whole
+from npgpt2.cli.common import bar, cores, note, number, one_line, progress, whole
 
 HELP = "train a GPT-2 on text"
 EXAMPLES = """examples:
@@ -219,7 +218,7 @@ def _watch() -> Any:
     from npgpt2.train import Listener
 
     class Watch(Listener):
-        """A bar on a terminal; a line for each validation."""
+        """A bar, or lines; a line for each validation."""
 
         def __init__(self) -> None:
             self.done, self.steps, self.asked = 0, 0, False
@@ -238,8 +237,7 @@ def _watch() -> Any:
             self.done, self.steps, self._tokens = done, steps, tokens
             if done:
                 self.note(f"going on after step {done:,} of {steps:,}")
-            if sys.stderr.isatty():
-                self._bar = _bar(done * tokens, steps * tokens)
+            self._bar = bar("training", done * tokens, steps * tokens, " tokens", unit_scale=True)
 
         def step(self, line: dict[str, Any]) -> None:
             self.done = line["step"]
@@ -276,15 +274,4 @@ def _in_words(line: dict[str, Any]) -> str:
     return (
         f"step {line['step']:,}: validation loss {line['validation']:.4f}, "
         f"{line['bits_per_byte']:.4f} bits per byte"
-    )
-
-
-def _bar(done: int, total: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        note("training … (pip install 'npgpt2[train]' shows a bar)")
-        return None
-    return tqdm(
-        initial=done, total=total, unit=" tokens", unit_scale=True, leave=False, file=sys.stderr
     )

@@ -177,7 +177,7 @@ def _point(
     """Prefill and decode with so many rows and tokens: seconds, and what has to be done in them."""
     import numpy as np
 
-    config, weights = model.config, _bytes_read(model)
+    config, weights = model.config, bytes_read(model)
     prompt = np.arange(batch * context).reshape(batch, context) % config.vocab_size
     where = {"batch": batch, "context": context}
     prefill = where | {
@@ -222,7 +222,7 @@ def _open(variant: Variant, threads: int | None) -> "LanguageModel":
     return GPT2.from_pretrained(variant.folder)
 
 
-def _bytes_read(model: Any) -> int:
+def bytes_read(model: Any) -> int:
     """Of weights, by one step: all but rows that are looked up."""
     apart = ("wpe",) if model.config.tie_word_embeddings else ("wpe", "wte")
     if hasattr(model, "session"):

@@ -102,6 +102,7 @@ class _Pair:
     session: Session
     model: GPT2
     generator: np.random.Generator
+    bound: float
 
     def ids(self, rows: int, tokens: int) -> Array:
         return self.generator.integers(0, self.model.config.vocab_size, (rows, tokens))
@@ -122,8 +123,7 @@ class _Pair:
         """Run prompts and what follows them through both; the worst of all passes."""
         cache, past = None, None
         worst, worst_present, same = 0.0, 0.0, True
-        bound = BOUNDS[self.session.precision.name]
-        encoder = self._encoder(len(steps[0]))
+        bound, encoder = self.bound, self._encoder(len(steps[0]))
         for ids in steps:
             if mask is not None and past is not None:
                 mask = np.concatenate([mask, np.ones(ids.shape, bool)], 1)
@@ -179,14 +179,18 @@ def _same_arg_max(got: Array, want: Array, bound: float, scale: float = 0.0) -> 
     return bool((chosen[0] == chosen[1])[clear].all())
 
 
-def compare(session: Session, model: GPT2, quick: bool = False) -> Iterator[Difference]:
+def compare(
+    session: Session, model: GPT2, quick: bool = False, bound: float | None = None
+) -> Iterator[Difference]:
     """A graph against the NumPy model with the same weights, case by case.
 
     Args:
         quick: a prompt, two steps and an empty past again: what an export asks of itself.
+        bound: of the errors; None: the precision's of BOUNDS, which are a CPU's.
     """
     n = model.config.n_positions
-    pair = _Pair(session, model, np.random.default_rng(0))
+    bound = BOUNDS[session.precision.name] if bound is None else bound
+    pair = _Pair(session, model, np.random.default_rng(0), bound)
     prompt = max(1, min(n // 2, 8 if quick else 64))
     steps = [pair.ids(1, 1) for _ in range(min(n - prompt, 2 if quick else 8))]
     yield pair.compare("prompt, then steps", pair.ids(1, prompt), *steps)

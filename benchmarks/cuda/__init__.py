@@ -4,6 +4,7 @@ __main__.py  the command line
 pieces.py    wheels in pieces that a machine without network gets one after another
 check.py     the sections, each in processes of its own, within a budget of time
 models.py    checkpoints and graphs of random weights, made where the check runs
+sessions.py  graphs opened with provider options, or with a profile
 machine.py   what the machine is, and what its memory gives
 parity.py    every graph beside NumPy
 kernels.py   which execution provider ran which node

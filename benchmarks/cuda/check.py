@@ -43,11 +43,11 @@ class Section(NamedTuple):
 SECTIONS = {
     "machine": Section(machine.steps, 0.06, gate="onnxruntime"),
     "models": Section(models.steps, 0.08, gate="graphs"),
-    "parity": Section(parity.steps, 0.24, proof=True),
+    "parity": Section(parity.steps, 0.28, proof=True),
     "kernels": Section(kernels.steps, 0.1, proof=True),
     "speed": Section(speed.steps, 0.2),
-    "torch": Section(pytorch.steps, 0.16, pytorch.NEEDED),
-    "large": Section(speed.large_steps, 0.16),
+    "torch": Section(pytorch.steps, 0.14, pytorch.NEEDED),
+    "large": Section(speed.large_steps, 0.14),
 }
 
 
@@ -65,16 +65,16 @@ def check(
     seconds = (60 * minutes - GRACE) / sum(section.share for section in chosen.values())
     report: Report = {"schema": SCHEMA, "options": asdict(options), "minutes": minutes,
                       "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "sections": {}}  # fmt: skip
+    for name, section in chosen.items():  # all at once: a run may be killed in the first
+        absent = [p for p in section.needed if importlib.util.find_spec(p) is None]
+        missing = f"pip install {' '.join(absent)}" if absent else ""
+        steps = [] if absent else [step for step, _ in section.steps(options)]
+        report["sections"][name] = {"rows": [], "left_out": steps, "missing": missing}
     end = time.time()
     for name, section in chosen.items():
         end += seconds * section.share
-        entry = report["sections"][name] = {"rows": [], "left_out": []}
-        absent = [p for p in section.needed if importlib.util.find_spec(p) is None]
-        if absent:
-            entry["missing"] = f"pip install {' '.join(absent)}"
-            continue
-        entry["left_out"] = [step for step, _ in section.steps(options)]
-        for row in rows_of(name, options, end):
+        entry = report["sections"][name]
+        for row in rows_of(name, options, entry["left_out"], end):
             entry["rows"].append(row)
             entry["left_out"].remove(row["step"])
             written(report, file)
@@ -83,10 +83,9 @@ def check(
     return written(report, file)
 
 
-def rows_of(section: str, options: Options, end: float) -> Iterator[Row]:
+def rows_of(section: str, options: Options, steps: Sequence[str], end: float) -> Iterator[Row]:
     """Every step's row, by as many processes as it takes, until `end`, a time of day."""
-    waiting = [step for step, _ in SECTIONS[section].steps(options)]
-    failures = 0
+    waiting, failures = [*steps], 0
     while waiting and failures < TRIES and time.time() < end:
         for row in apart(section, options, waiting, end):
             waiting.remove(row["step"])

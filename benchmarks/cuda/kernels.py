@@ -22,9 +22,9 @@ from npgpt2_onnx.session import PROVIDERS, graphs_in
 ROWS, PROMPT = 2, 24
 
 # What may run on the CPU beside a GPU: lengths and positions, which ONNX Runtime computes where
-# the next node's shape is wanted, and counts over the mask, for which CUDA lacks kernels of whole
-# numbers. They are whole numbers or truth values, at most one for each token of the mask; the same
-# operators on floats are work.
+# the next node's shape is wanted; who sees whom, which follows from them; and counts over the mask,
+# for which CUDA lacks kernels of whole numbers. They are whole numbers or truth values, at most one
+# for each pair of a row's tokens; the same operators on floats are work.
 SMALL = {
     "Add", "Cast", "Concat", "ConstantOfShape", "Equal", "Expand", "Gather", "GatherND", "Identity",
     "LessOrEqual", "Mul", "Range", "ReduceMax", "ReduceMin", "ReduceSum", "Reshape", "Shape",
@@ -86,8 +86,8 @@ def sorted_out(events: Sequence[dict[str, Any]], provider: str) -> dict[str, Any
 
 
 def is_small(about: dict[str, Any]) -> bool:
-    """Whether a node only computes lengths, positions or counts."""
+    """Whether a node only computes lengths, positions, counts, or who sees whom."""
     shapes = [pair for value in about["output_type_shape"] for pair in value.items()]
     whole = all(kind in WHOLE for kind, _ in shapes)
     numbers = sum(int(np.prod(shape)) for _, shape in shapes)
-    return about["op_name"] in SMALL and whole and numbers <= ROWS * (PROMPT + 1)
+    return about["op_name"] in SMALL and whole and numbers <= (PROMPT + 1) ** 2

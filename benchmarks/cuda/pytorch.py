@@ -79,7 +79,8 @@ def compiled(model: Any, prompt: Any, new: int) -> dict[str, Any]:
     cache_ = StaticCache(config=model.config, max_cache_len=context + new)
     model(prompt, past_key_values=cache_, use_cache=True, logits_to_keep=1)
     run = torch.compile(model, mode="reduce-overhead", fullgraph=True, dynamic=False)
-    token, seen = prompt[:, -1:].contiguous(), context  # strides, too, are compiled for
+    # Its strides have to be those of later ones: they are compiled for, too.
+    token, seen = torch.zeros((len(prompt), 1), dtype=prompt.dtype, device=prompt.device), context
 
     def step() -> None:
         nonlocal token, seen

@@ -32,6 +32,12 @@ collect_ignore = [
 settings.register_profile("unhurried", deadline=None)  # another process may have the processor
 settings.load_profile("unhurried")
 
+# Tests send these to processes of their own, which would inherit that nohup, or a shell in whose
+# background they run, has them ignored. What is heard, if only by nobody, is not inherited.
+for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+
 TINY = Path(__file__).parent / "data" / "tiny"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 # Seconds: only what hangs takes so long, on any machine.
-PATIENCE = 120.0
+PATIENCE = 300.0
 FOREVER = 86_400  # that a process sleeps which is to be ended: if it were waited for, a test fails
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import PATIENCE
+
 TINY = "tests/data/tiny"
 MERCY = "The quality of mercy is not strained. It droppeth as the gentle rain from heaven"
 
@@ -35,12 +37,12 @@ def results(out):
     ]
 
 
-def batch(*arguments, code=0, timeout=120, env=None):
+def batch(*arguments, code=0, env=None):
     """`npgpt2 batch ARGUMENTS --model TINY` in a process of its own; what it said."""
     command = [sys.executable, "-m", "npgpt2", "batch", *map(str, arguments)]
     if "--model" not in arguments:
         command += ["--model", TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     return done.stderr

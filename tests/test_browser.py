@@ -12,7 +12,6 @@ import re
 import shutil
 import struct
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import server as api
 from onnx_cases import save
+from patience import PATIENCE, until
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, load_tokenizer, sampling
 from npgpt2.hub import embedded
@@ -64,6 +64,7 @@ class Watched:
         context = self.browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, **options
         )
+        context.set_default_timeout(1000 * PATIENCE)
         self.contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: self.faults.append(message.text))
@@ -724,7 +725,7 @@ def test_it_thinks_in_the_browser(watched, served, found):
     model, _ = found
     _, url = served
     page = watched.open(url)
-    page.wait_for_selector("main", timeout=30_000)
+    page.wait_for_selector("main")
     page.locator("nav select").nth(1).select_option("0")
     for prompt in (PROMPT, "To be, or 很 not", "\n"):
         if prompt != PROMPT:
@@ -770,7 +771,7 @@ def test_it_writes_what_generate_writes(watched, served, found):
     model, _ = found
     _, url = served
     page = watched.open(url)
-    page.wait_for_selector("main", timeout=30_000)
+    page.wait_for_selector("main")
     section = step(page, "Logits → probabilities → a token")
     section.locator("input[name=temperature]").evaluate(
         "input => { input.value = 0; input.dispatchEvent(new Event('input')) }"
@@ -791,7 +792,7 @@ def test_a_model_with_pruned_heads(watched, tmp_path, tiny):
     assert cli.main([str(arg) for arg in argv]) == 0
     with serving(tmp_path / "site") as url:
         page = watched.open(url)
-        page.wait_for_selector("main", timeout=30_000)
+        page.wait_for_selector("main")
         assert page.locator(".heads > div").nth(1).locator("button").count() == 2
         [text] = model.generate("the king", temperature=0, max_new_tokens=20)
         assert page.locator(".written").all_inner_texts() == [spelled(model, i) for i in text.ids]
@@ -805,7 +806,7 @@ def test_words_in_the_place_of_a_model(watched, served, site):
     page = watched.open((site / "index.html").as_uri())
     page.get_by_text("A browser lets no page run a model from a file.").wait_for()
     page = watched.open(url)
-    page.wait_for_selector("main", timeout=30_000)
+    page.wait_for_selector("main")
     page.locator("textarea").fill("")
     page.get_by_text("Write something: there is no text.").wait_for()
     page.locator("textarea").fill("a " * 400)
@@ -839,7 +840,7 @@ def test_a_newer_text_ends_the_writing(watched, served):
         globalThis.setTimeout = (call, time) => wait(call, Math.min(time, 20));
     """
     page = watched.open(url, before=count)
-    page.wait_for_selector("main", timeout=30_000)
+    page.wait_for_selector("main")
     page.locator("#live input[type=number]").fill("200")
     page.wait_for_function("() => document.querySelectorAll('.written').length === 200")
     page.evaluate("calls.length = 0")
@@ -870,7 +871,7 @@ def test_a_bar_while_it_loads(watched, served):
         }).observe(document, { subtree: true, childList: true, attributes: true });
         """,
     )
-    page.wait_for_selector("main", timeout=30_000)
+    page.wait_for_selector("main")
     bars = page.evaluate("globalThis.bars")
     loading = bars[: bars.index(1) + 1]
     assert len(loading) > 5
@@ -884,21 +885,28 @@ def test_a_bar_while_it_loads(watched, served):
 @pytest.fixture(scope="module")
 def server():
     pytest.importorskip("uvicorn")
-    with api.served("--model", "tests/data/tiny", before="slow") as running:
+    with api.served("--model", "tests/data/tiny") as running:
         yield running
 
 
-def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, server):
-    page = watched.open(server.url, width=375, has_touch=True, is_mobile=True)
+@pytest.fixture
+def halfway():
+    """A server that writes ten tokens, and no more until it is told to go on."""
+    pytest.importorskip("uvicorn")
+    with api.served("--model", "tests/data/tiny", before="halfway") as running:
+        yield running
+
+
+def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, halfway):
+    page = watched.open(halfway.url, width=375, has_touch=True, is_mobile=True)
     page.fill("#prompt", "O Romeo, ")
     page.fill("#max_tokens", "30")
     page.fill("#seed", "7")
     page.get_by_role("button", name="Write").tap()
-    lengths = set()
-    while "tokens in" not in page.inner_text("#state"):
-        lengths.add(len(page.inner_text("#answer")))
-        page.wait_for_timeout(20)
-    assert len(lengths) > 5  # it came piece by piece
+    until(lambda: len(page.inner_text("#answer")) > len("O Romeo, ") + 5)
+    assert "tokens in" not in page.inner_text("#state")  # the rest is yet to be written
+    halfway.go_on()
+    page.wait_for_selector("#state:has-text('tokens in')")
     model = GPT2.from_pretrained("tests/data/tiny")
     [want] = model.generate("O Romeo, ", seed=7, max_new_tokens=30)  # the same defaults
     assert page.text_content("#answer") == "O Romeo, " + want.text
@@ -910,16 +918,17 @@ def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, server):
     picture(page, "server-phone", 700)
 
 
-def test_stopping_frees_the_slot_and_errors_are_shown(watched, server):
-    page = watched.open(server.url)
+def test_stopping_frees_the_slot_and_errors_are_shown(watched, halfway):
+    page = watched.open(halfway.url)
     page.fill("#max_tokens", "120")
     page.get_by_role("button", name="Write").click()
     page.wait_for_selector("#state:has-text('writing')")
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#state:has-text('stopped')")
-    begun = time.monotonic()
-    while server.metric("npgpt2_texts_held"):
-        assert time.monotonic() - begun < 1  # left alone it would take five seconds more
+    until(lambda: halfway.metric("npgpt2_texts_held") == 0)
+    halfway.go_on()
+    until(lambda: halfway.metric("npgpt2_slots_taken") == 0)
+    assert halfway.metric("npgpt2_completion_tokens_total") < 120
     page.fill("#prompt", "<|endoftext|>" * 200)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("#state:has-text('longer than the context: 200 > 128 tokens')")

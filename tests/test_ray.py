@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+from patience import PATIENCE, until
 from rows import OPTIONS, TINY, batch, parts_in, prompts, results, write_lines
-from server import free_port, until
+from server import free_port
 
 from npgpt2 import GPT2
 from npgpt2.bulk.folder import MANIFEST
@@ -56,15 +56,20 @@ class Node:
         self.process.wait()
 
 
-def nodes_of(address):
-    """How many the cluster knows to live."""
+def asked(address, what):
+    """What the cluster says of itself, as a whole number."""
     code = (
         "import ray, sys\n"
         f"ray.init({address!r}, log_to_driver=False, logging_level='ERROR')\n"
-        "print(sum(n['Alive'] for n in ray.nodes()))"
+        f"print(int({what}))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
-    return int(done.stdout or 0)
+    return int(done.stdout or -1)
+
+
+def nodes_of(address):
+    """How many the cluster knows to live."""
+    return asked(address, "sum(n['Alive'] for n in ray.nodes())")
 
 
 def is_open(host, port):
@@ -74,7 +79,7 @@ def is_open(host, port):
 
 
 def await_nodes(address, count):
-    until(lambda: nodes_of(address) == count, 60)
+    until(lambda: nodes_of(address) == count)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def cluster():
     address = f"127.0.0.2:{port}"  # each has an address of its own, and all are this machine's
     nodes = [Node(2, "--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false")]
     try:
-        until(lambda: is_open("127.0.0.2", port), 60)
+        until(lambda: is_open("127.0.0.2", port))
         for n in (3, 4, 5):  # one after another: they choose names of sockets in one folder
             nodes.append(Node(n, f"--address={address}", "--num-cpus=1"))
             await_nodes(address, len(nodes))
@@ -112,10 +117,10 @@ def test_a_lost_node_loses_nothing(cluster, work, tmp_path):
     process = subprocess.Popen(
         command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until(lambda: parts_in(out) >= 3 or process.poll() is not None, 90)
+    until(lambda: parts_in(out) >= 3 or process.poll() is not None)
     nodes[0].lose()
     before = parts_in(out)
-    found, said = process.communicate(timeout=240)
+    found, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said
     assert found == ""
     assert said.splitlines()[-1].startswith("npgpt2: 1,500 rows in 24 parts in "), said
@@ -131,10 +136,11 @@ def test_killed_on_a_cluster_and_resumed(cluster, work, tmp_path):
     command = [sys.executable, "-m", "npgpt2", "batch", str(source), "-o", str(out), *ON_RAY,
                "--ray", address]  # fmt: skip
     process = subprocess.Popen(command, env=ENV, stderr=subprocess.DEVNULL)
-    until(lambda: parts_in(out) >= 2 or process.poll() is not None, 90)
+    until(lambda: parts_in(out) >= 2 or process.poll() is not None)
     process.kill()
     process.wait()
-    time.sleep(2)  # the cluster hears that its driver is gone
+    free = "ray.available_resources().get('CPU', 0) == ray.cluster_resources()['CPU']"
+    until(lambda: asked(address, free) == 1)  # the cluster has heard that its driver is gone
     assert parts_in(out) < 24
     batch(source, "-o", out, *OPTIONS, "--resume")  # by processes of this machine: the same rows
     assert results(out) == want
@@ -149,9 +155,9 @@ def test_what_a_worker_fails_with_is_said_in_one_line(cluster, work, tmp_path):
         [sys.executable, "-m", "npgpt2", "batch", source, "-o", out, *ON_RAY, "--ray", address],
         env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    until(lambda: (out / MANIFEST).exists(), 30)
+    until(lambda: (out / MANIFEST).exists())
     source.unlink()
-    found, said = process.communicate(timeout=120)
+    found, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 4
     assert found == ""
     assert said == f"npgpt2: error: {source}: No such file or directory\n"
@@ -214,6 +220,6 @@ def test_the_same_server_on_several_machines(cluster, tmp_path):
             client.models.list()
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired, ValueError):
-            process.communicate("", timeout=60)
+            process.communicate("", timeout=PATIENCE)
         process.kill()
         process.communicate()

@@ -1,14 +1,18 @@
-"""The graphs that are exported and the commands' --help, as texts for git.
+"""The graphs that are exported, the commands' --help and the public names, as texts for git.
 
 What a change does to them shows in review. `data/make_snapshots.py` writes them, and
 `test_snapshots.py` holds each against what is made now. No weights: names, types, shapes.
 """
 
 import argparse
+import inspect
 import json
 import os
+import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -35,6 +39,7 @@ CONFIG = {
     "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 OPSETS = (17, 23, 28)  # the lowest, the first with Attention, the newest of onnxruntime 1.32
+PACKAGES = ("npgpt2", "npgpt2.train", "npgpt2.golden", "npgpt2_onnx")
 OF_THE_DAY = ("npgpt2", "onnx", "checkpoint_sha256")  # in the metadata, and not of the graph
 
 
@@ -46,7 +51,7 @@ def snapshots(work: Path) -> dict[str, str]:
     """
     texts = {f"help/{name}.txt": text for name, text in helps()}
     texts |= {f"graphs/{name}.txt": show(model) for name, model in graphs(work)}
-    return texts
+    return texts | {"api.txt": "".join(f"{line}\n" for line in public_names())}
 
 
 def missing(name: str) -> str:
@@ -188,3 +193,38 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 yield from _parsers(command)
+
+
+# ── what can be imported ─────────────────────────────────────────────────────────────────────────
+
+
+def public_names() -> Iterator[str]:
+    """A line for what each package lists in `__all__`, and for each method and field of a class."""
+    for package in PACKAGES:
+        module = import_module(package)
+        for name in sorted(set(module.__all__) - {"__version__"}):
+            yield from _described(f"{package}.{name}", getattr(module, name))
+
+
+def _described(name: str, value: Any) -> Iterator[str]:
+    if not inspect.isclass(value):
+        yield f"{name}({_arguments(value)})" if callable(value) else name
+        return
+    above = " < ".join(base.__name__ for base in value.__mro__[1:-1])
+    yield f"class {name}({_arguments(value)})" + (f" < {above}" if above else "")
+    ours = [base for base in value.__mro__ if base.__module__.startswith("npgpt2")]
+    for own in sorted({own for base in ours for own in vars(base) if not own.startswith("_")}):
+        member = inspect.getattr_static(value, own)
+        called = callable(getattr(value, own, None))
+        kind = "class " if isinstance(member, classmethod) else ""
+        yield f"  {kind}{own}" + (f"({_arguments(getattr(value, own))})" if called else "")
+
+
+def _arguments(function: Any) -> str:
+    """Names, order and defaults; annotations are written in another way by each Python."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of what Python itself makes
+        return "…"
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return re.sub(r"<function \S+ at 0x\w+>", "<function>", str(inspect.Signature(bare))[1:-1])

@@ -78,6 +78,7 @@ HELD = """
 import os, sys, time
 def held(f):
     def waits(*args, **options):
+        open(os.environ["GO_ON"] + " begun", "w").close()
         while not os.path.exists(os.environ["GO_ON"]):
             time.sleep(0.02)
         return f(*args, **options)
@@ -114,6 +115,10 @@ class Served:
         assert self._told.wait(PATIENCE)
         assert self.port, self.log
         return self
+
+    def begun(self):
+        """Wait until what is held has begun."""
+        until(Path(f"{self._sign} begun").exists)
 
     def go_on(self):
         """With what was held."""

@@ -919,6 +919,7 @@ def resident(process):
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
 
+@pytest.mark.slow
 def test_soak(truth):
     """A mixed load of ten clients, `SOAK_REQUESTS` of each (60): no error, every text as if it were
     alone, memory flat."""

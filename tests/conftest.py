@@ -1,11 +1,18 @@
+import os
 import signal
 from pathlib import Path
+
+# Before NumPy and torch are imported: tests run beside each other, and several threads of BLAS in
+# each of several processes wait for one another most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from cases import SMALL, formula_tensors
 from hypothesis import settings
 
 from npgpt2 import GPT2, GPT2Config
+from npgpt2.blas import openblas
 from npgpt2.params import build_tree
 
 # Helpers and scripts: no tests in them, and some need torch.
@@ -17,6 +24,7 @@ collect_ignore = [
     "faults.py",
     "foreign_files.py",
     "fuzz",
+    "long.py",
     "onnx_cases.py",
     "patience.py",
     "readme_commands.py",
@@ -27,6 +35,7 @@ collect_ignore = [
     "torch_reference.py",
     "train_cases.py",
     "web_packages.py",
+    "wheel.py",
 ]
 
 settings.register_profile("unhurried", deadline=None)  # another process may have the processor
@@ -38,8 +47,32 @@ for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
+LATE = {"test_large.py"}  # what has no quick test
+
 TINY = Path(__file__).parent / "data" / "tiny"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+    """Without -m: the quick tests; of what is named, all but the long."""
+    if not config.option.markexpr:
+        everything = config.args_source is config.ArgsSource.TESTPATHS
+        config.option.markexpr = "not slow and not long" if everything else "not long"
+
+
+@pytest.hookimpl(tryfirst=True)  # before any is left out
+def pytest_collection_modifyitems(config, items):
+    """Whoever runs the quick tests has touched every room."""
+    if config.args_source is not config.ArgsSource.TESTPATHS:
+        return
+    kinds = {item.path.name: set() for item in items}
+    for item in items:
+        kinds[item.path.name].add(any(map(item.get_closest_marker, ("slow", "long"))))
+    late = sorted(name for name, kind in kinds.items() if kind == {True} and name not in LATE)
+    if late:
+        raise pytest.UsageError(
+            f"{', '.join(late)}: all of its tests are slow, expected a quick one"
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -51,15 +84,16 @@ def _from_the_root():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _control_c():
-    """Heard by the processes that tests begin, also where a script has put the tests themselves
-    into the background, with Ctrl-C ignored: that is inherited."""
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+@pytest.fixture
+def two_threads():
+    """OpenBLAS, with two threads in this process."""
+    blas = openblas()
+    if blas is None:
+        pytest.skip("NumPy has another BLAS than OpenBLAS")
+    before = blas.threads()
+    blas.use(2)
+    yield blas
+    blas.use(before)
 
 
 @pytest.fixture(scope="session")

@@ -358,6 +358,7 @@ def night(tmp_path_factory):
     return source, results(folder / "whole")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_every_row_is_there_once(tmp_path, night):
     source, want = night
     out, chosen, kills = tmp_path / "out", random.Random(0), 0
@@ -383,6 +384,7 @@ def test_killed_at_any_moment_and_resumed_every_row_is_there_once(tmp_path, nigh
     assert names == {MANIFEST, *(f"part-{n:08d}.jsonl" for n in range(PARTS))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_told_to_end_it_leaves_nothing_running(tmp_path, night, number, code):
     source, want = night

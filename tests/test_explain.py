@@ -259,6 +259,7 @@ def test_a_live_page_may_start_its_worker_and_no_more():
     assert found.data["about"]["model"]["eos"] == [50256]
 
 
+@pytest.mark.slow
 def test_a_page_of_the_124m_shape_has_at_most_3_megabytes():
     """24 tokens. Random weights: what is read of trained ones is not longer."""
     model = GPT2.from_random(GPT2Config())

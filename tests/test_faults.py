@@ -59,6 +59,7 @@ def stand(process, given, tmp_path_factory):
     return find
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_call_that_fails(stand, name):
     tried = stand(name)
@@ -81,12 +82,14 @@ def test_what_is_seen_of_what_is_written(process, stand):
 SWIFT = [name for name in COMMANDS if name not in DEAR and "--force" in COMMANDS[name].argv]
 
 
+@pytest.mark.slow
 def test_kills(stand):
     ends, wrong = kill([stand(name) for name in SWIFT], 24, seed=1)
     assert wrong == []
     assert ends["SIGKILL, code -9"] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["convert over another", "golden write"])
 def test_told_to_end_between_any_two_calls_of_the_last_ones(stand, name, end):

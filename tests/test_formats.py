@@ -377,6 +377,7 @@ def test_a_stream_of_a_big_endian_machine(folder, refused, arrays):
     refused(CheckpointError, f"{folder / BIN}: {BIG_ENDIAN}", folder)
 
 
+@pytest.mark.slow
 def test_every_truncation_is_an_error(folder, write):
     """Of a small file, at every byte."""
     table, storages = state({"a": X, "b": X.reshape(3, 4)})

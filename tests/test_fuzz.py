@@ -29,6 +29,7 @@ def test_what_once_broke_a_reader(name):
     assert accepted == {case for case in found if case.startswith("sound")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_reader_stands_damage(name):
     target = TARGETS[name]

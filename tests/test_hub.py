@@ -879,6 +879,7 @@ def test_a_hub_that_is_not_there(user, nowhere):
         )
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_is_no_matter_for_what_is_in_the_cache(hub, user, nowhere):
     folder = str(user.folder("gpt2"))
     for endpoint in (nowhere, "127.0.0.1"):

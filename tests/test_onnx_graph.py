@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 
 import numpy as np
@@ -124,7 +123,7 @@ def test_float32_of_the_shared_checkpoint(exported, shared):
     require_numpys(single_precision(exported(folder, ALL)), model)
 
 
-@pytest.mark.skipif("NPGPT2_SLOW" not in os.environ, reason="NPGPT2_SLOW is not set: 4.5 GB, 1 min")
+@pytest.mark.long  # 4.5 GB
 def test_float32_of_the_124m_shape(exported, tmp_path):
     config = GPT2Config(n_positions=256)
     tensors = dict(named_parameters(GPT2.from_random(config).params))
@@ -171,6 +170,7 @@ def random_case(seed, roomy):
     return config, kind, precision, opset, random_talk(r, config, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "roomy"),
     [(seed, True) for seed in range(ROOMY)] + [(seed, False) for seed in range(NARROW)],
@@ -682,13 +682,16 @@ def test_a_number_moves_by_half_a_step_or_at_the_short_end_a_whole_one(x, bits, 
 # ── what a precision costs on a text ─────────────────────────────────────────────────────────────
 
 
-def test_quality_on_shakespeare(exported, shared):
+@pytest.mark.parametrize(
+    "windows",
+    [pytest.param(12, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.long)],
+)
+def test_quality_on_shakespeare(exported, shared, windows):
     folder = shared("checkpoints/shakespeare-3m")
     text = shared("tiny-shakespeare/input.txt").read_text()
     model = GPT2.from_pretrained(folder)
     ids = model.tokenizer.encode(text[int(0.9 * len(text)) :])
-    if "NPGPT2_SLOW" not in os.environ:
-        ids = ids[: 12 * 256]
+    ids = ids[: windows and windows * 256]
     graphs = exported(folder, ALL)
     sessions = [Session(graphs[precision, "gqa"]) for precision in ALL]
     rows = quality(ids, sessions, model)

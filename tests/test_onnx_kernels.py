@@ -158,6 +158,7 @@ def everything():
     return [node for graph in GRAPHS for node in nodes(*graph)]
 
 
+@pytest.mark.slow
 def test_the_table_knows_every_node_and_nothing_else(everything):
     unknown = {str(n) for n in everything if n.since not in KERNELS.get(n.op, {}).get("since", [])}
     assert not unknown, "look up where it has kernels and add it to data/kernels.json"

@@ -87,6 +87,7 @@ def test_every_tap_is_numpys(exported, precision):
     passes(reference(session.graph), session, BOUNDS["fp16"] if precision == "fp16" else FP32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [OPSET, newest_opset()])
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_every_tap_with_every_switch(tmp_path, switches, opset):

@@ -15,6 +15,8 @@ def array(key, *shape, dtype="float64", scale=1.0):
     return (scale * uniforms(key, shape)).astype(dtype)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_few_rows_are_multiplied_in_pieces_as_they_are_at_once(dtype):
     """As near to the truth: BLAS sums in another order for each shape, and on each processor."""

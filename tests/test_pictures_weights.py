@@ -206,6 +206,7 @@ def test_bands_and_dots_are_where_the_numbers_are(checkpoint, tmp_path, monkeypa
         assert baseline[layer] == ordered[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [
     *(fields for fields, _ in HEAD_CASES.values()),
     {"add_cross_attention": True, "n_layer": 1},

@@ -12,7 +12,7 @@ import pytest
 from readme_commands import README, blocks, setup, usage
 from safetensors.numpy import save_file
 
-from npgpt2 import GPT2
+from npgpt2 import GPT2, __version__
 from npgpt2.golden.cases import CASES, Subject
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,7 @@ def run(command, folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", usage())
 def test_a_command(command, done):
     if wants_npm(command):
@@ -79,6 +80,7 @@ def test_a_command(command, done):
     assert "error" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_first_lesson_is_learnt(done):
     [lesson] = [out for command, out in done.items() if "--model lang" in command]
     assert lesson.stdout.startswith(" what the interpreter reads.")
@@ -90,6 +92,19 @@ def test_the_python(capsys):
     out = capsys.readouterr().out
     assert "(1, 3, 2048) (1, 8, 3, 3) KVCache(layers=6" in out
     assert "OnnxModel(model_gqa.onnx, fp32, CPUExecutionProvider" in out
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages
+             for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))]  # fmt: skip
+    assert len(links) >= 4
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_changelog_begins_with_this_version():
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == __version__
 
 
 def test_the_file_tour_is_the_tree():

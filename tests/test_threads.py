@@ -5,13 +5,12 @@ import threading
 
 import pytest
 
-from npgpt2.blas import openblas
 from npgpt2.threads import spread
 
-blas = openblas()
-several = pytest.mark.skipif(
-    blas is None or blas.threads() < 2, reason="needs OpenBLAS with two threads"
-)
+
+@pytest.fixture(autouse=True)
+def blas(two_threads):
+    return two_threads
 
 
 def test_every_item_is_taken_once():
@@ -21,9 +20,8 @@ def test_every_item_is_taken_once():
         assert sorted(done) == list(range(n))
 
 
-@several
-def test_items_are_taken_by_several_threads_in_which_blas_has_one():
-    both, before = threading.Barrier(2, timeout=60), blas.threads()
+def test_items_are_taken_by_several_threads_in_which_blas_has_one(blas):
+    both = threading.Barrier(2, timeout=60)
     seen = set()
 
     def work(item):
@@ -33,20 +31,18 @@ def test_items_are_taken_by_several_threads_in_which_blas_has_one():
     spread(work, range(2))
     assert len(seen) == 2
     assert {threads for _, threads in seen} == {1}
-    assert blas.threads() == before
+    assert blas.threads() == 2
 
 
 @pytest.mark.parametrize("bad", [0, 5, 99])
-def test_what_is_raised_arrives_and_all_is_as_before(bad):
-    before = blas and blas.threads()
-
+def test_what_is_raised_arrives_and_all_is_as_before(bad, blas):
     def work(item):
         if item == bad:
             raise ValueError(f"item {item}")
 
     with pytest.raises(ValueError, match=f"item {bad}"):
         spread(work, range(100))
-    assert (blas and blas.threads()) == before
+    assert blas.threads() == 2
     test_every_item_is_taken_once()
 
 
@@ -56,8 +52,8 @@ def test_within_a_piece_others_are_done_one_after_the_other():
     assert sorted(done) == [(i, j) for i in range(4) for j in range(3)]
 
 
-def test_from_two_threads_at_once():
-    done, before = [], blas and blas.threads()
+def test_from_two_threads_at_once(blas):
+    done = []
 
     def work():
         for _ in range(200):
@@ -69,7 +65,7 @@ def test_from_two_threads_at_once():
     for thread in threads:
         thread.join(60)
     assert sorted(done) == sorted(list(range(5)) * 400)
-    assert (blas and blas.threads()) == before
+    assert blas.threads() == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

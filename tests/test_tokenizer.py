@@ -100,6 +100,7 @@ def test_5000_strings_with_a_vocabulary_of_512(tiny, ids):
     compare(BytePairTokenizer(vocab, merges, special), library(vocab, merges), strings(5000, 2))
 
 
+@pytest.mark.slow
 def test_every_character_of_unicode(tiny):
     """Each alone, behind a letter and before one: where the kinds of characters are told apart."""
     vocab, merges = read(tiny)

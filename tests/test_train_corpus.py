@@ -584,6 +584,7 @@ print(peak() - before, tokens.text_bytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
 @pytest.mark.parametrize("line", ["the king of France \n", "字字字\n"])
 def test_a_large_corpus_is_never_in_memory(tmp_path, line):

@@ -351,6 +351,7 @@ def test_the_other_commands_take_the_folder(npgpt2, finished, tmp_path):
     assert npgpt2("inspect", "--model", finished / "checkpoint-12")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_smallest_corpus_is_learnt_by_heart(shared, tmp_path):
     """20 sentences, each completed from its first two words."""
     corpus = shared("seed-corpus/lang.txt")
@@ -478,6 +479,7 @@ def test_python_gets_errors_of_its_own_kind(text, finished, tmp_path):
 # ── killed ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_run_that_is_killed_again_and_again_gives_the_same_files(text, tmp_path, threads):
     options = {**ALL_ON, "steps": 40, "eval_every": 7, "save_every": 5, "threads": threads}
@@ -529,6 +531,7 @@ for _ in range(100):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_run_that_is_killed_in_the_midst_of_writing_gives_the_same_files(
     text, finished, tmp_path, seed
@@ -608,6 +611,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(run, finished, copy):
 # ── told to stop ─────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_the_command_that_is_named_goes_on(npgpt2, text, tmp_path, number):
     options = {**ALL_ON, "steps": 30, "save_every": 1000}
@@ -677,6 +681,7 @@ def test_signals_are_as_before_when_a_run_is_over(run, text, tmp_path):
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ['"$@" 2>&-', '"$@" | head -1', '"$@" 2>&1 | true'])
 def test_a_run_goes_on_when_nobody_reads(text, finished, tmp_path, script):
     done = shell(script, text, "-o", tmp_path / "out", *flags(ALL_ON), "--steps", 12)
@@ -881,6 +886,7 @@ DAMAGES |= {f"{name} missing": (name, Path.unlink) for name in FILES} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, finished, copy, name, damage):
     damage(copy / "checkpoint-12" / name)
@@ -994,6 +1000,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 500, 5_000, 20_000, 50_000])
 def test_a_disk_that_is_full_while_it_prepares(run, refused, text, finished, tmp_path, size):
     args = [text, "-o", tmp_path / "out", *flags(ALL_ON), "--steps", 12]

@@ -1,0 +1,198 @@
+"""What takes long by nature: the checks before a release that `.ci/run` leaves out.
+
+    bash .ci/long                  all that have not passed yet with this source; then the table
+    bash .ci/long fuzz soak        those whose names begin so
+    bash .ci/long --list           what there is
+    bash .ci/long --table          what is known so far
+
+What passed is not run again until the source changes; what failed, or was broken off, is. Each
+check's output lies beside the results, in build/long.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fuzz.targets import TARGETS
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "long"
+PYTEST = (sys.executable, "-m", "pytest")
+WHOLE = (*PYTEST, "-m", "not long")
+BUSY = "while True: pass"
+HALF_A_MINUTE = 30
+
+
+class Check(NamedTuple):
+    """A command that takes about so many minutes on two cores.
+
+    Attributes:
+        alone: nothing else may run: it fills both cores, or takes much memory.
+        beside: so many processes that only keep the processor busy run beside it.
+    """
+
+    command: tuple[str | Path, ...]
+    minutes: int
+    env: Mapping[str, str] = MappingProxyType({})
+    alone: bool = False
+    beside: int = 0
+
+
+CHECKS = {
+    **{
+        f"fuzz {name}": Check((sys.executable, "-m", "tests.fuzz", name, "--seconds", "600"), 10)
+        for name in TARGETS
+    },
+    "faults": Check((sys.executable, "tests/faults.py", "--all"), 15),
+    "kills": Check((sys.executable, "tests/faults.py", "--kills", "200"), 5),
+    "soak": Check((*PYTEST, "tests/test_serve.py::test_soak"), 30, {"SOAK_REQUESTS": "9000"}),
+    "large": Check((*PYTEST, "-n0", "-m", "long"), 10, alone=True),
+    "busy, once": Check(WHOLE, 40, alone=True, beside=4),
+    "busy, twice": Check(WHOLE, 40, alone=True, beside=4),
+    "coverage": Check(
+        (*WHOLE, "--cov=npgpt2", "--cov=npgpt2_onnx", "--cov-report=term:skip-covered",
+         "--cov-fail-under=93"), 20, alone=True,
+    ),
+    "wheels": Check((sys.executable, "tests/wheels.py"), 5),
+    "export": Check((sys.executable, "-m", "benchmarks.onnx_export"), 5, alone=True),
+}  # fmt: skip
+
+
+class Result(NamedTuple):
+    """Of one check. `said`: its last line."""
+
+    passed: bool
+    minutes: float
+    said: str
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog=".ci/long", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only checks that begin so")
+    parser.add_argument("--jobs", type=int, default=2, help="checks at a time (default: 2)")
+    parser.add_argument("--list", action="store_true", help="what there is")
+    parser.add_argument("--table", action="store_true", help="what is known of this source")
+    args = parser.parse_args()
+    chosen = [name for name in CHECKS if not args.names or name.startswith(tuple(args.names))]
+    if not chosen:
+        parser.error(f"got {' '.join(args.names)}, expected one of {', '.join(CHECKS)}")
+    if args.list:
+        print("\n".join(f"{name:<20} about {CHECKS[name].minutes:>2} min" for name in chosen))
+        return 0
+    folder = BUILD / source()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        run([name for name in chosen if not known(folder, name, passed=True)], folder, args.jobs)
+    print(table(chosen, folder))
+    return any(not known(folder, name, passed=True) for name in chosen)
+
+
+def source() -> str:
+    """A name for what is checked: the commit, and what is changed since."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True).stdout
+
+    commit, changes = git("rev-parse", "--short=12", "HEAD").decode().strip(), git("diff", "HEAD")
+    return f"{commit}-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
+
+
+def run(names: list[str], folder: Path, jobs: int) -> None:
+    """Several at a time, and then one by one those that want to be alone."""
+    running: dict[str, float] = {}
+    with said_every_half_minute(running), ThreadPoolExecutor(jobs) as pool:
+        together = [name for name in names if not CHECKS[name].alone]
+        for _ in pool.map(lambda name: one(name, folder, running), together):
+            pass
+        for name in names:
+            if CHECKS[name].alone:
+                one(name, folder, running)
+
+
+def one(name: str, folder: Path, running: dict[str, float]) -> None:
+    check, started = CHECKS[name], time.monotonic()
+    running[name] = started
+    log = folder / f"{slug(name)}.log"
+    with ExitStack() as stack:
+        for _ in range(check.beside):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            stack.callback(busy.kill)
+        file = stack.enter_context(log.open("wb"))
+        code = subprocess.run(
+            check.command, cwd=ROOT, env=os.environ | check.env, stdin=subprocess.DEVNULL,
+            stdout=file, stderr=subprocess.STDOUT,
+        ).returncode  # fmt: skip
+    del running[name]
+    lines = log.read_text(errors="replace").split("\n")
+    said = next((line for line in reversed(lines) if line.strip(" =\r")), "").strip(" =\r")
+    minutes = (time.monotonic() - started) / 60
+    written = {"passed": code == 0, "minutes": round(minutes, 1), "said": said[-200:]}
+    (folder / f"{slug(name)}.json").write_text(json.dumps(written) + "\n")
+    print(f"{name}: {'passed' if code == 0 else f'FAILED, see {log}'}", flush=True)
+
+
+@contextmanager
+def said_every_half_minute(running: dict[str, float]) -> Iterator[None]:
+    """What runs, and for how long."""
+    over = threading.Event()
+
+    def say() -> None:
+        while not over.wait(HALF_A_MINUTE):
+            now, parts = time.monotonic(), []
+            for name, begun in running.copy().items():
+                parts.append(
+                    f"{name} ({(now - begun) / 60:.1f} of about {CHECKS[name].minutes} min)"
+                )
+            print(f"running: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def known(folder: Path, name: str, passed: bool = False) -> Result | None:
+    """What was found; with `passed`, None for what failed as well."""
+    try:
+        result = Result(**json.loads((folder / f"{slug(name)}.json").read_text()))
+    except FileNotFoundError:
+        return None
+    return None if passed and not result.passed else result
+
+
+def table(names: list[str], folder: Path) -> str:
+    lines = [
+        f"{folder.name}\n",
+        "| check | result | minutes | its last line |",
+        "|---|---|---|---|",
+    ]
+    for name in names:
+        result = known(folder, name)
+        word = "passed" if result and result.passed else "FAILED"
+        cells = [word, f"{result.minutes:.1f}", result.said] if result else ["not run", "", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

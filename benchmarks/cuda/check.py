@@ -43,11 +43,11 @@ class Section(NamedTuple):
 SECTIONS = {
     "machine": Section(machine.steps, 0.06, gate="onnxruntime"),
     "models": Section(models.steps, 0.08, gate="graphs"),
-    "parity": Section(parity.steps, 0.28, proof=True),
+    "parity": Section(parity.steps, 0.26, proof=True),
     "kernels": Section(kernels.steps, 0.1, proof=True),
-    "speed": Section(speed.steps, 0.2),
-    "torch": Section(pytorch.steps, 0.14, pytorch.NEEDED),
-    "large": Section(speed.large_steps, 0.14),
+    "speed": Section(speed.steps, 0.18),
+    "torch": Section(pytorch.steps, 0.12, pytorch.NEEDED),
+    "large": Section(speed.large_steps, 0.2),
 }
 
 

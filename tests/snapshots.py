@@ -82,10 +82,11 @@ def graphs(work: Path) -> Iterator[tuple[str, onnx.ModelProto]]:
     yield from _exported(work / "encoder", "-encoder-17", encoder, graphs=[*KINDS])
     for case in ("sequences", "tokens", "answers", "choices"):
         yield from _exported(work / case, f"-{case}-17", HEAD_CASES[case][0])
-    config = GPT2Config(**CONFIG)
-    for precision in PRECISIONS.values():
-        where = layout(config, precision, f"model{precision.suffix}.onnx_data")
-        yield f"lens-{precision.name}-17", build_lens(config, precision, where)
+    if loads_here(23):
+        head = HEAD_CASES["sequences"][0]
+        yield from _exported(work / "head", "-sequences-23", head, opset=23)
+    config, single = GPT2Config(**CONFIG), PRECISIONS["fp32"]
+    yield "lens-fp32-17", build_lens(config, single, layout(config, single, "model.onnx_data"))
 
 
 def _exported(

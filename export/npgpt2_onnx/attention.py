@@ -55,14 +55,16 @@ def attend(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
     elif one_node(g, run):
         y, *present = g.ops(
             "Attention", q, k, v, run.bias, *past,
-            outputs=3, q_num_heads=heads, kv_num_heads=heads, scale=scale,
+            # Presents without pasts stop onnxruntime 1.23, whether they are read or not.
+            outputs=3 if run.past else 1, q_num_heads=heads, kv_num_heads=heads, scale=scale,
         )  # fmt: skip
     else:
         q, k, v = (split_heads(g, part, heads, run.config) for part in (q, k, v))
         if run.past:
             k, v = (g.op("Concat", p, x, axis=2) for p, x in zip(past, (k, v), strict=True))
         y, present = plain(g, q, k, v, scale, run.bias), [k, v]
-    run.present.append((present[0], present[1]))
+    if present:
+        run.present.append((present[0], present[1]))
     return y
 
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from npgpt2.ops import Array
+from npgpt2_onnx.required import AT_LEAST, at_least
 
 MICROSOFT = "com.microsoft"
 FLOAT: int = TensorProto.FLOAT
@@ -169,7 +170,7 @@ class Graph:
         return self.parts.constants[name]
 
     def model(self, name: str, metadata: Mapping[str, str] | None = None) -> ModelProto:
-        """The finished graph. The same calls give the same bytes."""
+        """The finished graph, which says what it needs. The same calls give the same bytes."""
         for node in self.parts.nodes:
             stem = _dotted(node.name)
             for i, value in enumerate(node.outputs):
@@ -192,7 +193,9 @@ class Graph:
             ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True),
             producer_name="npgpt2",
         )
-        helper.set_model_props(model, dict(metadata or {}))
+        least = at_least(model)
+        own = {} if least is None else {AT_LEAST: least}
+        helper.set_model_props(model, {**own, **(metadata or {})})
         return model
 
     def _needed(self) -> Iterator[Node]:

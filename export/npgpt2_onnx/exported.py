@@ -13,6 +13,7 @@ from npgpt2.files import is_beside, parse_json, read_file, require_regular
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import Tensor
 from npgpt2_onnx.precision import PRECISIONS, Precision
+from npgpt2_onnx.required import AT_LEAST
 
 SHARED = "checkpoint_header_sha256"  # in the metadata of graphs that point into a checkpoint
 
@@ -24,6 +25,7 @@ class Exported:
     Attributes:
         kind: of `npgpt2_onnx.names.KINDS`.
         tensors: the initializers that lie in a file beside it, by name.
+        at_least: the version of ONNX Runtime that it needs; '' where it does not say.
     """
 
     path: Path
@@ -32,6 +34,7 @@ class Exported:
     kind: str
     tensors: dict[str, Tensor]
     shared: bool  # the weights are a checkpoint's own
+    at_least: str = ""
 
     @classmethod
     def open(cls, path: Path) -> "Exported":
@@ -63,12 +66,24 @@ class Exported:
         for location in {tensor.location for tensor in tensors.values()}:
             _require_file(path, location, tensors)
         _require_unchanged(path, about)
-        return cls(path, config, precision, kind, tensors, SHARED in about)
+        shared, least = SHARED in about, about.get(AT_LEAST, "")
+        return cls(path, config, precision, kind, tensors, shared, least)
 
     @property
     def locations(self) -> list[str]:
         """The files beside it that its weights lie in."""
         return sorted({tensor.location for tensor in self.tensors.values()})
+
+
+def asked_version(path: Path) -> str:
+    """`at_least` of a graph, whatever else is to be said of it: '' also where it cannot be read."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(read_file(path))
+    except Exception:  # protobuf's own, which has no public name; opening it will tell
+        return ""
+    said: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
+    return said.get(AT_LEAST, "")
 
 
 def _require_inputs(

@@ -5,6 +5,7 @@ Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabular
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from functools import cache
@@ -21,9 +22,10 @@ from npgpt2.files import new_folder
 from npgpt2.ops import Array
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, Graph
-from npgpt2_onnx.exported import Exported
+from npgpt2_onnx.exported import Exported, asked_version
 from npgpt2_onnx.graph import RIGHT_ONLY
 from npgpt2_onnx.precision import PRECISIONS, Precision
+from npgpt2_onnx.required import numbers
 
 Pair = tuple[Array, Array]
 
@@ -74,10 +76,15 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
     """The graph that runs fastest on a device: its precision, kind and file.
 
     GroupQueryAttention has float32 and float16 kernels on the CPU, on CUDA only float16; there
-    MultiHeadAttention takes its place. The portable graph runs everywhere.
+    MultiHeadAttention takes its place. The portable graph runs everywhere. A graph that needs a
+    later ONNX Runtime is passed over, with a warning.
+
+    Args:
+        precision: None: the first that is there, of those that this ONNX Runtime loads.
 
     Raises:
         FileError: the folder has no graph, or none in that precision.
+        CheckpointError: all of them need a later ONNX Runtime.
     """
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(
@@ -85,23 +92,56 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
         )
     found = require_graphs(folder)
     here = list(dict.fromkeys(name for name, _ in found))
-    if precision is None:
-        precision = here[0]
-    if precision not in here:
+    if precision is not None and precision not in here:
         raise FileError(
             f"{folder}: has no graph in {precision}, only in {', '.join(here)}. "
             f"Export it with --precision {precision}"
         )
+    passed: list[Path] = []  # over, from the best on
+    for name in here if precision is None else [precision]:
+        fitting = [kind for kind in _order(name, device) if (name, kind) in found]
+        if not fitting and not passed:
+            raise FileError(
+                f"{folder}: its {name} graphs do not run on {device}. Export with --graph all"
+            )
+        for kind in fitting:
+            path = found[name, kind]
+            if not _too_new(asked_version(path)):
+                if passed:
+                    needs, least = _needs(passed[0])
+                    warnings.warn(f"{needs}: taking {path.name}. {_upgrade(least)}", stacklevel=3)
+                return name, kind, path
+            passed.append(path)
+    raise _too_old(min(passed, key=lambda path: numbers(asked_version(path))))
+
+
+def _order(precision: str, device: str) -> list[str]:
+    """Kinds of graphs that run on a device, the fastest first."""
+    if device != "cuda":
+        return ["gqa", "portable", "mha"]
     half = PRECISIONS[precision].float != FLOAT
-    order = ["gqa", "portable", "mha"]
-    if device == "cuda":
-        order = ["gqa", "mha", "portable"] if half else ["mha", "portable"]
-    for kind in order:
-        if (precision, kind) in found:
-            return precision, kind, found[precision, kind]
-    raise FileError(
-        f"{folder}: its {precision} graphs do not run on {device}. Export with --graph all"
-    )
+    return ["gqa", "mha", "portable"] if half else ["mha", "portable"]
+
+
+def _too_new(at_least: str) -> bool:
+    """Whether this ONNX Runtime is older than a graph asks for. One that does not say is tried."""
+    return numbers(ort.__version__) < numbers(at_least)
+
+
+def _too_old(path: Path) -> CheckpointError:
+    needs, least = _needs(path)
+    return CheckpointError(f"{needs}. {_upgrade(least)}, or export with a lower --opset")
+
+
+def _needs(path: Path) -> tuple[str, str]:
+    """That a graph needs a later ONNX Runtime, and which."""
+    least = ".".join(map(str, numbers(asked_version(path))))
+    return f"{path}: needs onnxruntime {least} or later, this is {ort.__version__}", least
+
+
+def _upgrade(least: str) -> str:
+    gpu = "-gpu" * (PROVIDERS["cuda"] in ort.get_available_providers())
+    return f"Run: pip install 'onnxruntime{gpu}>={least}'"
 
 
 class Session:
@@ -128,10 +168,13 @@ class Session:
 
         Raises:
             MissingPackage: this onnxruntime cannot use that device.
-            FileError, CheckpointError: the file is missing, damaged, or not from here.
+            FileError, CheckpointError: the file is missing, damaged, not from here, or needs a
+                later ONNX Runtime.
         """
         provider = _provider(device)
         self.graph = Exported.open(path)
+        if _too_new(self.graph.at_least):
+            raise _too_old(path)
         self.path, self.config, self.kind = path, self.graph.config, self.graph.kind
         self.precision, self.device = self.graph.precision, device
         options = ort.SessionOptions()

@@ -18,6 +18,7 @@ from npgpt2.heads import LONGEST
 from npgpt2.params import build_tree
 from npgpt2_onnx import OnnxModel, OnnxWithHead, export, heads
 from npgpt2_onnx.ops import to_int
+from npgpt2_onnx.session import loads
 
 EXPECTED = json.loads((Path(__file__).parent / "data" / "expected.json").read_text())["heads"]
 
@@ -61,6 +62,8 @@ def test_numbers_are_pytorchs(name, dtype, bound):
 @pytest.mark.parametrize("name", HEAD_CASES)
 @pytest.mark.parametrize("opset", [17, 23])
 def test_the_graph_computes_the_same(name, opset, tmp_path):
+    if not loads(opset):
+        pytest.skip(f"the onnxruntime that is installed does not load opset {opset}")
     folder = checkpoint(tmp_path / "model", name)
     out = export(folder, tmp_path / "out", opset=opset)
     assert [p.name for p in sorted((out / "onnx").iterdir())] == ["model.onnx", "model.onnx_data"]

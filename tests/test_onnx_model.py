@@ -25,6 +25,7 @@ from npgpt2.errors import (
 from npgpt2.generate import left_padded
 from npgpt2_onnx import OnnxModel, export
 from npgpt2_onnx.model import ConcatStepper, InPlaceStepper
+from npgpt2_onnx.required import numbers
 from npgpt2_onnx.session import Session, choose, graphs_in
 from npgpt2_onnx.verify import BOUNDS
 
@@ -435,7 +436,9 @@ def test_cache_dir_keeps_every_precision_as_its_kernels_want_it(folders, precisi
     size = sum(path.stat().st_size for path in file.parent.iterdir())
     stored = sum(tensor.nbytes for tensor in runner.session.graph.tensors.values())
     packed = size - stored > stored / 2
-    assert packed == (precision in ("fp32", "fp16"))
+    # Of halves onnxruntime keeps them since 1.23.
+    halves = ["fp16"] if numbers(ort.__version__) >= (1, 23) else []
+    assert packed == (precision in ("fp32", *halves))
 
 
 def test_cache_dir_sees_that_a_model_has_changed(copied, tmp_path, kind, model):

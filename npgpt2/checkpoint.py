@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from npgpt2.config import HEADS, GPT2Config
 from npgpt2.errors import CheckpointError, ConfigError, FileError, WeightsWarning
-from npgpt2.files import read_json, replaced
+from npgpt2.files import read_json, replaced, write_text
 from npgpt2.formats.find import MASK_BUFFER, SINGLE, Found, find, tells_config
 from npgpt2.formats.safetensors_file import write
 from npgpt2.formats.tensors import DTYPES, Files, TensorInfo
@@ -130,7 +130,7 @@ def save(
     values = {**config.to_dict(), "dtype": np.dtype(dtype).name}
     for name, table in (("config.json", values), ("generation_config.json", ids)):
         with replaced(folder / name) as path:
-            path.write_text(json.dumps(table, indent=2) + "\n")
+            write_text(path, json.dumps(table, indent=2) + "\n")
     tensors = {
         stored_name(name): array.astype(dtype, copy=False)
         for name, array in named_parameters(params)

@@ -12,7 +12,7 @@ import numpy as np
 from npgpt2 import tokenizer
 from npgpt2.checkpoint import Checkpoint, save_tensors
 from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, OptionError
-from npgpt2.files import Progress, holds_only, new_folder, require_space
+from npgpt2.files import Progress, holds_only, is_same, new_folder, require_space, write_text
 from npgpt2.formats.find import INDEX, SINGLE
 from npgpt2.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.ops import Array
@@ -61,8 +61,8 @@ def convert(
     require_space(out, sum(size for _, size in shards))
     vocabulary = source if source.is_dir() else source.parent
     _warn_of_vocabulary(vocabulary)
-    where, target = source.resolve(), out.resolve()
-    if target == where or target in where.parents:
+    where = source.resolve()
+    if any(is_same(out, folder) for folder in (where, *where.parents)):
         raise FileError(f"{out}: the source lies there, expected another folder")
 
     def replaces(there: Path) -> bool:
@@ -126,7 +126,7 @@ def _write_weights(
     if len(shards) > 1:
         total = {"total_size": sum(size for _, size in shards)}
         index = {"metadata": total, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def stored(x: Array, dtype: str) -> Array:
@@ -152,7 +152,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path, kinds: Iterable[str]) ->
     values.pop("torch_dtype", None)
     spelled = {kind: name for name, kind in NAMES.items()}
     values["dtype"] = next(spelled[kind] for kind in kinds)
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 def _warn_of_vocabulary(source: Path) -> None:

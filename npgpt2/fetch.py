@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from npgpt2 import hub
 from npgpt2.errors import FileBusy, FileError
-from npgpt2.files import Progress, fsync, read_file, sha256_of, take_alone
+from npgpt2.files import (
+    Progress,
+    drop_alone,
+    is_same,
+    put_alone,
+    read_file,
+    sha256_of,
+    take_alone,
+)
 from npgpt2.formats.find import weight_map
 
 if TYPE_CHECKING:
@@ -119,7 +127,7 @@ def _fetch(
             raise FileError(f"{name}: was changed on the hub meanwhile. Fetch it again")
         for file in files:  # a cache that was copied has no links
             path = folder / file
-            apart = path.resolve() != place(file).resolve()
+            apart = not is_same(path, place(file))
             if apart and (text := _difference(path, known[file], progress)):
                 raise FileError(f"{path}: {text}. Remove it, and fetch again")
     return Fetched(folder, len(files), sum(known[file].size or 0 for file in files))
@@ -192,11 +200,9 @@ def _download(
             target.flush()
             difference = _difference(part, file, progress)
             if difference:
-                part.unlink()
+                drop_alone(target)
                 continue
-            fsync(part)
-            part.replace(path)
-            fsync(path.parent)
+            put_alone(target, path)
             return
     raise FileError(
         f"{name}: {file.rfilename} {difference}. Try again later, or tell the model's owner"

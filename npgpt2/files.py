@@ -16,7 +16,7 @@ from npgpt2.formats.impostors import refuse_impostor
 
 try:
     import fcntl
-except ImportError:  # Windows: two writers are not told of each other
+except ImportError:  # Windows, see docs/platforms.md: two writers are not told of each other
     fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -130,6 +130,15 @@ def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
             for _ in progress(blocks, f"checking {path.name}"):
                 digest.update(file.read(1 << 20))
     return digest.hexdigest()
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file or folder: also by links, and by names that differ in case
+    where the file system does not mind."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return one.resolve() == other.resolve()
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -380,6 +389,11 @@ def replaced(path: Path, own: str = "") -> Iterator[Path]:
                 work.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same bytes on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def take_alone(file: BinaryIO) -> None:
     """Lock a file that is being written, until it is closed.
 
@@ -392,6 +406,26 @@ def take_alone(file: BinaryIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FileBusy(f"{file.name}: another process is writing there. Wait for it") from None
+
+
+def drop_alone(file: BinaryIO) -> None:
+    """Remove a file that was locked by `take_alone`."""
+    _let_go(file).unlink()
+
+
+def put_alone(file: BinaryIO, path: Path) -> None:
+    """Put a file that was locked by `take_alone` in its place, and on the disk."""
+    work = _let_go(file)
+    fsync(work)
+    work.replace(path)
+    fsync(path.parent)
+
+
+def _let_go(file: BinaryIO) -> Path:
+    """Where it lies. Windows moves and removes no file that is open; it has no lock to lose."""
+    if not fcntl:
+        file.close()
+    return Path(file.name)
 
 
 @contextmanager

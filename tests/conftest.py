@@ -38,6 +38,8 @@ collect_ignore = [
     "train_cases.py",
     "web_packages.py",
     "wheel.py",
+    "wheels.py",
+    "windows.py",
 ]
 
 settings.register_profile("unhurried", deadline=None)  # another process may have the processor

@@ -31,6 +31,7 @@ from npgpt2.errors import CheckFailed, FileError, OptionError
 from npgpt2.files import (
     fsync,
     holds_only,
+    is_same,
     new_folder,
     require_replaceable,
     require_space,
@@ -259,7 +260,7 @@ class _Plan:
 def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
     locations = {p.name: f"model{p.suffix}.onnx_data" for p in plan.precisions}
     layouts = {p.name: layout(plan.config, p, locations[p.name]) for p in plan.precisions}
-    if target.resolve() == plan.checkpoint.folder.resolve():
+    if is_same(target, plan.checkpoint.folder):
         raise FileError(
             f"{target}: is the checkpoint itself, expected another folder. "
             "To put graphs beside its weights: --share-weights"
@@ -338,7 +339,7 @@ def _digests(checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
 def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
     """Graphs beside the checkpoint's weights, that point into them."""
     folder = plan.checkpoint.folder
-    if target.resolve() != folder.resolve():
+    if not is_same(target, folder):
         raise OptionError(
             "share_weights",
             f"the graphs have to lie beside the weights: got {target}, expected {folder}",

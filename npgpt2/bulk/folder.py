@@ -19,7 +19,7 @@ from typing import Any
 from npgpt2.bulk.parts import parquet
 from npgpt2.bulk.tasks import Result
 from npgpt2.errors import FileError
-from npgpt2.files import named_errors, read_json, replaced, require_space
+from npgpt2.files import named_errors, read_json, replaced, require_space, write_text
 
 SCHEMA = "npgpt2.batch/1"
 MANIFEST = "_batch.json"  # readers of a folder of Parquet skip such names
@@ -61,7 +61,7 @@ def begin(out: Path, settings: Settings, most: int, parts: int, rows: int) -> No
     """Say what is done here, before anything is, in parts of so many rows at most."""
     about = {"schema": SCHEMA, **asdict(settings), "most": most, "parts": parts, "rows": rows}
     with replaced(out / MANIFEST) as work:
-        work.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(work, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def told(out: Path) -> dict[str, Any] | None:

@@ -93,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 4
-    for stream in (sys.stdout, sys.stderr):  # the same bytes under every locale
+    for stream in (sys.stdout, sys.stderr):  # the same bytes under every locale and system
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     warnings.showwarning = _show_warning
     # What NumPy meets in damaged weights: the loader has warned, and the logits are checked.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="npgpt2")
@@ -139,7 +139,8 @@ def _cleared_up() -> Iterator[None]:
 
     One that has begun nothing ends at once; after Ctrl-C if it is importing.
     """
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = "SIGTERM", "SIGHUP", "SIGBREAK"  # on Windows SIGBREAK is that the window is closed
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
     before = signal.getsignal(signal.SIGINT)
     keys = before in (signal.default_int_handler, interrupt.end)

@@ -257,10 +257,10 @@ def require_place(option: str, file: str) -> None:
 
 def write_file(file: str, text: str) -> None:
     """A text, whole or not at all. Raises FileError where it cannot be written."""
-    from npgpt2.files import output
+    from npgpt2.files import output, write_text
 
     with output(Path(file)) as work:
-        work.write_text(text, encoding="utf-8", newline="\n")
+        write_text(work, text)
 
 
 def say(lines: Iterable[str]) -> None:

@@ -202,7 +202,7 @@ def _signals(watch: Any) -> Iterator[None]:
         watch.asked = True
         watch.note("saving after this step (Ctrl-C again ends at once)")
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     before = {name: was for name, was in before.items() if was != signal.SIG_IGN}  # nohup
     for name in before:

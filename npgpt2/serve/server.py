@@ -123,14 +123,20 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            loop.add_signal_handler(number, self.stop, number)
+        """Not by the loop's own handlers, which Windows has none of: uvicorn looks up ten times a
+        second, and so does Python."""
+        loop = asyncio.get_running_loop()
+
+        def tell(number: int, _: Any) -> None:
+            loop.call_soon_threadsafe(self.stop, number)
+
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+        before = {name: signal.signal(getattr(signal, name), tell) for name in names}
         try:
             yield
         finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+            for name, was in before.items():
+                signal.signal(getattr(signal, name), was)
 
     def stop(self, number: int) -> None:
         """The first time drain, then end; the second time end."""

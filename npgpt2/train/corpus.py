@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npgpt2.errors import CheckpointError, FileError, InputError, OptionError
-from npgpt2.files import replaced, require_regular
+from npgpt2.files import is_same, replaced, require_regular
 from npgpt2.tokenizer import END, FILES, SPACE, BytePairTokenizer, Tokenizer, end_id
 
 PIECE = 2**16  # bytes read at a time; with 2**20 the `tokenizers` library takes 300 MB more
@@ -169,8 +170,9 @@ def _files_of(path: Path, outside: Path | None) -> list[Path]:
     names = [Path(folder, name) for folder, _, names in walk for name in names]
     # A vocabulary's merges.txt, of another run perhaps, is no text.
     files = sorted(name for name in names if name.suffix == ".txt" and name.name not in FILES)
-    if outside:
-        files = [name for name in files if outside.resolve() not in name.resolve().parents]
+    if outside is not None and outside.exists():
+        within = cache(lambda folder: any(is_same(outside, p) for p in (folder, *folder.parents)))
+        files = [name for name in files if not within(name.resolve().parent)]
     if not files:
         raise FileError(f"{path}: has no *.txt file, expected one at least. Name the files")
     return files

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, OptionError, TrainingError
-from npgpt2.files import read_json
+from npgpt2.files import read_json, write_text
 from npgpt2.gpt2 import GPT2
 from npgpt2.hub import resolve
 from npgpt2.tokenizer import Tokenizer, copy_vocabulary, end_id, load_tokenizer
@@ -80,7 +80,7 @@ def prepare(
         "sha256": texts.sha256,
         "bytes": {part: found.text_bytes for part, found in tokens.items()},
     }
-    (work / SETTINGS).write_text(json.dumps(values, indent=2) + "\n")
+    write_text(work / SETTINGS, json.dumps(values, indent=2) + "\n")
     counts = ", ".join(f"{len(found.ids):,} ({part})" for part, found in tokens.items())
     listener.note(f"{model.num_parameters:,} parameters; tokens: {counts}")
 

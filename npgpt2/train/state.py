@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from npgpt2.checkpoint import save, save_tensors
 from npgpt2.config import GPT2Config
 from npgpt2.errors import CheckpointError, FileError, NpGPT2Error
-from npgpt2.files import new_folder, read_json, require_space, sha256_of
+from npgpt2.files import new_folder, read_json, require_space, sha256_of, write_text
 from npgpt2.formats.find import SINGLE
 from npgpt2.ops import Array
 from npgpt2.params import Params, named_parameters
@@ -97,7 +97,7 @@ def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -
         save(work, config, arrays.params.tree)
         save_tensors(work / OPTIMIZER, arrays.named())
         values = {**asdict(state), "sha256": _sums(work, asdict(state))}
-        (work / STATE).write_text(json.dumps(values, indent=2) + "\n")
+        write_text(work / STATE, json.dumps(values, indent=2) + "\n")
     prune(folder, state.step)
     return path
 

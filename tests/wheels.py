@@ -1,0 +1,73 @@
+"""Which wheels the package's dependencies have: `python tests/wheels.py` asks pip, for each Python
+and system, what it would install, and prints a table. Nothing is installed.
+
+It needs the network and some minutes: no test, but something to run now and then.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+# pip takes tags as they are: that a system of today runs wheels for older ones has to be said.
+LINUX = ("manylinux2014", "manylinux_2_17", "manylinux_2_24", "manylinux_2_26", "manylinux_2_27",
+         "manylinux_2_28", "manylinux_2_31", "manylinux_2_34")  # fmt: skip
+SYSTEMS = {
+    "Linux x86-64": [f"{tag}_x86_64" for tag in LINUX],
+    "Linux ARM64": [f"{tag}_aarch64" for tag in LINUX],
+    "macOS ARM64": [f"macosx_{version}_0_arm64" for version in range(11, 27)],
+    "Windows x86-64": ["win_amd64"],
+}
+
+
+def dependencies():
+    """The lines of pyproject.toml (Python 3.10 has no library that reads it)."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]
+    return re.findall(r'^\s*"([^"]+)"', block, re.M)
+
+
+def found(python, tags, wanted):
+    """Names with their versions, of these and all that they need; None where pip finds no way."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-",
+             "--only-binary=:all:", "--target", folder, "--python-version", python,
+             *(word for tag in tags for word in ("--platform", tag)), *wanted],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    if done.returncode:
+        return None
+    about = [item["metadata"] for item in json.loads(done.stdout)["install"]]
+    return {item["name"]: item["version"] for item in about}
+
+
+def cell(python, tags, wanted):
+    """Versions of the dependencies; the name of each that has no wheel."""
+    versions = found(python, tags, wanted)
+    if versions is None:
+        lacking = [name for name in wanted if found(python, tags, [name]) is None]
+        return f"no wheel: {', '.join(lacking) or 'of these together'}", {}
+    names = [re.match(r"[\w-]+", line)[0] for line in wanted]
+    return ", ".join(versions[name] for name in names), versions
+
+
+def main():
+    wanted, others = dependencies(), set()
+    names = [re.match(r"[\w-]+", line)[0] for line in wanted]
+    asked = [(python, system) for python in PYTHONS for system in SYSTEMS]
+    print(f"| Python | system | {', '.join(names)} |\n| --- | --- | --- |")
+    with ThreadPoolExecutor(6) as pool:  # pip waits for the network most of the time
+        found = pool.map(lambda pair: cell(pair[0], SYSTEMS[pair[1]], wanted), asked)
+        for (python, system), (text, versions) in zip(asked, found, strict=True):
+            others |= versions.keys() - set(names)
+            print(f"| {python} | {system} | {text} |", flush=True)
+    print(f"\nWith them come {', '.join(sorted(others))}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,8 @@ FORBIDDEN = re.compile(
     r'.*[<>:"|?*\x00-\x1f].*|.*[. ]|(con|prn|aux|nul|(com|lpt)[1-9¹²³])(\..*)?', re.IGNORECASE
 )
 
+if hasattr(os, "process_cpu_count"):  # of 3.13: in Python, by what is removed below
+    os.process_cpu_count = os.cpu_count
 _real = types.ModuleType("os")
 _real.__dict__.update(os.__dict__)
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,24 @@ BUSY = "while True: pass"
 HALF_A_MINUTE = 30
 
 
+# The README's second command, by another Python.
+ELSEWHERE = """
+set -euo pipefail
+rm -rf "$1" && python"$0" -m venv "$1"
+"$1/bin/pip" install --quiet --disable-pip-version-check -e '.[test]'
+"$1/bin/pytest"
+"""
+
+
+def pythons() -> Iterator[str]:
+    """Versions other than this one's, of which there is a Python on the PATH."""
+    for minor in range(10, 20):
+        version = f"3.{minor}"
+        found = minor != sys.version_info.minor and shutil.which(f"python{version}")
+        if found and not subprocess.run([found, "--version"], capture_output=True).returncode:
+            yield version
+
+
 class Check(NamedTuple):
     """A command that takes about so many minutes on two cores.
 
@@ -54,6 +73,10 @@ CHECKS = {
     **{
         f"fuzz {name}": Check((sys.executable, "-m", "tests.fuzz", name, "--seconds", "600"), 10)
         for name in TARGETS
+    },
+    **{
+        f"python {version}": Check(("bash", "-c", ELSEWHERE, version, f"build/long/{version}"), 10)
+        for version in pythons()
     },
     "faults": Check((sys.executable, "tests/faults.py", "--all"), 15),
     "kills": Check((sys.executable, "tests/faults.py", "--kills", "200"), 5),

@@ -1,7 +1,8 @@
 """Which wheels the package's dependencies have: `python tests/wheels.py` asks pip, for each Python
 and system, what it would install, and prints a table. Nothing is installed.
 
-It needs the network and some minutes: no test, but something to run now and then.
+It needs the network and some minutes: no test, but one of the long checks. Exit code 1 where one
+has none.
 """
 
 import json
@@ -37,6 +38,7 @@ def found(python, tags, wanted):
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-",
              "--only-binary=:all:", "--target", folder, "--python-version", python,
+             "--ignore-requires-python",  # pip holds it against its own Python; tags are minded
              *(word for tag in tags for word in ("--platform", tag)), *wanted],
             capture_output=True, text=True,
         )  # fmt: skip
@@ -60,14 +62,18 @@ def main():
     wanted, others = dependencies(), set()
     names = [re.match(r"[\w-]+", line)[0] for line in wanted]
     asked = [(python, system) for python in PYTHONS for system in SYSTEMS]
-    print(f"| Python | system | {', '.join(names)} |\n| --- | --- | --- |")
+    print(f"| Python | systems | {', '.join(names)} |\n| --- | --- | --- |")
     with ThreadPoolExecutor(6) as pool:  # pip waits for the network most of the time
-        found = pool.map(lambda pair: cell(pair[0], SYSTEMS[pair[1]], wanted), asked)
-        for (python, system), (text, versions) in zip(asked, found, strict=True):
+        cells = pool.map(lambda pair: cell(pair[0], SYSTEMS[pair[1]], wanted), asked)
+        rows = {}  # those that are alike together
+        for (python, system), (text, versions) in zip(asked, cells, strict=True):
             others |= versions.keys() - set(names)
-            print(f"| {python} | {system} | {text} |", flush=True)
+            rows.setdefault((python, text), []).append(system)
+    for (python, text), systems in rows.items():
+        print(f"| {python} | {', '.join(systems)} | {text} |")
     print(f"\nWith them come {', '.join(sorted(others))}.")
+    return any(text.startswith("no wheel") for _, text in rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

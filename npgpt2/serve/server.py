@@ -142,6 +142,10 @@ class Server(uvicorn.Server):
         """The first time drain, then end; the second time end."""
         if self.told:
             self.should_exit = self.force_exit = True
+            for (
+                connection
+            ) in self.server_state.connections:  # from Python 3.12 on they are waited for
+                connection.transport.abort()
             return
         self.told = number
         self._draining = asyncio.ensure_future(self._end())

@@ -13,7 +13,8 @@ def hear() -> None:
     """End this process so from now on; unless it was told to ignore Ctrl-C, as `&` in a shell's
     script does."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        signal.signal(signal.SIGINT, end)
+        with suppress(ValueError):  # in a thread that is not the main one
+            signal.signal(signal.SIGINT, end)
 
 
 def end(*_: object) -> "NoReturn":

@@ -51,8 +51,6 @@ for number in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda *_: None)
 
-LATE = {"test_large.py"}  # what has no quick test
-
 TINY = Path(__file__).parent / "data" / "tiny"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -62,21 +60,6 @@ def pytest_configure(config):
     if not config.option.markexpr:
         everything = config.args_source is config.ArgsSource.TESTPATHS
         config.option.markexpr = "not slow and not long" if everything else "not long"
-
-
-@pytest.hookimpl(tryfirst=True)  # before any is left out
-def pytest_collection_modifyitems(config, items):
-    """Whoever runs the quick tests has touched every room."""
-    if config.args_source is not config.ArgsSource.TESTPATHS:
-        return
-    kinds = {item.path.name: set() for item in items}
-    for item in items:
-        kinds[item.path.name].add(any(map(item.get_closest_marker, ("slow", "long"))))
-    late = sorted(name for name, kind in kinds.items() if kind == {True} and name not in LATE)
-    if late:
-        raise pytest.UsageError(
-            f"{', '.join(late)}: all of its tests are slow, expected a quick one"
-        )
 
 
 @pytest.fixture(autouse=True, scope="session")

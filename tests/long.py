@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "long"
 PYTEST = (sys.executable, "-m", "pytest")
 WHOLE = (*PYTEST, "-m", "not long")
-BUSY = "while True: pass"
+BUSY = "import os; first = os.getppid()\nwhile os.getppid() == first: pass"
 HALF_A_MINUTE = 30
 
 
@@ -113,6 +114,8 @@ def main() -> int:
     chosen = [name for name in CHECKS if not args.names or name.startswith(tuple(args.names))]
     if not chosen:
         parser.error(f"got {' '.join(args.names)}, expected one of {', '.join(CHECKS)}")
+    if args.jobs < 1:
+        parser.error(f"--jobs: got {args.jobs}, expected 1 at least")
     if args.list:
         print("\n".join(f"{name:<20} about {CHECKS[name].minutes:>2} min" for name in chosen))
         return 0
@@ -125,41 +128,58 @@ def main() -> int:
 
 
 def source() -> str:
-    """A name for what is checked: the commit, and what is changed since."""
+    """A name for what is checked: the commit, and what is changed or added since."""
 
     def git(*words: str) -> bytes:
         return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True).stdout
 
     commit, changes = git("rev-parse", "--short=12", "HEAD").decode().strip(), git("diff", "HEAD")
+    for name in git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]:
+        changes += name + (ROOT / os.fsdecode(name)).read_bytes()
     return f"{commit}-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
+
+
+class Running(NamedTuple):
+    """A check's process, which leads a group of its own, and when it began."""
+
+    process: "subprocess.Popen[bytes]"
+    begun: float
 
 
 def run(names: list[str], folder: Path, jobs: int) -> None:
     """Several at a time, and then one by one those that want to be alone."""
-    running: dict[str, float] = {}
+    running: dict[str, Running] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with said_every_half_minute(running), ThreadPoolExecutor(jobs) as pool:
-        together = [name for name in names if not CHECKS[name].alone]
-        for _ in pool.map(lambda name: one(name, folder, running), together):
-            pass
-        for name in names:
-            if CHECKS[name].alone:
-                one(name, folder, running)
+        try:
+            for alone in (False, True):
+                chosen = [name for name in names if CHECKS[name].alone == alone]
+                for begun in [pool.submit(one, name, folder, running) for name in chosen]:
+                    begun.result()
+        except BaseException:  # told to end: nothing goes on, and nothing more begins
+            pool.shutdown(wait=False, cancel_futures=True)
+            for check in running.copy().values():
+                os.killpg(check.process.pid, signal.SIGKILL)
+            raise
 
 
-def one(name: str, folder: Path, running: dict[str, float]) -> None:
+def one(name: str, folder: Path, running: dict[str, Running]) -> None:
     check, started = CHECKS[name], time.monotonic()
-    running[name] = started
     log = folder / f"{slug(name)}.log"
     with ExitStack() as stack:
         for _ in range(check.beside):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
             stack.callback(busy.kill)
         file = stack.enter_context(log.open("wb"))
-        code = subprocess.run(
+        process = subprocess.Popen(
             check.command, cwd=ROOT, env=os.environ | check.env, stdin=subprocess.DEVNULL,
-            stdout=file, stderr=subprocess.STDOUT,
-        ).returncode  # fmt: skip
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        running[name] = Running(process, started)
+        code = process.wait()
     del running[name]
+    if code == -signal.SIGKILL:  # it was broken off: nothing is known of it
+        return
     lines = log.read_text(errors="replace").split("\n")
     said = next((line for line in reversed(lines) if line.strip(" =\r")), "").strip(" =\r")
     minutes = (time.monotonic() - started) / 60
@@ -169,14 +189,14 @@ def one(name: str, folder: Path, running: dict[str, float]) -> None:
 
 
 @contextmanager
-def said_every_half_minute(running: dict[str, float]) -> Iterator[None]:
+def said_every_half_minute(running: dict[str, Running]) -> Iterator[None]:
     """What runs, and for how long."""
     over = threading.Event()
 
     def say() -> None:
         while not over.wait(HALF_A_MINUTE):
             now, parts = time.monotonic(), []
-            for name, begun in running.copy().items():
+            for name, (_, begun) in running.copy().items():
                 parts.append(
                     f"{name} ({(now - begun) / 60:.1f} of about {CHECKS[name].minutes} min)"
                 )

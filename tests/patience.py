@@ -1,7 +1,8 @@
 """How tests wait, and how they measure: neither may depend on how busy a machine is.
 
 What takes its time is waited for, not slept for. What has to be quick is measured in seconds of the
-processor, which other processes do not take; or better it is shown by what came before what.
+processor, which other processes do not take, with a wide margin for processors that are slower; or
+better it is shown by what came before what.
 """
 
 import contextlib

@@ -25,7 +25,7 @@ BEFORE = {
         step, prefill = Slots.step, Slots.prefill
         def slowly(f):
             def slow(*args):
-                time.sleep(0.05)
+                time.sleep(0.5)
                 return f(*args)
             return slow
         Slots.step, Slots.prefill = slowly(step), slowly(prefill)

@@ -3,6 +3,7 @@
 Whatever is refused in Python stands as the same text in one line on the command line.
 """
 
+import fcntl
 import io
 import json
 import math
@@ -13,13 +14,13 @@ import socket
 import struct
 import subprocess
 import sys
-import time
+import termios
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import runner
-from patience import bounded, within
+from patience import bounded, until, within
 from refusals import cheaply, says
 from safetensors.numpy import load_file
 
@@ -1801,12 +1802,23 @@ def test_a_reader_of_errors_that_goes():
         assert process.wait() == 4
 
 
+def waits_for_more(process):
+    """All of its standard input is read, and it sleeps until there is more.
+
+    A signal a moment earlier is heard at the next byte: Python looks for one before it waits.
+    """
+    left = fcntl.ioctl(process.stdin, termios.FIONREAD, bytes(4))
+    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return left == bytes(4) and state == "S"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux whether a process waits")
 def test_control_c():
     """While it reads: 300 kB fill no pipe, so the reading has begun when they are written."""
     with start("tokenize", "-", "--model", TINY) as process:
         process.stdin.write(b"a" * 300_000)
         process.stdin.flush()
-        time.sleep(0.2)  # until all of it is read
+        until(lambda: waits_for_more(process))
         process.send_signal(signal.SIGINT)
         assert process.wait() == 130
         assert process.stdout.read() == b""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 TINY = Path(__file__).parent / "data" / "tiny"
 
@@ -72,7 +73,7 @@ def run(folder, start, moment, argv, **options):
     words = [word.format(out=folder / "out") for word in argv]
     return subprocess.run(
         [sys.executable, *start(folder), *words],
-        capture_output=True, text=True, env=env, timeout=60, **options,
+        capture_output=True, text=True, env=env, timeout=PATIENCE, **options,
     )  # fmt: skip
 
 

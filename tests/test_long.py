@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import long
 import pytest
-from long import Check
-from patience import FOREVER, until
+from long import Check, Running
+from patience import FOREVER, until, watched
 
 PYTHON = sys.executable
 
@@ -83,17 +84,24 @@ sys.exit(long.main())
 """
 
 
-def test_it_may_be_killed(checks, run):
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_it_may_be_killed(checks, run, tmp_path, end):
     """In the middle of a check: what was found before is kept."""
-    ran = checks(good="", waits=f"import time; time.sleep({FOREVER})")
+    pid = f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    ran = checks(good="", waits=f"{pid}; import time; time.sleep({FOREVER})")
     commands = repr({name: check.command for name, check in long.CHECKS.items()})
     argv = [PYTHON, "-c", KILLED, os.path.dirname(__file__), commands, str(long.BUILD)]
     process = subprocess.Popen(
         [*argv, "--jobs", "1"], stdout=subprocess.DEVNULL, start_new_session=True
     )
-    until(lambda: ran() == ["good", "waits"])
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with watched(process):
+        until(lambda: ran() == ["good", "waits"])
+        process.send_signal(end)
+    waits = int((tmp_path / "pid").read_text())
+    if end == signal.SIGKILL:  # of which it hears nothing
+        os.kill(waits, signal.SIGKILL)
+    assert process.returncode == (-end if end == signal.SIGKILL else 128 + end)
+    until(lambda: not Path(f"/proc/{waits}").exists())
     ran = checks(good="", waits="")
     assert run()[0] == 0
     assert ran() == ["good", "waits", "waits"]
@@ -121,7 +129,11 @@ def test_a_change_of_the_tree_is_another_source(monkeypatch, tmp_path):
     subprocess.run([*git, "add", "file"], cwd=tmp_path, check=True)
     first = long.source()
     (tmp_path / "file").write_text("2")
-    assert long.source() != first
+    second = long.source()
+    (tmp_path / "new").write_text("3")
+    assert len({first, second, long.source()}) == 3
+    (tmp_path / "new").unlink()
+    assert long.source() == second
     subprocess.run([*git, "commit", "-q", "-a", "-m", "y"], cwd=tmp_path, check=True)
     assert len(long.source()) == 12
 
@@ -129,5 +141,5 @@ def test_a_change_of_the_tree_is_another_source(monkeypatch, tmp_path):
 def test_it_says_what_runs(capsys, monkeypatch):
     monkeypatch.setattr(long, "HALF_A_MINUTE", 0.01)
     monkeypatch.setattr(long, "CHECKS", {"soak": Check(("true",), 31)})
-    with long.said_every_half_minute({"soak": time.monotonic() - 90}):
+    with long.said_every_half_minute({"soak": Running(None, time.monotonic() - 90)}):
         until(lambda: "running: soak (1.5 of about 31 min)" in capsys.readouterr().err)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import watched
 
 from npgpt2 import files
 from npgpt2.convert import convert
@@ -28,8 +29,8 @@ def start(*words):
 
 
 def python(*words):
-    with start(*words) as process:
-        out, err = process.communicate(timeout=600)  # of a busy machine
+    with watched(start(*words)) as process:
+        out, err = process.communicate()
     assert process.returncode == 0, (words, err.decode())
     return out
 
@@ -181,14 +182,14 @@ def test_every_file_is_the_same_to_the_byte(done):
 
 
 def test_a_server_serves_and_ends():
-    with start(*THERE, "serve", "--model", TINY, "--port", "0") as process:
+    with watched(start(*THERE, "serve", "--model", TINY, "--port", "0")) as process:
         said = iter(process.stderr.readline, b"")
         ready = next(line for line in said if b"Ctrl-C ends it" in line)
         place = re.search(rb"(http://\S+),", ready)[1].decode()
         ask = f"import urllib.request; print(urllib.request.urlopen('{place}/readyz').status)"
         assert python("-c", ask) == b"200\n"
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=600)
+        _, rest = process.communicate()
     assert (process.returncode, rest) == (130, b"npgpt2: ended: nothing is left running\n")
 
 

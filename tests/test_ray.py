@@ -19,6 +19,8 @@ from server import free_port
 from npgpt2 import GPT2
 from npgpt2.bulk.folder import MANIFEST
 
+if "REQUIRE_RAY" not in os.environ:
+    pytest.skip("REQUIRE_RAY is not set: a cluster takes all of a machine", allow_module_level=True)
 try:
     import importlib.metadata
 

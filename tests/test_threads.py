@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+from patience import PATIENCE
 
 from npgpt2.threads import spread
 
@@ -21,7 +22,7 @@ def test_every_item_is_taken_once():
 
 
 def test_items_are_taken_by_several_threads_in_which_blas_has_one(blas):
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=PATIENCE)
     seen = set()
 
     def work(item):
@@ -63,7 +64,7 @@ def test_from_two_threads_at_once(blas):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert sorted(done) == sorted(list(range(5)) * 400)
     assert blas.threads() == 2
 

@@ -6,12 +6,12 @@ has none.
 """
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+from lowest import bounds
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 # pip takes tags as they are: that a system of today runs wheels for older ones has to be said.
@@ -23,13 +23,6 @@ SYSTEMS = {
     "macOS ARM64": [f"macosx_{version}_0_arm64" for version in range(11, 27)],
     "Windows x86-64": ["win_amd64"],
 }
-
-
-def dependencies():
-    """The lines of pyproject.toml (Python 3.10 has no library that reads it)."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1]
-    return re.findall(r'^\s*"([^"]+)"', block, re.M)
 
 
 def found(python, tags, wanted):
@@ -54,13 +47,12 @@ def cell(python, tags, wanted):
     if versions is None:
         lacking = [name for name in wanted if found(python, tags, [name]) is None]
         return f"no wheel: {', '.join(lacking) or 'of these together'}", {}
-    names = [re.match(r"[\w-]+", line)[0] for line in wanted]
-    return ", ".join(versions[name] for name in names), versions
+    return ", ".join(versions[name] for name in bounds()), versions
 
 
 def main():
-    wanted, others = dependencies(), set()
-    names = [re.match(r"[\w-]+", line)[0] for line in wanted]
+    wanted, others = [f"{name}>={bound}" for name, bound in bounds().items()], set()
+    names = [*bounds()]
     asked = [(python, system) for python in PYTHONS for system in SYSTEMS]
     print(f"| Python | systems | {', '.join(names)} |\n| --- | --- | --- |")
     with ThreadPoolExecutor(6) as pool:  # pip waits for the network most of the time

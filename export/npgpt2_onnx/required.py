@@ -1,8 +1,9 @@
 """The least ONNX Runtime that a graph needs, which it says of itself.
 
 It is that of its opset, or of an operator that came later or was wrong before. What is below was
-measured: every kind of graph in every release from 1.19 on, by tests/data/make_onnxruntime_table.py
-(CPU). A graph of a later opset says nothing, and whoever opens it finds out.
+measured: every kind of graph in the first and the last release of each minor version from 1.19 on,
+by tests/data/make_onnxruntime_table.py (CPU). A graph of a later opset says nothing, and whoever
+opens it finds out.
 """
 
 import re

@@ -292,7 +292,7 @@ def progress(
     unit: str = "it",
 ) -> Iterator[T]:
     """A bar on a terminal for what takes over two seconds (with the extra `progress`); elsewhere a
-    line each half minute.
+    line each half minute, once the item is done that took so long.
 
     Args:
         total: of all sizes; by default the loop's length.
@@ -325,9 +325,8 @@ def bar(
     what = one_line(what)
     if sys.stderr.isatty():
         try:
-            from tqdm import (
-                tqdm,  # when it is needed: importing it takes longer than many a command
-            )
+            # When it is needed: importing it takes longer than many a command.
+            from tqdm import tqdm
         except ImportError:
             note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
         else:
@@ -389,10 +388,10 @@ class Lines:
         self._more = f", {text}"
 
     def clear(self) -> None:
-        """Nothing stands in the way of another line."""
+        """A line that is printed needs no clearing."""
 
     def close(self) -> None:
-        """Nor of the last."""
+        """There is nothing to remove."""
 
 
 def _in_words(seconds: float) -> str:

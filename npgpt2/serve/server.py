@@ -136,7 +136,8 @@ class Server(uvicorn.Server):
             yield
         finally:
             for name, was in before.items():
-                signal.signal(getattr(signal, name), was)
+                # None: a handler that is not Python's.
+                signal.signal(getattr(signal, name), signal.SIG_DFL if was is None else was)
 
     def stop(self, number: int) -> None:
         """The first time drain, then end; the second time end."""

@@ -26,22 +26,26 @@ def run(*args):
 # ── pieces ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def write_wheel(folder, name, files, needs="", tags="py3-none-any"):
+    path, about = folder / f"{name}-1.0-{tags}.whl", f"{name}-1.0.dist-info"
+    files = files | {
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\n"
+        f"Root-Is-Purelib: true\nTag: {tags}\n",
+    }
+    record = "".join(f"{file},,\n" for file in files) + f"{about}/RECORD,,\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, data in (files | {f"{about}/RECORD": record}).items():
+            archive.writestr(file, data)
+    return path
+
+
 @pytest.fixture
 def wheel(tmp_path):
-    path = tmp_path / "small-1.0-py3-none-any.whl"
-    files = {
-        "small/__init__.py": "answer = 42\n",
-        "small/noise": np.random.default_rng(0).bytes(9000),
-        "small-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n"
-        'Requires-Dist: numpy\nRequires-Dist: nvidia-curand~=10.0; extra == "cuda"\n',
-        "small-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{name},,\n" for name in files) + "small-1.0.dist-info/RECORD,,\n"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (files | {"small-1.0.dist-info/RECORD": record}).items():
-            archive.writestr(name, data)
-    return path
+    noise = np.random.default_rng(0).bytes(9000)
+    files = {"small/__init__.py": "answer = 42\n", "small/noise": noise}
+    needs = 'Requires-Dist: numpy\nRequires-Dist: nvidia-curand~=10.0; extra == "cuda"\n'
+    return write_wheel(tmp_path, "small", files, needs)
 
 
 @pytest.fixture
@@ -67,10 +71,35 @@ def test_pieces_that_came_in_several_folders_make_a_package_that_imports(cut, tm
     assert capsys.readouterr().out == f"small-1.0-py3-none-any.whl: is in {site} already\n"
 
 
-def test_without_pip_a_wheel_is_unpacked_as_an_archive(cut, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces.importlib.util, "find_spec", lambda name: None)
-    pieces.join([cut], tmp_path / "site")
-    assert (tmp_path / "site/small/__init__.py").read_text() == "answer = 42\n"
+def test_wheels_that_share_a_folder_are_all_there(tmp_path):
+    """As all nvidia-* do, at once and one after another."""
+    site, files = tmp_path / "site", ["nvidia/first/lib/a.so", "nvidia/second/lib/b.so"]
+    late = "nvidia/third/lib/c.so"
+    wheels = [write_wheel(tmp_path, f"nv{i}", {file: file}) for i, file in enumerate(files)]
+    pieces.split(wheels, tmp_path / "pieces", 4000)
+    pieces.join([tmp_path / "pieces"], site)
+    pieces.split([write_wheel(tmp_path, "nv9", {late: late})], tmp_path / "more", 4000)
+    pieces.join([tmp_path / "more"], site)
+    assert [(site / file).read_text() for file in (*files, late)] == [*files, late]
+
+
+def test_what_a_wheel_keeps_apart_is_in_the_site_as_well(tmp_path):
+    apart = {"a-1.0.data/purelib/a/b.py": "b", "a-1.0.data/scripts/c": "c", "a/__init__.py": ""}
+    pieces.unpack(write_wheel(tmp_path, "a", apart), tmp_path / "site")
+    assert (tmp_path / "site/a/b.py").read_text() == "b"
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {"a", "a-1.0.dist-info"}
+
+
+def test_a_wheel_of_another_python_is_refused(tmp_path, capsys):
+    wheel = write_wheel(tmp_path, "a", {"a.py": ""}, tags="cp27-cp27m-win32")
+    pieces.split([wheel], tmp_path / "pieces", 4000)
+    assert main(["join", str(tmp_path / "pieces"), "--to", str(tmp_path / "site")]) == 1
+    mine = ".".join(map(str, sys.version_info[:2]))
+    assert capsys.readouterr().err == (
+        f"a-1.0-cp27-cp27m-win32.whl: is not for Python {mine}. "
+        f"Make the pieces with --python-version {mine}\n"
+    )
+    assert not (tmp_path / "site").exists()
 
 
 def test_what_is_missing_or_damaged_is_said_in_a_line_each(cut, tmp_path, capsys):

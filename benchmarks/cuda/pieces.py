@@ -6,8 +6,8 @@ repeated: what is there already is left as it is.
 """
 
 import hashlib
-import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -100,8 +100,8 @@ def join(folders: Sequence[Path], site: Path) -> list[str]:
     """Put the wheels in some folders together and unpack them; a line for each wheel.
 
     Raises:
-        PiecesError: the manifest or pieces are missing or damaged; nothing of that wheel was
-            unpacked.
+        PiecesError: the manifest or pieces are missing or damaged, or a wheel is of another
+            Python; nothing of that wheel was unpacked.
     """
     manifest = read_manifest(folders)
     record = site / DONE
@@ -112,6 +112,10 @@ def join(folders: Sequence[Path], site: Path) -> list[str]:
             told.append(f"{wheel['name']}: is in {site} already")
             continue
         paths, faults = found(wheel, folders)
+        if not is_for(wheel["name"], sys.version_info[:2]):
+            mine = ".".join(map(str, sys.version_info[:2]))
+            faults = [f"{wheel['name']}: is not for Python {mine}. "
+                      f"Make the pieces with --python-version {mine}"]  # fmt: skip
         if faults:
             wrong += faults
             continue
@@ -169,16 +173,28 @@ def put_together(wheel: dict[str, Any], pieces: Sequence[Path], folder: Path) ->
     return whole
 
 
+def is_for(wheel: str, python: tuple[int, int]) -> bool:
+    """Whether a version of CPython takes a wheel, by its name.
+
+    >>> [is_for(f"a-1.0-{tags}-any.whl", (3, 12))
+    ...  for tags in ("py3-none", "py2.py3-none", "cp312-cp312", "cp38-abi3", "cp311-cp311")]
+    [True, True, True, True, False]
+    """
+    tags, abi = wheel.split("-")[-3:-1]
+    return abi == "abi3" or not {"py3", "cp{}{}".format(*python)}.isdisjoint(tags.split("."))
+
+
 def unpack(wheel: Path, site: Path) -> None:
-    """By pip, which refuses a wheel of another Python; without pip, as a plain archive."""
+    """Add a wheel's files to a site, where others may have files in the same folders.
+
+    pip would remove these: with --target, it replaces whole folders, such as the `nvidia` that all
+    packages nvidia-* share.
+    """
     site.mkdir(parents=True, exist_ok=True)
-    if importlib.util.find_spec("pip") is None:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site)
-        return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    command += ["--no-compile", "--no-cache-dir", "--upgrade", f"--target={site}", str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise PiecesError(f"{wheel.name}: pip did not unpack it ({last})")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    data = site / f"{'-'.join(wheel.name.split('-')[:2])}.data"
+    for part in ("purelib", "platlib"):  # what the format keeps apart, and belongs in the site
+        if (data / part).is_dir():
+            shutil.copytree(data / part, site, dirs_exist_ok=True)
+    shutil.rmtree(data, ignore_errors=True)

@@ -362,7 +362,9 @@ def test_a_run_without_any_time_proves_nothing(tmp_path, in_one_process):
     assert code == 1
     assert "fp32 gqa" in report["sections"]["parity"]["left_out"]
     assert "fp16, 3 rows, 24 tokens" in report["sections"]["large"]["left_out"]
-    assert [fault.split(":")[0] for fault in report["faults"]] == ["parity", "kernels"]
+    told = [fault.split(":")[0] for fault in report["faults"]]
+    absent = ["torch"] * bool(report["sections"]["torch"]["missing"])
+    assert sorted(told + absent) == sorted(check.SECTIONS)
 
 
 def test_a_step_that_fails_is_told_and_the_others_are_done(monkeypatch):
@@ -370,6 +372,41 @@ def test_a_step_that_fails_is_told_and_the_others_are_done(monkeypatch):
     report = check.check(OPTIONS, 60)
     assert [row["step"] for row in report["sections"]["one"]["rows"]] == ["a", "b", "c"]
     assert report["faults"] == ["one: b: RuntimeError: broken"]
+
+
+def test_a_section_of_which_nothing_succeeds_is_a_fault(monkeypatch):
+    full = lambda: fails("Failed to allocate memory for requested buffer of size 1")  # noqa: E731
+    sections(monkeypatch, speed={"g": fine, "a": fails}, some={"a": fails, "b": fine},
+             full={"a": full})  # fmt: skip
+    for name, section in check.SECTIONS.items():
+        gate = "g" if name == "speed" else ""
+        monkeypatch.setitem(check.SECTIONS, name, section._replace(proof=False, gate=gate))
+    assert check.check(OPTIONS, 60)["faults"] == ["speed: none of its steps succeeded"]
+
+
+def test_processes_that_die_in_every_step_are_a_fault(monkeypatch):
+    sections(monkeypatch, one={"a": fine})
+    monkeypatch.setitem(check.SECTIONS, "one", check.SECTIONS["one"]._replace(proof=False))
+    dead = [{"step": "a", "failed": "its process got signal 11"}]
+    monkeypatch.setattr(check, "apart", lambda *told: iter(dead))
+    assert check.check(OPTIONS, 60)["faults"] == ["one: none of its steps succeeded"]
+
+
+def test_what_lacks_a_package_is_a_fault_where_it_was_asked_for(monkeypatch):
+    sections(monkeypatch, one={"a": fine}, two={"b": fine})
+    lacking = check.SECTIONS["two"]._replace(proof=False, needed=("no_such_package",))
+    monkeypatch.setitem(check.SECTIONS, "two", lacking)
+    assert check.check(OPTIONS, 60)["faults"] == []
+    assert check.check(OPTIONS, 60, ["two"])["faults"] == ["two: pip install no_such_package"]
+
+
+@pytest.mark.parametrize("section", ["parity", "kernels", "speed"])
+def test_one_section_alone_makes_its_models(tmp_path, in_one_process, section):
+    few = ("--batches", 1, 2, "--contexts", 4)
+    assert faults_of(tmp_path, "--only", section, *few) == []
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [*report["sections"]] == ["models", section]
+    assert not [row for row in report["sections"][section]["rows"] if "failed" in row]
 
 
 def test_three_failures_in_succession_end_a_section_and_full_memory_is_none(monkeypatch):

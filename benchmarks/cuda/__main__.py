@@ -85,7 +85,8 @@ def _run(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of time in all (default: 8)")
     parser.add_argument("--batches", type=int, nargs="+", metavar="ROWS")
     parser.add_argument("--contexts", type=int, nargs="+", metavar="TOKENS")
-    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION", help="only these")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SECTION",
+                        help="only these, and the models that they need")  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the models there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     parser.set_defaults(act=run)

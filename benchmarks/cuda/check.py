@@ -38,16 +38,17 @@ class Section(NamedTuple):
     needed: tuple[str, ...] = ()  # packages that need not be there
     proof: bool = False  # whether the check fails where this is not all there and good
     gate: str = ""  # the step without which nothing that follows can be done
+    after: tuple[str, ...] = ()  # sections that make what this one reads
 
 
 SECTIONS = {
     "machine": Section(machine.steps, 0.06, gate="onnxruntime"),
     "models": Section(models.steps, 0.08, gate="graphs"),
-    "parity": Section(parity.steps, 0.26, proof=True),
-    "kernels": Section(kernels.steps, 0.1, proof=True),
-    "speed": Section(speed.steps, 0.18),
+    "parity": Section(parity.steps, 0.26, proof=True, after=("models",)),
+    "kernels": Section(kernels.steps, 0.1, proof=True, after=("models",)),
+    "speed": Section(speed.steps, 0.18, after=("models",)),
     "torch": Section(pytorch.steps, 0.12, pytorch.NEEDED),
-    "large": Section(speed.large_steps, 0.2),
+    "large": Section(speed.large_steps, 0.2, gate="graphs"),
 }
 
 
@@ -56,15 +57,20 @@ def check(
 ) -> Report:
     """Run the sections; the report, as it is in `file`.
 
+    Args:
+        only: these, and those that make what they read; none: all.
+
     Returns:
         sections: for each its "rows", one for each step that was done, with "failed" where it
             raised; "left_out", the steps there was no time for; "missing", what to install first.
         faults: why the check is not passed, a line each; empty where it is.
     """
-    chosen = {name: SECTIONS[name] for name in SECTIONS if not only or name in only}
+    wanted = {*only}.union(*(SECTIONS[name].after for name in only)) or {*SECTIONS}
+    chosen = {name: section for name, section in SECTIONS.items() if name in wanted}
     seconds = (60 * minutes - GRACE) / sum(section.share for section in chosen.values())
     report: Report = {"schema": SCHEMA, "options": asdict(options), "minutes": minutes,
-                      "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "sections": {}}  # fmt: skip
+                      "only": [*only], "begun": time.strftime("%Y-%m-%d %H:%M:%S"),
+                      "sections": {}}  # fmt: skip
     for name, section in chosen.items():  # all at once: a run may be killed in the first
         absent = [p for p in section.needed if importlib.util.find_spec(p) is None]
         missing = f"pip install {' '.join(absent)}" if absent else ""
@@ -189,11 +195,12 @@ def written(report: Report, file: Path | None) -> Report:
 def faults(report: Report) -> list[str]:
     """What stands against the device: steps of a proof that are wrong, failed, or were left out.
 
-    A speed that was not measured is no fault.
+    A speed that was not measured is no fault, but a section of which nothing was measured is one;
+    where packages are missing, only if it was asked for by name.
     """
     found = []
     for name, section in report["sections"].items():
-        proof, gate = SECTIONS[name].proof, SECTIONS[name].gate
+        proof, gate, before = SECTIONS[name].proof, SECTIONS[name].gate, len(found)
         for row in section["rows"]:
             if "failed" in row and (proof or row["step"] == gate):
                 found.append(f"{name}: {row['step']}: {row['failed']}")
@@ -202,4 +209,13 @@ def faults(report: Report) -> list[str]:
                 found.append(f"{name}: {row['step']}: {json.dumps(told)}")
         if proof and section["left_out"]:
             found.append(f"{name}: was left out: {', '.join(section['left_out'])}")
+        excused = section["missing"] and name not in report["only"]
+        if len(found) == before and not excused and not any(answered(section["rows"], gate)):
+            found.append(f"{name}: {section['missing'] or 'none of its steps succeeded'}")
     return found
+
+
+def answered(rows: Sequence[Row], gate: str) -> Iterator[bool]:
+    """For each step whether it gave an answer, as full memory is one; a gate opens, no more."""
+    for row in rows:
+        yield row["step"] != gate and ("failed" not in row or row.get("out_of_memory", False))

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.cuda.models import KINDS, PRECISIONS, Options, Steps, no_kernel
 from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2_onnx import OnnxModel
-from npgpt2_onnx.session import PROVIDERS, graphs_in
+from npgpt2_onnx.session import PROVIDERS, require_graphs
 
 ROWS, PROMPT = 2, 24
 
@@ -48,7 +48,7 @@ def graph(options: Options, precision: str, kind: str) -> dict[str, Any]:
     Returns:
         see `sorted_out`. Where the device is known to have no kernel, work elsewhere is no fault.
     """
-    path = graphs_in(options.graphs)[precision, kind]
+    path = require_graphs(options.graphs)[precision, kind]
     with tempfile.TemporaryDirectory() as folder:
         session = opened(path, options.device, profile=Path(folder) / "profile")
         step = OnnxModel(session).stepper(room=PROMPT + 1)

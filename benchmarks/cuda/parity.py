@@ -15,7 +15,7 @@ from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2 import GPT2
 from npgpt2_onnx import OnnxModel
 from npgpt2_onnx.exported import Exported
-from npgpt2_onnx.session import Session, graphs_in
+from npgpt2_onnx.session import Session, require_graphs
 from npgpt2_onnx.verify import BOUNDS, check_weights, compare, reference
 
 # Of float32 on CUDA, as parts of the largest value. By default its products are TF32: inputs are
@@ -44,7 +44,7 @@ def numpy_model(options: Options, precision: str) -> GPT2:
 
     In float64 for float32's sake; beside the others' errors those of float32 are nothing.
     """
-    path = graphs_in(options.graphs)[precision, "portable"]
+    path = require_graphs(options.graphs)[precision, "portable"]
     model = reference(Exported.open(path), "float64" if precision == "fp32" else "float32")
     assert isinstance(model, GPT2)
     return model
@@ -53,7 +53,7 @@ def numpy_model(options: Options, precision: str) -> GPT2:
 def weights(options: Options, precision: str) -> dict[str, Any]:
     """What the graphs read beside the checkpoint: the largest rounding error of any parameter."""
     model = GPT2.from_pretrained(options.checkpoint)
-    path = graphs_in(options.graphs)[precision, "portable"]
+    path = require_graphs(options.graphs)[precision, "portable"]
     rows = check_weights(Exported.open(path), model)
     wrong = [row.parameter for row in rows if not row.good]
     return {"rounding": max(row.error for row in rows), "wrong": wrong, "good": not wrong}
@@ -69,7 +69,7 @@ def graph(
             the text's logits. same_text: whether greedy choices were equal all along. top1:
             whether they were wherever the first one's lead is clear. good: all within the limit.
     """
-    path, more = graphs_in(options.graphs)[precision, kind], {} if tf32 else {"use_tf32": "0"}
+    path, more = require_graphs(options.graphs)[precision, kind], {} if tf32 else {"use_tf32": "0"}
     session = opened(path, options.device, provider_options=more)
     limit = BOUNDS[precision]
     if options.device == "cuda" and precision == "fp32":

@@ -9,12 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from benchmarks.cuda import check, kernels, parity, pieces
 from benchmarks.cuda.__main__ import main
 from benchmarks.cuda.models import Options
+from benchmarks.cuda.sessions import may_refuse
 from benchmarks.cuda.table import table
+from npgpt2.errors import CheckpointError, MissingPackage
+from npgpt2_onnx.session import runtime_error
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -286,6 +291,59 @@ def test_nodes_on_another_provider(made, tmp_path, in_one_process, monkeypatch):
 def event(operator, provider, **output):
     about = {"op_name": operator, "provider": provider, "output_type_shape": [output]}
     return {"cat": "Node", "name": f"/{operator}_kernel_time", "args": about}
+
+
+def refused(operator, inputs, domain=""):
+    """What ONNX Runtime raises for a node that the CPU has no kernel for, in bfloat16."""
+    kinds = {"seqlens_k": onnx.TensorProto.INT32, "length": onnx.TensorProto.INT32}
+    values = {
+        name: onnx.helper.make_tensor_value_info(
+            name, kinds.get(name, onnx.TensorProto.BFLOAT16), shape
+        )
+        for name, shape in (inputs | {"y": None}).items()
+    }
+    heads = {"num_heads": 1, "kv_num_heads": 1} if domain else {}
+    node = onnx.helper.make_node(operator, [*inputs], ["y"], domain=domain, **heads)
+    y = values.pop("y")
+    graph = onnx.helper.make_graph([node], "g", [*values.values()], [y])
+    imports = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    with pytest.raises(Exception, match=f"implementation for {operator}") as caught:
+        ort.InferenceSession(model.SerializeToString(), providers=[CPU])
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def no_attention():
+    q, past = [1, 1, 16], [1, 1, 4, 16]
+    inputs = {"q": q, "k": q, "v": q, "key": past, "value": past, "seqlens_k": [1], "length": []}
+    return refused("GroupQueryAttention", inputs, "com.microsoft")
+
+
+def raises(error):
+    def measure():
+        raise error
+
+    return measure
+
+
+def test_that_onnxruntime_lacks_the_kernel_is_known(no_attention):
+    for error in (no_attention, runtime_error(Path("a.onnx"), no_attention)):
+        found = may_refuse(raises(error))
+        assert found["good"]
+        assert "Could not find an implementation for GroupQueryAttention" in found["refused"]
+
+
+def test_nothing_else_that_fails_is_known(no_attention):
+    other = refused("Tanh", {"x": [1]})
+    image = RuntimeError("no kernel image is available for execution on the device")
+    for error in (
+        other, runtime_error(Path("a.onnx"), other), runtime_error(Path("a.onnx"), image), image,
+        RuntimeError(str(no_attention)), KeyError(str(no_attention)), MissingPackage("cuda: none"),
+        CheckpointError("a.onnx: is damaged"), AssertionError(),
+    ):  # fmt: skip
+        with pytest.raises(type(error)):
+            may_refuse(raises(error))
 
 
 def test_only_lengths_positions_and_counts_may_run_beside_the_gpu():

@@ -1,5 +1,6 @@
 """The CUDA check (`python -m benchmarks.cuda`), on a CPU and in small: what it finds and says."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -184,6 +185,19 @@ def test_a_run_measures_every_section(done):
         assert section["left_out"] == []
         assert section["rows"] or "pip install" in section["missing"], name
         assert not [row for row in section["rows"] if "failed" in row]
+
+
+def test_pytorch_is_measured_where_it_is_installed(done):
+    section = json.loads(done[1].read_text())["sections"]["torch"]
+    absent = [p for p in ("torch", "transformers") if importlib.util.find_spec(p) is None]
+    if absent:
+        assert section["missing"] == f"pip install {' '.join(absent)}"
+        assert section["rows"] == []
+        return
+    assert section["missing"] == ""
+    cells = [(row["way"], row["dtype"], row["batch"], row["context"]) for row in section["rows"]]
+    assert cells == [("eager", dtype, b, 4) for b in (1, 2) for dtype in ("float32", "float16")]
+    assert all(row["prefill"] > 0 and row["decode_of_bandwidth"] > 0 for row in section["rows"])
 
 
 def test_parity_is_of_every_graph_and_precision(done):

@@ -179,6 +179,22 @@ def test_a_device_that_no_graph_runs_on_is_still_told(folder):
         choose(out, "cuda")
 
 
+def test_another_precision_where_the_device_does_not_run_the_first(folder):
+    out = folder(model_quantized="1.24")
+    for kind in ("", "_quantized_gqa"):
+        (out / "onnx" / f"model{kind}.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"model_quantized\.onnx: needs onnxruntime 1\.24"):
+        choose(out, "cuda")
+    say(out / "onnx" / "model_quantized.onnx", "1.22")
+    assert choose(out, "cuda")[:2] == ("int8", "portable")
+    with pytest.raises(FileError, match="its fp32 graphs do not run on cuda"):
+        choose(out, "cuda", "fp32")
+    path = out / "onnx" / "model_quantized.onnx"
+    path.rename(path.with_name("model_quantized_gqa.onnx"))
+    with pytest.raises(FileError, match="its fp32, int8 graphs do not run on cuda"):
+        choose(out, "cuda")
+
+
 def test_the_command_says_it_in_a_line(folder, npgpt2):
     out = folder(model_gqa="1.24", model_quantized="1.30", model_quantized_gqa="1.30")
     args = ("generate", "O Romeo, ", "--model", out, "--engine", "onnx", "--max-new-tokens", "2")

@@ -80,10 +80,11 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
     later ONNX Runtime is passed over, with a warning.
 
     Args:
-        precision: None: the first that is there, of those that this ONNX Runtime loads.
+        precision: None: the first that is there, of those that the device runs and this ONNX
+            Runtime loads.
 
     Raises:
-        FileError: the folder has no graph, or none in that precision.
+        FileError: the folder has no graph, none in that precision, or none that the device runs.
         CheckpointError: all of them need a later ONNX Runtime.
     """
     if precision is not None and precision not in PRECISIONS:
@@ -98,20 +99,23 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
             f"Export it with --precision {precision}"
         )
     passed: list[Path] = []  # over, from the best on
-    for name in here if precision is None else [precision]:
-        fitting = [kind for kind in _order(name, device) if (name, kind) in found]
-        if not fitting and not passed:
-            raise FileError(
-                f"{folder}: its {name} graphs do not run on {device}. Export with --graph all"
-            )
-        for kind in fitting:
-            path = found[name, kind]
+    tried = here if precision is None else [precision]
+    for name in tried:
+        for kind in _order(name, device):
+            path = found.get((name, kind))
+            if path is None:
+                continue
             if not _too_new(asked_version(path)):
                 if passed:
                     needs, least = _needs(passed[0])
                     warnings.warn(f"{needs}: taking {path.name}. {_upgrade(least)}", stacklevel=3)
                 return name, kind, path
             passed.append(path)
+    if not passed:
+        raise FileError(
+            f"{folder}: its {', '.join(tried)} graphs do not run on {device}. "
+            "Export with --graph all"
+        )
     raise _too_old(min(passed, key=lambda path: numbers(asked_version(path))))
 
 

@@ -13,7 +13,7 @@ from npgpt2.files import is_beside, parse_json, read_file, require_regular
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import Tensor
 from npgpt2_onnx.precision import PRECISIONS, Precision
-from npgpt2_onnx.required import AT_LEAST
+from npgpt2_onnx.required import AT_LEAST, lower_opset_helps
 
 SHARED = "checkpoint_header_sha256"  # in the metadata of graphs that point into a checkpoint
 
@@ -77,13 +77,28 @@ class Exported:
 
 def asked_version(path: Path) -> str:
     """`at_least` of a graph, whatever else is to be said of it: '' also where it cannot be read."""
+    return _asked(_readable(path))
+
+
+def lower_opset_would_do(path: Path, here: str) -> bool:
+    """Whether a graph that needs a later ONNX Runtime than `here` needs it for its opset alone."""
+    model = _readable(path)
+    return lower_opset_helps(model, _asked(model), here)
+
+
+def _asked(model: onnx.ModelProto) -> str:
+    said: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
+    return said.get(AT_LEAST, "")
+
+
+def _readable(path: Path) -> onnx.ModelProto:
+    """A graph, or an empty one where it cannot be read."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(read_file(path))
     except Exception:  # protobuf's own, which has no public name; opening it will tell
-        return ""
-    said: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
-    return said.get(AT_LEAST, "")
+        return onnx.ModelProto()
+    return model
 
 
 def _require_inputs(

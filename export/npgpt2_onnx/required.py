@@ -46,17 +46,29 @@ def at_least(model: ModelProto) -> str | None:
     known = [release for reaches, release in OPSETS.items() if opset <= reaches]
     if not known:
         return None
-    used = {OPERATORS[node.op_type] for node in model.graph.node if node.op_type in OPERATORS}
-    return max([known[0], *used], key=numbers)
+    return max([known[0], *_of_operators(model)], key=numbers)
+
+
+def lower_opset_helps(model: ModelProto, asked: str, here: str) -> bool:
+    """Whether version `here` would load a graph that asks for a later one, made in a lower opset.
+
+    That is where the opset alone is what asks for it.
+    """
+    operators = all(numbers(release) <= numbers(here) for release in _of_operators(model))
+    return asked in OPSETS.values() and operators
+
+
+def _of_operators(model: ModelProto) -> set[str]:
+    return {OPERATORS[node.op_type] for node in model.graph.node if node.op_type in OPERATORS}
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version, to be compared: what stands before anything but numbers and dots.
+    """A version, to be compared: up to four numbers, before anything but numbers and dots.
 
     >>> numbers("1.9") < numbers("1.22.0") < numbers("1.32.0.dev20261101")
     True
     >>> numbers("nightly")
     ()
     """
-    found = re.match(r"\d{1,9}(\.\d{1,9})*", version)
+    found = re.match(r"\d{1,9}(\.\d{1,9}){0,3}", version)
     return tuple(map(int, found.group().split("."))) if found else ()

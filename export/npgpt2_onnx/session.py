@@ -22,7 +22,7 @@ from npgpt2.files import new_folder
 from npgpt2.ops import Array
 from npgpt2_onnx import names
 from npgpt2_onnx.builder import FLOAT, Graph
-from npgpt2_onnx.exported import Exported, asked_version
+from npgpt2_onnx.exported import Exported, asked_version, lower_opset_would_do
 from npgpt2_onnx.graph import RIGHT_ONLY
 from npgpt2_onnx.precision import PRECISIONS, Precision
 from npgpt2_onnx.required import numbers
@@ -134,7 +134,8 @@ def _too_new(at_least: str) -> bool:
 
 def _too_old(path: Path) -> CheckpointError:
     needs, least = _needs(path)
-    return CheckpointError(f"{needs}. {_upgrade(least)}, or export with a lower --opset")
+    lower = ", or export with a lower --opset" * lower_opset_would_do(path, ort.__version__)
+    return CheckpointError(f"{needs}. {_upgrade(least)}{lower}")
 
 
 def _needs(path: Path) -> tuple[str, str]:

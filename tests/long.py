@@ -162,10 +162,12 @@ def run(names: list[str], folder: Path, jobs: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with said_every_half_minute(running), ThreadPoolExecutor(jobs) as pool:
         try:
-            for alone in (False, True):
-                chosen = [name for name in names if CHECKS[name].alone == alone]
-                for begun in [pool.submit(one, name, folder, running) for name in chosen]:
-                    begun.result()
+            together = [name for name in names if not CHECKS[name].alone]
+            for begun in [pool.submit(one, name, folder, running) for name in together]:
+                begun.result()
+            for name in names:
+                if CHECKS[name].alone:
+                    pool.submit(one, name, folder, running).result()
         except BaseException:  # told to end: nothing goes on, and nothing more begins
             pool.shutdown(wait=False, cancel_futures=True)
             for check in running.copy().values():

@@ -62,6 +62,17 @@ def test_another_source_is_another_run(checks, run, monkeypatch):
     assert ran() == ["good", "good"]
 
 
+def test_who_wants_to_be_alone_is(checks, run, tmp_path):
+    """Two that would wait for each other, and then two that find nobody else."""
+    here = f"import os, time, pathlib; here = pathlib.Path({str(tmp_path)!r}); "
+    meets = here + "(here / '{}').touch()\nwhile not (here / '{}').exists(): time.sleep(0.01)"
+    finds = here + "os.mkdir(here / 'x'); time.sleep(0.2); os.rmdir(here / 'x')"
+    checks(a=meets.format("a", "b"), b=meets.format("b", "a"), c=finds, d=finds)
+    for name in "cd":
+        long.CHECKS[name] = long.CHECKS[name]._replace(alone=True)
+    assert run()[0] == 0
+
+
 def test_names_choose(checks, run):
     ran = checks(fuzz_a="", fuzz_b="", soak="")
     code, out = run("fuzz")

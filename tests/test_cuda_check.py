@@ -234,6 +234,15 @@ def test_speeds_are_beside_the_bandwidth(done):
         assert row["decode_of_bandwidth"] == pytest.approx(share, rel=1e-12)
 
 
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_report_that_is_none(tmp_path, capsys, text):
+    file = tmp_path / "report.json"
+    if text:
+        file.write_text(text)
+    assert main(["table", str(file)]) == 1
+    assert capsys.readouterr().err.startswith(f"{file}: ")
+
+
 def test_the_table_has_every_section_and_figure(done, capsys):
     assert main(["table", str(done[1])]) == 0
     said = capsys.readouterr().out

@@ -125,7 +125,12 @@ def _table(commands: argparse._SubParsersAction) -> None:
 def print_table(args: argparse.Namespace) -> int:
     from benchmarks.cuda.table import table
 
-    print(table(json.loads(args.file.read_text())))
+    try:
+        report = json.loads(args.file.read_text())
+    except (OSError, ValueError) as error:
+        print(f"{args.file}: {error}, expected what 'run --json' wrote", file=sys.stderr)
+        return 1
+    print(table(report))
     return 0
 
 

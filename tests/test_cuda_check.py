@@ -20,6 +20,7 @@ from benchmarks.cuda.models import Options
 from benchmarks.cuda.sessions import may_refuse
 from benchmarks.cuda.table import table
 from npgpt2.errors import CheckpointError, MissingPackage
+from npgpt2_onnx.required import numbers
 from npgpt2_onnx.session import runtime_error
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -338,6 +339,8 @@ def refused(operator, inputs, domain=""):
 
 @pytest.fixture(scope="module")
 def no_attention():
+    if numbers(ort.__version__) < (1, 24):
+        pytest.skip("this onnxruntime takes no bfloat16 there, and says so in other words")
     q, past = [1, 1, 16], [1, 1, 4, 16]
     inputs = {"q": q, "k": q, "v": q, "key": past, "value": past, "seqlens_k": [1], "length": []}
     return refused("GroupQueryAttention", inputs, "com.microsoft")

@@ -17,6 +17,7 @@ from patience import FOREVER, PATIENCE, bounded, watched, within
 
 from npgpt2 import GPT2, load_tokenizer
 from npgpt2_onnx import Session, export, save
+from npgpt2_onnx.session import loads
 
 TINY = Path(__file__).parent / "data" / "tiny"
 NPGPT2 = [sys.executable, "-m", "npgpt2"]
@@ -186,6 +187,8 @@ def test_export_makes_what_was_asked(npgpt2, tmp_path, args, graphs):
 
 @pytest.mark.parametrize("opset", [17, 18, 20, 21, 23, 24])
 def test_export_in_every_opset(npgpt2, tmp_path, opset):
+    if not loads(opset):
+        pytest.skip(f"this onnxruntime does not load opset {opset}")
     code, _, err = npgpt2("export", TINY, "-o", tmp_path / "out", "--opset", opset)
     assert code == 0, err
     assert "verified" in err

@@ -177,20 +177,20 @@ def _point(
     """Prefill and decode with so many rows and tokens: seconds, and what has to be done in them."""
     import numpy as np
 
-    config, weights = model.config, bytes_read(model)
+    config = model.config
     prompt = np.arange(batch * context).reshape(batch, context) % config.vocab_size
     where = {"batch": batch, "context": context}
     prefill = where | {
         "seconds": _typical(lambda: model.stepper()(prompt), 3),
         "operations": operations(config, batch, context, 0),
-        "bytes": weights,
+        "bytes": bytes_read(model),
     }
     step = model.stepper(room=context + NEW)
     step(prompt)
     decode = where | {
         "seconds": _typical(lambda: step(prompt[:, :1]), NEW),
         "operations": operations(config, batch, 1, context),
-        "bytes": weights + 2 * batch * context * config.n_layer * config.n_embd * itemsize,
+        "bytes": bytes_read(model, batch * context, itemsize),
     }
     return prefill, decode
 
@@ -222,8 +222,14 @@ def _open(variant: Variant, threads: int | None) -> "LanguageModel":
     return GPT2.from_pretrained(variant.folder)
 
 
-def bytes_read(model: Any) -> int:
-    """Of weights, by one step: all but rows that are looked up."""
+def bytes_read(model: Any, cached: int = 0, itemsize: int = 4) -> int:
+    """By one step: all weights but rows that are looked up, keys and values of `cached` tokens."""
+    config = model.config
+    cache: int = 2 * cached * config.n_layer * config.n_embd * itemsize
+    return cache + _weights_read(model)
+
+
+def _weights_read(model: Any) -> int:
     apart = ("wpe",) if model.config.tie_word_embeddings else ("wpe", "wte")
     if hasattr(model, "session"):
         tensors = model.session.graph.tensors.items()

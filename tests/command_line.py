@@ -1,8 +1,14 @@
-"""The command line, run in the tests' own process."""
+"""The command line, run in the tests' own process; the environment of others."""
 
+import os
 import warnings
 
 from npgpt2 import cli
+
+
+def uncovered():
+    """For processes of which coverage is not measured: it takes their time and writes files."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 def runner(capture):

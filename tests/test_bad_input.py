@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import runner
+from command_line import runner, uncovered
 from patience import bounded, until, within
 from refusals import cheaply, says
 from safetensors.numpy import load_file
@@ -1845,7 +1845,6 @@ def test_a_disk_that_is_full(tmp_path, command):
     """As a limit on the size of files."""
 
     argv = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *NPGPT2, command, "KING", "--model", TINY]
-    uncovered = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     with (tmp_path / "out.txt").open("wb") as out:
-        done = subprocess.run(argv, stdout=out, stderr=PIPE, env=uncovered)
+        done = subprocess.run(argv, stdout=out, stderr=PIPE, env=uncovered())
     assert (done.returncode, done.stderr) == (4, b"npgpt2: error: system: File too large\n")

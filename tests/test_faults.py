@@ -19,7 +19,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from command_line import runner
+from command_line import runner, uncovered
 from faults import AFTER, BEFORE, COMMANDS, TINY, Fault, Stand, content, kill, make_given, warm
 from patience import PATIENCE
 from safetensors.numpy import save
@@ -315,8 +315,7 @@ def test_greedy_text_does_not_depend_on_threads(given, engine):
         model += [threads] * (engine == "onnx")
         argv = [sys.executable, "-m", "npgpt2", "generate", "The king", "--temperature", "0",
                 "--max-new-tokens", "40", "--model", *map(str, model)]  # fmt: skip
-        env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-        env["OPENBLAS_NUM_THREADS"] = threads
+        env = uncovered() | {"OPENBLAS_NUM_THREADS": threads}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
         texts.add(done.stdout)

@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from command_line import uncovered
 from patience import PATIENCE
 
 from npgpt2 import files
@@ -275,10 +276,6 @@ def test_room_on_the_disk(tmp_path, monkeypatch):
 
 
 # ── processes that are killed, and others ────────────────────────────────────────────────────────
-
-
-def uncovered():
-    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 def python(code, *args):

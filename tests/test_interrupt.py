@@ -3,7 +3,6 @@
 The signal comes as Python begins to look for a module, by a hook that Python itself loads first.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import uncovered
 from patience import PATIENCE
 
 TINY = Path(__file__).parent / "data" / "tiny"
@@ -68,7 +68,7 @@ def module(folder):
 
 def run(folder, start, moment, argv, **options):
     (folder / "sitecustomize.py").write_text(HOOK)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     env |= {"INTERRUPTED": moment, "PYTHONPATH": str(folder)}
     words = [word.format(out=folder / "out") for word in argv]
     return subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from command_line import runner
+from command_line import runner, uncovered
 from patience import FOREVER, PATIENCE, bounded, watched, within
 
 from npgpt2 import GPT2, load_tokenizer
@@ -687,7 +687,7 @@ def test_a_graph_that_is_open_twice(folder):
 
 def shell(script, *argv, **options):
     """A shell script in which "$@" is the command."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {script}", "sh", *NPGPT2, *map(str, argv)],
         capture_output=True, text=True, env=env, timeout=PATIENCE, **options,
@@ -742,7 +742,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_control_c_while_it_verifies(folder):
     argv = [sys.executable, "-c", VERIFY, str(FOREVER), "verify", str(folder)]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     streams = {"stdout": PIPE, "stderr": PIPE, "text": True}
     with watched(subprocess.Popen(argv, **streams, env=env)) as process:
         assert process.stderr.readline() == "ready\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from command_line import uncovered
 from patience import FOREVER, PATIENCE, bounded, watched, within
 from safetensors.numpy import load_file, save_file
 
@@ -750,7 +751,7 @@ sys.exit(cli.main(argv))
 
 def drive(*args, **options):
     """The command in a process of its own, with a fault."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     argv = [sys.executable, "-c", DRIVER, *map(str, [FOREVER, *args])]
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=env, **options)
@@ -1150,7 +1151,7 @@ except NpGPT2Error as error:
 def test_a_graph_that_claims_a_billion_layers(copy, use):
     edited(set_config(n_layer=10**9))(copy)
     argv = [sys.executable, "-c", LAYERS, copy, use]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=PATIENCE)
     assert "onnx/model" in done.stdout, (done.returncode, done.stderr)
 

@@ -1,6 +1,5 @@
 """Other systems: what Windows lacks is hidden (`windows.py`), and names suit every file system."""
 
-import os
 import re
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import uncovered
 from patience import watched
 
 from npgpt2 import files
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hides what Linu
 
 
 def start(*words):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env = uncovered()
     argv = [sys.executable, *map(str, words)]
     return subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

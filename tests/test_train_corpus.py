@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import uncovered
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE
@@ -54,10 +55,6 @@ def write(tmp_path):
         return files
 
     return make
-
-
-def uncovered():
-    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 def python(code, *args, **env):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import runner
+from command_line import runner, uncovered
 from patience import FOREVER, PATIENCE, bounded, watched
 from safetensors.numpy import load_file, save_file
 
@@ -192,10 +192,6 @@ def slow(*args):
 Training._step = slow
 sys.exit(cli.main(sys.argv[3:]))
 """
-
-
-def uncovered():
-    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 @contextmanager

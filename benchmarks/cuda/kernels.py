@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cuda.models import KINDS, PRECISIONS, Options, Steps, no_kernel
+from benchmarks.cuda.models import Options, Steps, no_kernel
 from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2_onnx import OnnxModel
+from npgpt2_onnx.names import KINDS
+from npgpt2_onnx.precision import PRECISIONS
 from npgpt2_onnx.session import PROVIDERS, require_graphs
 
 ROWS, PROMPT = 2, 24

@@ -1,6 +1,6 @@
 """Checkpoints of random weights and their graphs, made where the check runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from npgpt2 import GPT2, GPT2Config
 from npgpt2.checkpoint import save
 from npgpt2.params import build_tree, param_shapes
+from npgpt2_onnx.names import KINDS
+from npgpt2_onnx.precision import PRECISIONS
 
 # What a section does, one after another: each has a name, and gives what is written down of it.
 Steps = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
@@ -17,8 +19,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "124M": {},
     "1.5B": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
-KINDS = ("portable", "gqa", "mha")
 NO_KERNEL = "GroupQueryAttention has no float32 kernel on CUDA: `choose` takes another graph there"
 LARGE = ("fp16", "int4")  # what the large shape is exported in, and measured
 
@@ -57,7 +57,7 @@ class Options:
 def steps(options: Options) -> Steps:
     """The checkpoint of the shape, and every graph of it."""
     yield "checkpoint", lambda: make_checkpoint(options)
-    yield "graphs", lambda: make_graphs(options.checkpoint, options.graphs, PRECISIONS)
+    yield "graphs", lambda: make_graphs(options.checkpoint, options.graphs, [*PRECISIONS])
 
 
 def no_kernel(options: Options, precision: str, kind: str) -> bool:
@@ -76,13 +76,13 @@ def make_checkpoint(options: Options) -> dict[str, Any]:
 
 
 def make_graphs(
-    checkpoint: Path, folder: Path, precisions: tuple[str, ...], kinds: tuple[str, ...] = KINDS
+    checkpoint: Path, folder: Path, precisions: Sequence[str], kinds: Iterable[str] = KINDS
 ) -> dict[str, Any]:
     """Not proved on the way: that is what the check itself does, on its device."""
     from npgpt2_onnx import export
 
     if not folder.exists():  # a folder of an export is whole or not there
-        export(checkpoint, folder, precisions=precisions, graphs=kinds, proof=False)
+        export(checkpoint, folder, precisions=precisions, graphs=[*kinds], proof=False)
     return {"bytes": sum(path.stat().st_size for path in (folder / "onnx").iterdir())}
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cuda.models import KINDS, PRECISIONS, Options, Steps, no_kernel
+from benchmarks.cuda.models import Options, Steps, no_kernel
 from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2 import GPT2
 from npgpt2_onnx import OnnxModel
 from npgpt2_onnx.exported import Exported
+from npgpt2_onnx.names import KINDS
+from npgpt2_onnx.precision import PRECISIONS
 from npgpt2_onnx.session import Session, require_graphs
 from npgpt2_onnx.verify import BOUNDS, check_weights, compare, reference
 

@@ -59,7 +59,7 @@ def cell(opened: Callable[[], OnnxModel], batch: int, context: int, new: int) ->
         "batch": batch, "context": context,
         "prefill": prompt.size / prefill, "decode": batch / decode,
         "graph_prefill": prompt.size / graph_prefill, "graph_decode": batch / graph_decode,
-        "bytes": bytes_read(model) + cached(session, batch, context),
+        "bytes": bytes_read(model, batch * context, session.dtype.itemsize),
     }  # fmt: skip
 
 
@@ -70,12 +70,6 @@ def whole(model: OnnxModel, prompt: np.ndarray, new: int) -> tuple[float, float]
     step = model.stepper(room=room)
     step(prompt)
     return prefill, typical(new, lambda: step(prompt[:, :1]))
-
-
-def cached(session: Session, batch: int, tokens: int) -> int:
-    """Bytes of so many tokens' keys and values."""
-    config = session.config
-    return 2 * batch * tokens * config.n_layer * config.n_embd * session.dtype.itemsize
 
 
 def alone(session: Session, batch: int, past: int, new: int) -> Callable[[], None]:

@@ -123,8 +123,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Not by the loop's own handlers, which Windows has none of: uvicorn looks up ten times a
-        second, and so does Python."""
+        """By Python's handlers: Windows' loop has none of its own. They run when the loop wakes,
+        which uvicorn makes it do ten times a second."""
         loop = asyncio.get_running_loop()
 
         def tell(number: int, _: Any) -> None:
@@ -143,9 +143,8 @@ class Server(uvicorn.Server):
         """The first time drain, then end; the second time end."""
         if self.told:
             self.should_exit = self.force_exit = True
-            for (
-                connection
-            ) in self.server_state.connections:  # from Python 3.12 on they are waited for
+            # From Python 3.12 on a server that is closed waits for its connections.
+            for connection in self.server_state.connections:
                 connection.transport.abort()
             return
         self.told = number

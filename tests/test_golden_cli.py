@@ -71,9 +71,11 @@ def test_the_exit_code_is_the_verdict_whoever_reads(dump, tmp_path):
 def test_what_is_kept_is_what_is_written(tmp_path):
     """Byte by byte, where NumPy and its BLAS are those that wrote it; else within the bounds."""
     command = [sys.executable, "-m", "npgpt2", "golden", "write", tmp_path / "g", "--slices"]
-    kernel = {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"}  # as they were written
+    kept, kernel = load_golden(KEPT), {"OPENBLAS_NUM_THREADS": "1"}
+    if np.__version__ == kept.manifest["made_by"]["numpy"]:  # 2.5.5's Haswell kernel crashes
+        kernel["OPENBLAS_CORETYPE"] = "Haswell"  # as they were written
     subprocess.run([*command, "--model", TINY], check=True, env=os.environ | kernel)
-    kept, new = load_golden(KEPT), load_golden(tmp_path / "g")
+    new = load_golden(tmp_path / "g")
     made_alike = kept.manifest["made_by"] == new.manifest["made_by"]
     if made_alike:
         for path in KEPT.rglob("*"):

@@ -71,7 +71,7 @@ def once(made: Path, make: Callable[[Path], Any]) -> None:
 
 
 def open_numpy(folder: Path) -> Write:
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     from npgpt2 import GPT2
@@ -105,7 +105,7 @@ def open_onnx(precision: str) -> Callable[[Path], Write]:
 
 def open_pico(folder: Path) -> Write:
     """No cache, the whole text again for every token, as picoGPT does: 8 tokens stand for all."""
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()
     import numpy as np

@@ -65,8 +65,8 @@ def main() -> None:
 def make_checkpoint(folder: Path) -> int:
     """A random checkpoint as transformers writes one, with a vocabulary of 50,257; its bytes."""
     from npgpt2 import GPT2, GPT2Config
-    from npgpt2.checkpoint import save
-    from npgpt2.tokenizer import byte_alphabet
+    from npgpt2.checkpoints.checkpoint import save
+    from npgpt2.tokenizer.byte_pair import byte_alphabet
 
     model = GPT2.from_random(GPT2Config())
     save(folder, model.config, model.params)
@@ -125,7 +125,7 @@ def typical(repeats: int, work: Callable[[], Any]) -> float:
 
 
 def npgpt2_worker(task: str, folder: str) -> float:
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     import numpy as np

@@ -118,7 +118,7 @@ def make_large(folder: Path) -> int:
     import numpy as np
 
     from npgpt2 import GPT2Config
-    from npgpt2.params import param_shapes
+    from npgpt2.model.params import param_shapes
 
     config = GPT2Config(**XL)  # type: ignore[arg-type]
     header, end = {}, 0

@@ -159,11 +159,11 @@ def run(python: str, name: str, folder: Path, tasks: list[str]) -> dict[str, Any
 def work(name: str, folder: Path, tasks: list[str]) -> dict[str, Any]:
     """What one process does: nothing but converting, where there is no task."""
     if name == "limits":
-        from npgpt2.blas import choose_kernel
+        from npgpt2.base.blas import choose_kernel
 
         choose_kernel()
+        from npgpt2.base.blas import describe
         from npgpt2.bench import measure as limits
-        from npgpt2.blas import describe
 
         return limits({"variant": None}) | {"BLAS": describe()}
     engine = ENGINES[name]

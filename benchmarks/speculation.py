@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("weights/shakespeare"))
     parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     args = parser.parse_args()
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()
     from npgpt2 import GPT2, GenerationOptions

@@ -94,7 +94,7 @@ def measure(rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     import numpy as np

@@ -1,33 +1,33 @@
 """GPT-2 in NumPy: `from npgpt2 import GPT2`.
 
 Names are imported when they are first used, so that the command line can prepare the process (the
-BLAS kernel, see `npgpt2.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
+BLAS kernel, see `npgpt2.base.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
 """
 
 TYPE_CHECKING = False  # for type checkers it is true; `typing` is not imported, see `__main__.py`
 if TYPE_CHECKING:
     from typing import Any
 
-    from npgpt2.cache import KVCache as KVCache
-    from npgpt2.config import GPT2Config as GPT2Config
-    from npgpt2.errors import NpGPT2Error as NpGPT2Error
-    from npgpt2.generate import GenerationOptions as GenerationOptions
+    from npgpt2.base.errors import NpGPT2Error as NpGPT2Error
+    from npgpt2.generation.options import GenerationOptions as GenerationOptions
     from npgpt2.gpt2 import GPT2 as GPT2
     from npgpt2.gpt2 import GPT2Output as GPT2Output
     from npgpt2.heads import GPT2WithHead as GPT2WithHead
-    from npgpt2.tokenizer import load_tokenizer as load_tokenizer
+    from npgpt2.model.cache import KVCache as KVCache
+    from npgpt2.model.config import GPT2Config as GPT2Config
+    from npgpt2.tokenizer.load import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "GPT2": "gpt2",
-    "GPT2Config": "config",
+    "GPT2Config": "model.config",
     "GPT2Output": "gpt2",
     "GPT2WithHead": "heads",
-    "GenerationOptions": "generate",
-    "KVCache": "cache",
-    "NpGPT2Error": "errors",
-    "load_tokenizer": "tokenizer",
+    "GenerationOptions": "generation.options",
+    "KVCache": "model.cache",
+    "NpGPT2Error": "base.errors",
+    "load_tokenizer": "tokenizer.load",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -8,11 +8,11 @@ it, it shows a traceback.
 def main() -> int:
     """Run this process's command line; returns the exit code."""
     try:
-        from npgpt2 import interrupt
+        from npgpt2.base import interrupt
 
         interrupt.hear()
     except KeyboardInterrupt:  # it came before it was heard
-        from npgpt2 import interrupt
+        from npgpt2.base import interrupt
 
         interrupt.end()
     from npgpt2.cli import main as run

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from npgpt2.cache import KVCache
-from npgpt2.config import GPT2Config
-from npgpt2.errors import InputError
-from npgpt2.ops import Array
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import InputError
+from npgpt2.model.cache import KVCache
+from npgpt2.model.config import GPT2Config
 
 
 def tokens(input_ids: Any, inputs_embeds: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array:

@@ -14,16 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npgpt2.errors import FileError, OptionError
+from npgpt2.base.errors import FileError, OptionError
+from npgpt2.engines import ModelSpec, open_model
 
 if TYPE_CHECKING:
-    from npgpt2.config import GPT2Config
-    from npgpt2.language_model import LanguageModel
+    from npgpt2.generation.language_model import LanguageModel
+    from npgpt2.model.config import GPT2Config
 
 NEW = 16  # tokens that are decoded behind each context
 FIRST = 32  # tokens before the first that is written
@@ -31,17 +32,8 @@ SQUARE = 2048  # side of the matrices that are multiplied to measure arithmetic
 READ = 1 << 27  # float32 numbers, 0.5 GB, that are read to measure memory
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What is measured: an engine on a folder. `precision` is the graph's; NumPy has fp32."""
-
-    engine: str
-    folder: str
-    precision: str = "fp32"
-
-
 def bench(
-    variants: Sequence[Variant],
+    variants: Sequence[ModelSpec],
     *,
     batches: Sequence[int] = (1,),
     contexts: Sequence[int] | None = None,
@@ -52,7 +44,7 @@ def bench(
     """Measure.
 
     Args:
-        variants: the engines.
+        variants: the models and engines, each by a folder.
         batches: rows of a batch, B.
         contexts: tokens of a prompt; None: 32, a quarter of the context, and as many as it takes.
         threads: of BLAS and of ONNX Runtime; None: one for each core.
@@ -71,11 +63,11 @@ def bench(
         OptionError: a batch, context, number of threads or of rounds out of range.
         FileError: a process failed; its last line says why.
     """
-    folder = Path(variants[0].folder)
+    folder = variants[0].folder(weights=False)
     contexts = contexts_of(folder, batches, contexts, threads, rounds)
     work = {"batches": list(batches), "contexts": contexts, "threads": threads}
     # None is the machine itself.
-    found: dict[Variant | None, list[dict[str, Any]]] = {v: [] for v in (None, *variants)}
+    found: dict[ModelSpec | None, list[dict[str, Any]]] = {v: [] for v in (None, *variants)}
     for variant in progress([*found] * rounds, "measuring"):
         found[variant].append(_process(work | {"variant": variant and asdict(variant)}))
     limits = {key: _median(found[None], key) for key in found[None][0]}
@@ -90,7 +82,7 @@ def contexts_of(
     rounds: int,
 ) -> list[int]:
     """The tokens of prompts that are measured. Raises OptionError where `bench` does."""
-    from npgpt2.checkpoint import read_config
+    from npgpt2.checkpoints.checkpoint import read_config
 
     n_positions = read_config(folder).n_positions
     most = n_positions - NEW
@@ -129,10 +121,10 @@ def _median(rounds: Sequence[dict[str, Any]], key: str) -> float:
 
 
 def _engine(
-    variant: Variant, rounds: Sequence[dict[str, Any]], limits: dict[str, float]
+    variant: ModelSpec, rounds: Sequence[dict[str, Any]], limits: dict[str, float]
 ) -> dict[str, Any]:
     """The medians of one engine's rounds, beside the limits."""
-    engine: dict[str, Any] = {"engine": variant.engine, "precision": variant.precision}
+    engine: dict[str, Any] = {"engine": variant.engine, "precision": variant.precision or "fp32"}
     engine |= {key: _median(rounds, key) for key in ("load", "first_token", "memory")}
     for kind in ("prefill", "decode"):
         engine[kind] = []
@@ -156,16 +148,18 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
     """One engine; or the machine, where there is no variant."""
     if work["variant"] is None:
         return _limits()
-    variant = Variant(**work["variant"])
+    spec = ModelSpec(**work["variant"])
+    if spec.engine == "onnx":
+        spec = replace(spec, threads=work["threads"])
     import numpy as np
 
     begun = time.perf_counter()
-    model = _open(variant, work["threads"])
+    model = open_model(spec)
     load = time.perf_counter() - begun
     first = np.arange(min(FIRST, model.config.n_positions))[None] % model.config.vocab_size
     model.stepper()(first)
     found = {"load": load, "first_token": time.time() - work["started"]}
-    itemsize = 2 if variant.precision == "fp16" else 4
+    itemsize = 2 if spec.precision == "fp16" else 4
     points = product(work["batches"], work["contexts"])
     prefill, decode = zip(*(_point(model, *point, itemsize) for point in points), strict=True)
     return found | {"prefill": prefill, "decode": decode, "memory": _resident()}
@@ -212,16 +206,6 @@ def operations(config: "GPT2Config", batch: int, tokens: int, past: int) -> int:
     return 2 * batch * (every + last)
 
 
-def _open(variant: Variant, threads: int | None) -> "LanguageModel":
-    if variant.engine == "onnx":
-        from npgpt2_onnx import OnnxModel
-
-        return OnnxModel.from_pretrained(variant.folder, variant.precision, threads=threads)
-    from npgpt2.gpt2 import GPT2
-
-    return GPT2.from_pretrained(variant.folder)
-
-
 def bytes_read(model: Any, cached: int = 0, itemsize: int = 4) -> int:
     """By one step: all weights but rows that are looked up, keys and values of `cached` tokens."""
     config = model.config
@@ -234,7 +218,7 @@ def _weights_read(model: Any) -> int:
     if hasattr(model, "session"):
         tensors = model.session.graph.tensors.items()
         return sum(t.nbytes for name, t in tensors if not name.startswith(apart))
-    from npgpt2.params import named_parameters
+    from npgpt2.model.params import named_parameters
 
     named = named_parameters(model.params)
     return sum(array.nbytes for name, array in named if not name.startswith(apart))
@@ -275,7 +259,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     """Prefill and decode by context, each engine a line; what memory allows is dashed."""
     from matplotlib.figure import Figure
 
-    from npgpt2.files import output
+    from npgpt2.base.files import output
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
@@ -301,8 +285,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from npgpt2.blas import choose_kernel
-    from npgpt2.errors import NpGPT2Error
+    from npgpt2.base.blas import choose_kernel
+    from npgpt2.base.errors import NpGPT2Error
 
     asked = json.loads(sys.argv[1])
     if asked["threads"]:

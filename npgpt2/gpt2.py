@@ -13,16 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import arguments
-from npgpt2.cache import KVCache
-from npgpt2.checkpoint import Checkpoint
-from npgpt2.config import GPT2Config
-from npgpt2.errors import ConfigError, InputError, OptionError
-from npgpt2.files import Progress
-from npgpt2.hub import resolve
-from npgpt2.language_model import LanguageModel
-from npgpt2.model import Run, Tap, embed, lm_head, transformer
-from npgpt2.ops import Array, cross_entropy
-from npgpt2.params import (
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import ConfigError, InputError, OptionError
+from npgpt2.base.files import Progress
+from npgpt2.checkpoints.checkpoint import Checkpoint
+from npgpt2.checkpoints.hub import resolve
+from npgpt2.generation.language_model import LanguageModel
+from npgpt2.generation.scoring import cross_entropy
+from npgpt2.generation.slots import RaggedCache, Slots
+from npgpt2.model.cache import KVCache
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.forward import Run, Tap, embed, lm_head, transformer
+from npgpt2.model.params import (
     Embedding,
     Linear,
     Params,
@@ -30,7 +32,7 @@ from npgpt2.params import (
     named_parameters,
     param_shapes,
 )
-from npgpt2.slots import RaggedCache, Slots
+from npgpt2.tokenizer.load import vocabulary_of
 
 FLOATS = {"float32": np.float32, "float64": np.float64}
 
@@ -87,6 +89,7 @@ class GPT2(LanguageModel):
 
     def __init__(self, config: GPT2Config, params: Params, folder: Path | None = None) -> None:
         self.config, self.params, self.folder = config, params, folder
+        self._vocabulary = vocabulary_of(folder)
 
     @classmethod
     def from_pretrained(
@@ -105,14 +108,13 @@ class GPT2(LanguageModel):
         Args:
             name: the folder, or the name, such as "gpt2".
             dtype: "float32", or "float64" for everything in double precision.
-            mmap: map float32 files instead of reading them; see `npgpt2.checkpoint`.
+            mmap: map float32 files instead of reading them; see `Checkpoint.read`.
             strict: refuse weights that hold NaN or infinity; otherwise a warning names them.
             revision, token: of the hub.
             progress: wraps the loop over tensors.
 
         Raises:
-            FileError, ConfigError, CheckpointError, MissingPackage: see `npgpt2.checkpoint` and
-                `npgpt2.hub`.
+            FileError, ConfigError, CheckpointError, MissingPackage: see `npgpt2.checkpoints`.
         """
         float_ = numpy_float(dtype)
         folder = resolve(name, revision, token)
@@ -189,7 +191,7 @@ class GPT2(LanguageModel):
             labels: (B, T) ids, shifted here; −100 is ignored.
             use_cache: by default the config's. With False nothing is added to a given cache.
             logits_to_keep: the last so many positions (0: all), or an array of positions.
-            tap: called with the name and array of every intermediate; see `npgpt2.model.Tap`.
+            tap: called with the name and array of every intermediate; see `forward.Tap`.
 
         Raises:
             InputError: shapes, dtypes or ids that do not fit, named.
@@ -394,7 +396,7 @@ def numpy_float(name: str) -> Any:
 
 
 class NumpyStepper:
-    """`npgpt2.generate.Rewindable` over a GPT2."""
+    """`npgpt2.generation.generate.Rewindable` over a GPT2."""
 
     def __init__(self, model: GPT2, mask: Array | None, use_cache: bool, room: int) -> None:
         self._model, self._mask, self._use_cache, self._room = model, mask, use_cache, room
@@ -437,7 +439,7 @@ class NumpyStepper:
 
 
 class NumpySlots(Slots):
-    """`npgpt2.slots.Slots` over a GPT2.
+    """`npgpt2.generation.slots.Slots` over a GPT2.
 
     Every step computes all slots: BLAS multiplies one, four and eight rows each in its own way.
     """

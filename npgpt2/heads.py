@@ -20,17 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import arguments
-from npgpt2.checkpoint import Checkpoint
-from npgpt2.config import HEADS, GPT2Config
-from npgpt2.errors import ConfigError, InputError
-from npgpt2.files import Progress
-from npgpt2.generate import sound
+from npgpt2.base.arrays import Array, product
+from npgpt2.base.errors import ConfigError, InputError
+from npgpt2.base.files import Progress
+from npgpt2.checkpoints.checkpoint import Checkpoint
+from npgpt2.checkpoints.hub import resolve
+from npgpt2.generation.generate import sound
+from npgpt2.generation.language_model import Prompt, TextModel
 from npgpt2.gpt2 import GPT2, numpy_float
-from npgpt2.hub import resolve
-from npgpt2.language_model import Prompt, TextModel
-from npgpt2.model import lm_head
-from npgpt2.ops import ACTIVATIONS, Array, product, softmax
-from npgpt2.params import Head, Params, Summary
+from npgpt2.model.config import HEADS, GPT2Config
+from npgpt2.model.forward import lm_head
+from npgpt2.model.ops import ACTIVATIONS, softmax
+from npgpt2.model.params import Head, Params, Summary
+from npgpt2.tokenizer.load import vocabulary_of
 
 NONE = np.empty(0, np.int64)  # positions whose logits over the vocabulary are wanted
 LONGEST = 15  # tokens of an answer, as in transformers' pipeline
@@ -194,6 +196,7 @@ class GPT2WithHead(HeadModel):
                 f"{', '.join(HEADS)}. 'npgpt2 generate' runs it, in Python npgpt2.GPT2"
             )
         self.config, self.params, self.folder = config, params, folder
+        self._vocabulary = vocabulary_of(folder)
         self.body = GPT2(config, params, folder)
 
     @classmethod

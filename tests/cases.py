@@ -7,7 +7,7 @@ npgpt2 against these numbers without PyTorch.
 import numpy as np
 
 from npgpt2 import GPT2Config
-from npgpt2.params import param_shapes
+from npgpt2.model.params import param_shapes
 
 B, T, E = 2, 7, 5
 SMALL = {"vocab_size": 23, "n_positions": 16, "n_embd": 12, "n_layer": 3, "n_head": 3}

@@ -12,8 +12,8 @@ from cases import SMALL, formula_tensors
 from hypothesis import settings
 
 from npgpt2 import GPT2, GPT2Config
-from npgpt2.blas import openblas
-from npgpt2.params import build_tree
+from npgpt2.base.blas import openblas
+from npgpt2.model.params import build_tree
 
 # Helpers and scripts: no tests in them, and some need torch.
 collect_ignore = [

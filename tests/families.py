@@ -11,14 +11,14 @@ from onnx_cases import save
 
 from npgpt2 import GPT2, GPT2Config
 from npgpt2_onnx import export
-from npgpt2_onnx.data import layout
-from npgpt2_onnx.graph import OPSET, build, inside, states_and_maps
-from npgpt2_onnx.heads import build_head
-from npgpt2_onnx.lens import build_lens, check_lens
-from npgpt2_onnx.names import KINDS
-from npgpt2_onnx.precision import PRECISIONS
-from npgpt2_onnx.session import Session, graphs_in
-from npgpt2_onnx.verify import compare, compare_head, reference
+from npgpt2_onnx.graph.heads import build_head
+from npgpt2_onnx.graph.language_model import OPSET, build, inside, states_and_maps
+from npgpt2_onnx.graph.layout import layout
+from npgpt2_onnx.graph.lens import build_lens
+from npgpt2_onnx.graph.names import KINDS
+from npgpt2_onnx.graph.precision import PRECISIONS
+from npgpt2_onnx.run.session import Session, graphs_in
+from npgpt2_onnx.write.verify import check_lens, compare, compare_head, reference
 
 SMALL = {
     "vocab_size": 23, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3,

@@ -139,7 +139,9 @@ def _import_everything() -> None:
 
     import npgpt2.train
     import npgpt2_onnx  # noqa: F401
-    from npgpt2 import bench, cli, convert, threads  # noqa: F401
+    from npgpt2 import bench, cli  # noqa: F401
+    from npgpt2.base import threads  # noqa: F401
+    from npgpt2.checkpoints import convert  # noqa: F401
     from npgpt2.golden import llmc, page, report  # noqa: F401
 
     matplotlib.figure.Figure().savefig(os.devnull, format="png")  # finds the fonts
@@ -213,8 +215,9 @@ def _child(library: str, argv: list[str], root: str, fault: Fault, log: int) -> 
 
 def _save(out: str) -> int:
     """What a program does that saves a checkpoint, with the command's way to say an error."""
-    from npgpt2 import GPT2, errors
-    from npgpt2.checkpoint import save
+    from npgpt2 import GPT2
+    from npgpt2.base import errors
+    from npgpt2.checkpoints.checkpoint import save
 
     model = GPT2.from_pretrained(TINY)
     try:

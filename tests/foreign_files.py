@@ -1,7 +1,7 @@
 """Writers of other people's formats, by the formats' descriptions and without their libraries.
 
-PyTorch's (zip archive and stream), TensorFlow's, nanoGPT's and llm.c's: what `npgpt2.formats`
-reads, for tests that have no PyTorch and no TensorFlow. `test_torch.py` reads what PyTorch writes.
+PyTorch's (zip archive and stream), TensorFlow's, nanoGPT's and llm.c's: what the package reads, for
+tests that have no PyTorch and no TensorFlow. `test_torch.py` reads what PyTorch writes.
 """
 
 import io

@@ -90,7 +90,7 @@ CHECKS = {
     },
     "faults": Check((sys.executable, "tests/faults.py", "--all"), 15),
     "kills": Check((sys.executable, "tests/faults.py", "--kills", "200"), 5),
-    "soak": Check((*PYTEST, "tests/test_serve.py::test_soak"), 30, {"SOAK_REQUESTS": "9000"}),
+    "soak": Check((*PYTEST, "tests/serve/test_serve.py::test_soak"), 30, {"SOAK_REQUESTS": "9000"}),
     "large": Check((*PYTEST, "-n0", "-m", "long"), 10, alone=True),
     "busy, once": Check((*WHOLE, "-n4"), 20, alone=True, beside=4),
     "busy, twice": Check((*WHOLE, "-n4"), 20, alone=True, beside=4),

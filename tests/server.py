@@ -21,7 +21,7 @@ BEFORE = {
     "": "",
     "slow": """
         import time
-        from npgpt2.slots import Slots
+        from npgpt2.generation.slots import Slots
         step, prefill = Slots.step, Slots.prefill
         def slowly(f):
             def slow(*args):
@@ -31,12 +31,12 @@ BEFORE = {
         Slots.step, Slots.prefill = slowly(step), slowly(prefill)
     """,
     "held": """
-        from npgpt2.slots import Slots
+        from npgpt2.generation.slots import Slots
         Slots.step, Slots.prefill = held(Slots.step), held(Slots.prefill)
     """,
     "halfway": """
         from itertools import count
-        from npgpt2.slots import Slots
+        from npgpt2.generation.slots import Slots
         step, held_step, number = Slots.step, held(Slots.step), count()
         Slots.step = lambda *args: (step if next(number) < 10 else held_step)(*args)
     """,
@@ -65,7 +65,7 @@ BEFORE = {
         server.HEAD_SECONDS = 86_400
     """,
     "broken": """
-        from npgpt2.slots import Slots
+        from npgpt2.generation.slots import Slots
         step = Slots.step
         def fails(self, ids):
             if 77 in ids:

@@ -24,11 +24,11 @@ from onnx_cases import save
 from npgpt2 import GPT2Config
 from npgpt2.cli import build_parser
 from npgpt2_onnx import export
-from npgpt2_onnx.data import layout
-from npgpt2_onnx.lens import build_lens
-from npgpt2_onnx.names import KINDS
-from npgpt2_onnx.precision import PRECISIONS
-from npgpt2_onnx.session import graphs_in, loads
+from npgpt2_onnx.graph.layout import layout
+from npgpt2_onnx.graph.lens import build_lens
+from npgpt2_onnx.graph.names import KINDS
+from npgpt2_onnx.graph.precision import PRECISIONS
+from npgpt2_onnx.run.session import graphs_in, loads
 
 FOLDER = Path(__file__).parent / "data" / "snapshots"
 MAKER = "python tests/data/make_snapshots.py"
@@ -189,6 +189,7 @@ def helps() -> Iterator[tuple[str, str]]:
 
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """A parser and those of its commands."""
+    parser.format_help()  # a command's has its arguments from then on
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

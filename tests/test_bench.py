@@ -8,8 +8,9 @@ import pytest
 from command_line import runner
 
 from npgpt2 import GPT2, GPT2Config
-from npgpt2.bench import Variant, bench, operations
-from npgpt2.errors import FileError
+from npgpt2.base.errors import FileError
+from npgpt2.bench import bench, operations
+from npgpt2.engines import ModelSpec
 from npgpt2_onnx import export
 
 
@@ -26,7 +27,7 @@ def exported(tmp_path_factory, tiny):
 
 @pytest.fixture(scope="module")
 def report(tiny, exported):
-    variants = [Variant("numpy", str(tiny)), Variant("onnx", str(exported), "int8")]
+    variants = [ModelSpec(str(tiny)), ModelSpec(str(exported), "onnx", precision="int8")]
     return bench(variants, batches=[1, 3], contexts=[5, 100], threads=1, rounds=1)
 
 
@@ -77,7 +78,7 @@ def test_operations_are_counted_as_the_model_multiplies():
 def test_a_process_that_fails_says_why(tmp_path, tiny):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
     with pytest.raises(FileError, match=r"^numpy: was not measured \(FileError: .*no such file"):
-        bench([Variant("numpy", str(tmp_path))], contexts=[4], rounds=1)
+        bench([ModelSpec(str(tmp_path))], contexts=[4], rounds=1)
 
 
 def test_on_the_command_line(npgpt2, exported, tmp_path):

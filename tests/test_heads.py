@@ -10,15 +10,16 @@ from cases import HEAD_CASES, IDS, SMALL, config_of, formula_tensors, with_head
 from command_line import runner
 
 from npgpt2 import GPT2, GPT2Config, GPT2WithHead
-from npgpt2.checkpoint import Checkpoint, save
-from npgpt2.config import HEADS
-from npgpt2.convert import convert
-from npgpt2.errors import CheckFailed, CheckpointError, ConfigError, InputError
+from npgpt2.base.errors import CheckFailed, CheckpointError, ConfigError, InputError
+from npgpt2.checkpoints.checkpoint import Checkpoint, save
+from npgpt2.checkpoints.convert import convert
 from npgpt2.heads import LONGEST
-from npgpt2.params import build_tree
-from npgpt2_onnx import OnnxModel, OnnxWithHead, export, heads
-from npgpt2_onnx.ops import to_int
-from npgpt2_onnx.session import loads
+from npgpt2.model.config import HEADS
+from npgpt2.model.params import build_tree
+from npgpt2_onnx import OnnxModel, OnnxWithHead, export
+from npgpt2_onnx.graph import heads
+from npgpt2_onnx.graph.ops import to_int
+from npgpt2_onnx.run.session import loads
 
 EXPECTED = json.loads((Path(__file__).parent / "data" / "expected.json").read_text())["heads"]
 

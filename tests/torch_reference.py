@@ -7,7 +7,7 @@ from transformers import GPT2Config
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from npgpt2.params import stored_name
+from npgpt2.checkpoints.checkpoint import stored_name
 
 
 def with_head_mask(module, query, key, value, attention_mask, scaling=None, **kwargs):

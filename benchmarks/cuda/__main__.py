@@ -93,7 +93,7 @@ def _run(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()  # as the command line does
     from benchmarks.cuda.check import SECTIONS, check
@@ -141,7 +141,7 @@ def _section(commands: argparse._SubParsersAction) -> None:
 
 
 def do_section(args: argparse.Namespace) -> int:
-    from npgpt2.blas import choose_kernel
+    from npgpt2.base.blas import choose_kernel
 
     choose_kernel()
     from benchmarks.cuda.check import section_main

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.cuda import kernels, machine, models, parity, pytorch, speed
 from benchmarks.cuda.models import Options, Steps
-from npgpt2.files import replaced
+from npgpt2.base.files import replaced
 
 Report = dict[str, Any]
 Row = dict[str, Any]

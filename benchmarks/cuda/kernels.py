@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks.cuda.models import Options, Steps, no_kernel
 from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2_onnx import OnnxModel
-from npgpt2_onnx.names import KINDS
-from npgpt2_onnx.precision import PRECISIONS
-from npgpt2_onnx.session import PROVIDERS, require_graphs
+from npgpt2_onnx.graph.names import KINDS
+from npgpt2_onnx.graph.precision import PRECISIONS
+from npgpt2_onnx.run.session import PROVIDERS, require_graphs
 
 ROWS, PROMPT = 2, 24
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from npgpt2 import GPT2, GPT2Config
-from npgpt2.checkpoint import save
-from npgpt2.params import build_tree, param_shapes
-from npgpt2_onnx.names import KINDS
-from npgpt2_onnx.precision import PRECISIONS
+from npgpt2.checkpoints.checkpoint import save
+from npgpt2.model.params import build_tree, param_shapes
+from npgpt2_onnx.graph.names import KINDS
+from npgpt2_onnx.graph.precision import PRECISIONS
 
 # What a section does, one after another: each has a name, and gives what is written down of it.
 Steps = Iterator[tuple[str, Callable[[], dict[str, Any]]]]

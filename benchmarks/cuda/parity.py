@@ -1,7 +1,7 @@
 """Every graph in every precision beside NumPy with the same weights, on the device.
 
-What is compared are `npgpt2_onnx.verify`'s cases (a prompt and steps behind it, chunks, batches,
-padding on both sides), and a text that is written the way `OnnxModel` writes one.
+What is compared are the cases of `npgpt2_onnx.write.verify` (a prompt and steps behind it, chunks,
+batches, padding on both sides), and a text that is written the way `OnnxModel` writes one.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from benchmarks.cuda.models import Options, Steps, no_kernel
 from benchmarks.cuda.sessions import may_refuse, opened
 from npgpt2 import GPT2
 from npgpt2_onnx import OnnxModel
-from npgpt2_onnx.exported import Exported
-from npgpt2_onnx.names import KINDS
-from npgpt2_onnx.precision import PRECISIONS
-from npgpt2_onnx.session import Session, require_graphs
-from npgpt2_onnx.verify import BOUNDS, check_weights, compare, reference
+from npgpt2_onnx.graph.names import KINDS
+from npgpt2_onnx.graph.precision import PRECISIONS
+from npgpt2_onnx.run.exported import Exported
+from npgpt2_onnx.run.session import Session, require_graphs
+from npgpt2_onnx.write.verify import BOUNDS, check_weights, compare, reference
 
 # Of float32 on CUDA, as parts of the largest value. By default its products are TF32: inputs are
 # rounded to 10 bits, as many as float16 has. Without, what remains is another order of summing.

@@ -8,8 +8,8 @@ from typing import Any
 import onnxruntime as ort
 
 from benchmarks.cuda.models import NO_KERNEL
-from npgpt2.errors import CheckpointError
-from npgpt2_onnx.session import Session
+from npgpt2.base.errors import CheckpointError
+from npgpt2_onnx.run.session import Session
 
 # What ONNX Runtime says where no provider of a session has a node's kernel.
 LACKING = re.compile(

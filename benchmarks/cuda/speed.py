@@ -16,8 +16,9 @@ import onnxruntime as ort
 from benchmarks.cuda.models import LARGE, Options, Steps, make_large
 from benchmarks.numpy_vs_torch import typical
 from npgpt2.bench import bytes_read
-from npgpt2_onnx import OnnxModel, names
-from npgpt2_onnx.session import Session
+from npgpt2_onnx import OnnxModel
+from npgpt2_onnx.graph import names
+from npgpt2_onnx.run.session import Session
 
 FLOATS, WHOLE = ("fp32", "fp16"), ("int8", "int4")
 

@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npgpt2_onnx.model import OnnxModel as OnnxModel
-    from npgpt2_onnx.model import OnnxWithHead as OnnxWithHead
-    from npgpt2_onnx.save import export as export
-    from npgpt2_onnx.session import Session as Session
-    from npgpt2_onnx.verify import quality as quality
+    from npgpt2_onnx.run.model import OnnxModel as OnnxModel
+    from npgpt2_onnx.run.model import OnnxWithHead as OnnxWithHead
+    from npgpt2_onnx.run.session import Session as Session
+    from npgpt2_onnx.write.save import export as export
+    from npgpt2_onnx.write.verify import quality as quality
 
 _HOMES = {
-    "OnnxModel": "model",
-    "OnnxWithHead": "model",
-    "Session": "session",
-    "export": "save",
-    "quality": "verify",
+    "OnnxModel": "run.model",
+    "OnnxWithHead": "run.model",
+    "Session": "run.session",
+    "export": "write.save",
+    "quality": "write.verify",
 }
 __all__ = [*_HOMES]
 

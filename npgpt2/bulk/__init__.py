@@ -1,1 +1,4 @@
-"""Bulk work: files of rows, in parts, on every core of one machine or of many. `npgpt2 batch`."""
+"""Files of rows, split into parts for the processes of one machine or of a Ray cluster.
+
+Generating, scoring and embedding themselves are in `generation/`.
+"""

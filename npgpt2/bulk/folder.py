@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from npgpt2.base.errors import FileError
+from npgpt2.base.files import named_errors, read_json, replaced, require_space, write_text
 from npgpt2.bulk.parts import parquet
 from npgpt2.bulk.tasks import Result
-from npgpt2.errors import FileError
-from npgpt2.files import named_errors, read_json, replaced, require_space, write_text
 
 SCHEMA = "npgpt2.batch/1"
 MANIFEST = "_batch.json"  # readers of a folder of Parquet skip such names
@@ -33,7 +33,7 @@ class Settings:
         task: "generate", "score" or "embed".
         format: of the results, "jsonl" or "parquet".
         model: a folder.
-        engine: how it is opened: the options of the command line, by name.
+        engine: how it is opened: of `npgpt2.engines.ModelSpec`, what is not the model.
         options: of `GenerationOptions`, `seed` among them; empty for other tasks.
         inputs: of each file its name, bytes and time.
         whole_ids: ids are whole numbers, in Parquet; else text.

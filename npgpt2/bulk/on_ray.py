@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from npgpt2.base.errors import FileError, MissingPackage, NpGPT2Error, OptionError
 from npgpt2.bulk.folder import Settings
 from npgpt2.bulk.parts import Part
 from npgpt2.bulk.worker import Done, Worker
-from npgpt2.errors import FileError, MissingPackage, NpGPT2Error, OptionError
 
 
 def connect(address: str) -> int:

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from npgpt2.errors import FileError, MissingPackage
-from npgpt2.files import named_errors, require_regular
+from npgpt2.base.errors import FileError, MissingPackage
+from npgpt2.base.files import named_errors, require_regular
 
 ROWS = 64  # of a part, at most: half a minute's work of one core, with the 124M shape
 BYTES = 4 << 20  # of a part; a row is never cut in two

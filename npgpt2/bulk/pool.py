@@ -14,10 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 
+from npgpt2.base.errors import FileError
 from npgpt2.bulk.folder import Settings
 from npgpt2.bulk.parts import Part
 from npgpt2.bulk.worker import Done, Worker
-from npgpt2.errors import FileError
 
 TRIES = 3
 NOTHING = Done(-1, 0, 0, 0)  # has ended, but the work goes on

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npgpt2.batcher import Batcher, Job
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import InputError, NpGPT2Error, TokenizerError
 from npgpt2.bulk.parts import Row
-from npgpt2.errors import InputError, NpGPT2Error, TokenizerError
-from npgpt2.generate import GenerationOptions
-from npgpt2.language_model import LanguageModel, Piece, Writing
-from npgpt2.ops import Array
-from npgpt2.scoring import require_two
+from npgpt2.generation.batcher import Batcher, Job
+from npgpt2.generation.language_model import LanguageModel, Piece, Writing
+from npgpt2.generation.options import GenerationOptions
+from npgpt2.generation.scoring import require_two
 
 SLOTS = 16  # texts written at the same time
 TOKENS = 1024  # read at the same time, padding included: with the logits of each, 0.2 GB

@@ -2,15 +2,16 @@
 
 import contextlib
 import io
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from npgpt2.blas import openblas
+from npgpt2.base.blas import openblas
 from npgpt2.bulk.folder import Settings, write_part
 from npgpt2.bulk.parts import Part, rows_of
 from npgpt2.bulk.tasks import Embed, Generate, ScoreTexts, Task
-from npgpt2.generate import GenerationOptions
+from npgpt2.engines import ModelSpec, open_model
+from npgpt2.generation.options import GenerationOptions
 
 
 class Done(NamedTuple):
@@ -38,16 +39,13 @@ class Worker:
 
 
 def _open(settings: Settings, threads: int) -> Task:
-    from npgpt2.cli.common import load_engine
-
     if (blas := openblas()) is not None:  # else every worker would take every core
         blas.use(threads)
-
-    engine = dict(settings.engine, model=settings.model)
-    if engine["engine"] == "onnx":
-        engine["threads"] = threads
+    spec = ModelSpec(settings.model, **settings.engine)
+    if spec.engine == "onnx":
+        spec = replace(spec, threads=threads)
     with contextlib.redirect_stderr(io.StringIO()):  # whoever began the run was told already
-        model = load_engine(Namespace(**engine))
+        model = open_model(spec)
     if settings.task == "generate":
         return Generate(model, GenerationOptions(**settings.options))
     return ScoreTexts(model) if settings.task == "score" else Embed(model)

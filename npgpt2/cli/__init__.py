@@ -1,4 +1,7 @@
-"""The command `npgpt2`: parse, call, print. One file per command.
+"""The command `npgpt2`: parse, call, print. One file for each command; `options`, `inputs` and
+`output` serve them all.
+
+No other room imports it, and no argparse namespace leaves it.
 
 Results go to standard output; notes, timings and errors to standard error. An error is one line.
 
@@ -15,11 +18,12 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
-from npgpt2 import __version__, errors, interrupt
-from npgpt2.blas import choose_kernel
+from npgpt2 import __version__
+from npgpt2.base import errors, interrupt
+from npgpt2.base.blas import choose_kernel
 from npgpt2.cli import (
     batch,
     bench,
@@ -39,7 +43,7 @@ from npgpt2.cli import (
     train,
     verify,
 )
-from npgpt2.cli.common import discard_output, one_line
+from npgpt2.cli.output import discard_output, one_line
 
 COMMANDS = (
     generate, tokenize, inspect, score, classify, explain, serve, batch, train, export, verify,
@@ -48,7 +52,27 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in this project's form."""
+    """argparse, with its errors in this project's form.
+
+    That of a command gets its arguments when it is asked: they come from the dataclasses of what
+    the command calls, and no other command waits for these to be imported.
+    """
+
+    module: ModuleType | None = None
+
+    def fill(self) -> None:
+        module, self.module = self.module, None
+        if module is not None:
+            module.add_arguments(self)
+            self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def format_help(self) -> str:
+        self.fill()
+        return super().format_help()
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        self.fill()
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         text = one_line(message.removeprefix("argument ").rstrip("."))
@@ -76,8 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        module.add_arguments(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.module = module
         command.set_defaults(run=module.run, parser=command)
     return parser
 
@@ -150,7 +173,7 @@ def _cleared_up() -> Iterator[None]:
     told: list[int] = []
 
     def unfinished() -> bool:
-        files = sys.modules.get("npgpt2.files")  # None, or a part of it while it is imported
+        files = sys.modules.get("npgpt2.base.files")  # None, or a part of it while it is imported
         return bool(getattr(files, "is_unfinished", bool)())
 
     def stop(number: int, _: Any) -> None:

@@ -13,26 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npgpt2.cli.common import (
-    add_engine,
-    add_filters,
-    add_model,
-    add_precision,
-    cores,
-    model_folder,
-    note,
-    number,
-    progress,
-    whole,
-)
-from npgpt2.errors import CheckFailed, FileError, OptionError
+from npgpt2.base.errors import CheckFailed, FileError, OptionError
+from npgpt2.base.threads import cores
+from npgpt2.cli.inputs import add_engine, add_model, spec_of
+from npgpt2.cli.options import FILTERS, add_options, options_of, whole
+from npgpt2.cli.output import note, progress
+from npgpt2.engines import ModelSpec
+from npgpt2.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from npgpt2.config import GPT2Config
+    from npgpt2.model.config import GPT2Config
 
 HELP = "write, score or embed every row of a file, on all cores or many machines"
 EXAMPLES = """examples:
@@ -45,62 +39,44 @@ Work = Callable[[list[Any], str], Iterator[Any]]  # parts that are left, and the
 
 Model = tuple[Path, "GPT2Config", list[Path]]  # its folder, its shape, the files of its weights
 
-ENGINE = ("engine", "device", "precision", "threads", "graph_cache", "dtype", "strict", "revision")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="a .jsonl or .parquet file, or a folder")
     parser.add_argument("-o", "--out", metavar="OUT", required=True, help="folder to make")
     parser.add_argument(
-        "--task",
-        choices=("generate", "score", "embed"),
-        required=True,
+        "--task", choices=("generate", "score", "embed"), required=True,
         help="texts that follow; log-probabilities; the mean of the last hidden states",
-    )
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with a run that was ended")
     parser.add_argument(
         "--format", choices=("jsonl", "parquet"), help="of the results (default: as IN)"
     )
     who = parser.add_argument_group("who works")
     who.add_argument(
-        "--workers",
-        type=whole,
-        metavar="N",
+        "--workers", type=whole, metavar="N",
         help="processes, each with the model in memory (default: one for each core, as far as "
         "memory goes); on Ray, actors",
-    )
+    )  # fmt: skip
     who.add_argument(
-        "--ray",
-        metavar="ADDRESS",
+        "--ray", metavar="ADDRESS",
         help="a Ray cluster: HOST:PORT, auto or local; IN and OUT are the same files on "
         "all of its nodes",
-    )
+    )  # fmt: skip
     options = parser.add_argument_group("how to write (generate; the filters run in this order)")
-    options.add_argument(
-        "--repetition-penalty", type=number, metavar="R",
-        help="above 1: what was said becomes less likely (default: 1)",
-    )  # fmt: skip
-    add_filters(options)
-    options.add_argument(
-        "--seed", type=whole, metavar="S",
-        help="the same seed, the same texts (default: another one every time)",
-    )  # fmt: skip
-    options.add_argument(
-        "--max-new-tokens", type=whole, metavar="N", help="at most N tokens (default: 100)"
-    )
-    options.add_argument(
-        "--stop", action="append", metavar="TEXT",
-        help="end before this text; may be given several times",
-    )  # fmt: skip
+    filters = ("repetition_penalty", *FILTERS)
+    add_options(options, GenerationOptions, *filters)
+    same = "the same seed, the same texts (default: another one every time)"
+    add_options(options, GenerationOptions, "seed", help=same)
+    add_options(options, GenerationOptions, "max_new_tokens", "stop")
     add_model(parser)
     add_engine(parser)
-    add_precision(parser)
+    add_options(parser, ModelSpec, "dtype", "strict")
 
 
 def run(args: argparse.Namespace) -> int:
+    from npgpt2.base.files import held, named_errors
     from npgpt2.bulk.folder import begin, errors_in, parts_there, require_same, told
     from npgpt2.bulk.parts import ROWS, files_of, parts_of
-    from npgpt2.files import held
 
     if args.out == "":
         raise OptionError("out", "got '', expected a folder")
@@ -122,10 +98,8 @@ def run(args: argparse.Namespace) -> int:
             "another version cut them. Begin in another folder"
         )
     work = _ready(args, settings, model, len(parts))
-    try:
+    with named_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{out}: {error.strerror}") from None
     with held(out):
         if told(out) != before:
             raise FileError(f"{out}: another run has begun there in between. Look at it first")
@@ -165,11 +139,9 @@ def _settings(
     """What is asked for, and of which model, made sure of before anything is begun."""
     from npgpt2.bulk.folder import Settings, inputs_of
     from npgpt2.bulk.parts import has_whole_ids, parquet
-    from npgpt2.generate import GenerationOptions
-    from npgpt2.language_model import fresh_seed
+    from npgpt2.generation.language_model import fresh_seed
 
-    names = [f.name for f in fields(GenerationOptions) if hasattr(args, f.name)]
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given = options_of(args, GenerationOptions)
     if args.task != "generate" and given:
         raise OptionError(next(iter(given)), f"is for --task generate. {args.task} does not write")
     if "seed" not in given:
@@ -181,32 +153,35 @@ def _settings(
     if kind == "parquet":
         parquet()
     whole_ids = tables and all(map(has_whole_ids, files))
-    model = _model(args)
+    spec = spec_of(args)
+    model = _model(spec)
+    engine = asdict(spec)
+    del engine["model"]
     settings = Settings(
         task=args.task,
         format=kind,
         whole_ids=whole_ids,
         model=str(model[0]),
-        engine={name: getattr(args, name) for name in ENGINE},
+        engine=engine,
         options=options,
         inputs=inputs_of(files),
     )
     return settings, model
 
 
-def _model(args: argparse.Namespace) -> Model:
+def _model(spec: ModelSpec) -> Model:
     """What the workers will open, looked into: that it cannot be opened is heard of before."""
-    folder = model_folder(args, weights=args.engine == "numpy").absolute()
-    if args.engine == "numpy":
-        from npgpt2.checkpoint import Checkpoint
+    folder = spec.folder(spec.engine == "numpy", note).absolute()
+    if spec.engine == "numpy":
+        from npgpt2.checkpoints.checkpoint import Checkpoint
 
         config = Checkpoint.open(folder).config.language_model(str(folder))
         weights = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
         return folder, config, weights
-    from npgpt2_onnx.exported import Exported
-    from npgpt2_onnx.session import choose
+    from npgpt2_onnx.run.exported import Exported
+    from npgpt2_onnx.run.session import choose
 
-    graph = Exported.open(choose(folder, args.device or "cpu", args.precision)[2])
+    graph = Exported.open(choose(folder, spec.device or "cpu", spec.precision)[2])
     return folder, graph.config, [graph.path.parent / name for name in graph.locations]
 
 
@@ -235,8 +210,8 @@ def _count(count: int, what: str) -> str:
 
 def _fitting(task: str, model: Model) -> int:
     """One worker for each core, where what they hold fits into the memory that is free."""
-    from npgpt2.batcher import PREFIX_BYTES
     from npgpt2.bulk.tasks import SLOTS
+    from npgpt2.generation.batcher import PREFIX_BYTES
 
     _, config, weights = model
     needed = 2 * sum(path.stat().st_size for path in weights) + (1 << 29)

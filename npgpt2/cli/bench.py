@@ -10,24 +10,21 @@ import argparse
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from npgpt2.cli.common import (
-    add_model,
-    model_folder,
+from npgpt2.base.errors import OptionError
+from npgpt2.cli.inputs import add_model
+from npgpt2.cli.options import whole
+from npgpt2.cli.output import (
     note,
     progress,
     require_matplotlib,
     require_place,
     say,
     table,
-    whole,
     write_file,
 )
-from npgpt2.errors import OptionError
-
-if TYPE_CHECKING:
-    from npgpt2.bench import Variant
+from npgpt2.engines import ModelSpec
 
 HELP = "tokens per second on this machine, beside what it could give at most"
 EXAMPLES = """examples:
@@ -87,20 +84,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
+def _variants(args: argparse.Namespace, stack: ExitStack) -> list[ModelSpec]:
     """The engines that were asked for; graphs that are not there are made in a folder that goes
     away with the stack."""
-    from npgpt2.bench import Variant, contexts_of
-    from npgpt2_onnx.session import graphs_in
+    from npgpt2.bench import contexts_of
+    from npgpt2_onnx.run.session import graphs_in
 
     if args.engine == "numpy" and args.precision:
         raise OptionError("precision", "is of the onnx engine. Leave it out, or --engine onnx")
-    folder = model_folder(args, weights=args.engine != "onnx")
+    named = ModelSpec(args.model, revision=args.revision)
+    folder = named.folder(args.engine != "onnx", note)
     contexts_of(folder, args.batch, args.context, args.threads, args.rounds)  # before it exports
     checkpoint = any(folder.glob("*.safetensors*"))
     variants = []
     if args.engine == "numpy" or (args.engine == "all" and checkpoint):
-        variants.append(Variant("numpy", str(folder)))
+        variants.append(ModelSpec(str(folder)))
     if args.engine == "numpy":
         return variants
     there = list(dict.fromkeys(precision for precision, _ in graphs_in(folder)))
@@ -110,7 +108,7 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
     if absent:
         import tempfile
 
-        from npgpt2.files import unfinished
+        from npgpt2.base.files import unfinished
         from npgpt2_onnx import export
 
         note(f"{folder} has no graph in {', '.join(absent)}: exporting for the while")
@@ -120,7 +118,9 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> "list[Variant]":
             args.model or folder, made, precisions=absent, proof=False, revision=args.revision,
             progress=progress,
         )  # fmt: skip
-    variants += [Variant("onnx", made if p in absent else str(folder), p) for p in wanted]
+    variants += [
+        ModelSpec(made if p in absent else str(folder), "onnx", precision=p) for p in wanted
+    ]
     return variants
 
 
@@ -128,7 +128,7 @@ def _machine() -> dict[str, Any]:
     import platform
     from importlib.metadata import version
 
-    from npgpt2.blas import describe
+    from npgpt2.base.blas import describe
     from npgpt2.cli.info import machine
 
     names = ("npgpt2", "numpy", "onnxruntime")

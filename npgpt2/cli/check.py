@@ -6,7 +6,8 @@ all of it is read, and every fault is told, not the first alone. Exit code 1 whe
 
 import argparse
 
-from npgpt2.cli.common import named, one_line, progress, say
+from npgpt2.cli.inputs import named
+from npgpt2.cli.output import one_line, progress, say
 
 HELP = "what a checkpoint's folder is, and all that is wrong with it"
 EXAMPLES = """examples:
@@ -16,14 +17,13 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder",
-        metavar="DIR",
+        "folder", metavar="DIR",
         help="a checkpoint's folder, or the name of one; of nanoGPT and llm.c also the file",
-    )
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.check import check
+    from npgpt2.checkpoints.check import check
 
     report = check(named(args.folder), progress)
     lines = [f"{part:<12}{one_line(fact)}" for part, fact in report.facts]

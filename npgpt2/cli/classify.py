@@ -12,18 +12,11 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from npgpt2.cli.common import (
-    add_engine,
-    add_model,
-    add_precision,
-    given_prompt,
-    load_head,
-    one_line,
-    progress,
-    say,
-    table,
-)
-from npgpt2.errors import OptionError
+from npgpt2.base.errors import OptionError
+from npgpt2.cli.inputs import add_engine, add_model, given_prompt, spec_of
+from npgpt2.cli.options import add_options
+from npgpt2.cli.output import note, one_line, progress, say, table
+from npgpt2.engines import ModelSpec, open_model
 
 if TYPE_CHECKING:
     from npgpt2.heads import HeadModel
@@ -41,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="a line of JSON for each result")
     add_model(parser)
-    add_precision(parser)
+    add_options(parser, ModelSpec, "dtype", "strict")
     add_engine(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     texts = [given_prompt(text, "TEXT") for text in args.texts]
-    model = load_head(args)
+    model = open_model(spec_of(args), head=True, tell=note, progress=progress)
     found = FUNCTIONS[model.config.head](model, texts)
     if args.json:
         say(json.dumps(result, ensure_ascii=False) for result in found)

@@ -9,7 +9,8 @@ import argparse
 import re
 from pathlib import Path
 
-from npgpt2.cli.common import named, note, progress
+from npgpt2.cli.inputs import named
+from npgpt2.cli.output import note, progress
 
 HELP = "turn any GPT-2 checkpoint into a safetensors folder"
 EXAMPLES = """examples:
@@ -50,8 +51,8 @@ def size(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.convert import convert
-    from npgpt2.tokenizer import WHOLE
+    from npgpt2.checkpoints.convert import convert
+    from npgpt2.tokenizer.files import WHOLE
 
     checkpoint = convert(
         named(args.source), args.out, args.dtype, args.max_shard_size, args.force, progress

@@ -10,31 +10,14 @@ onnxruntime-web) and thinks again of whatever is typed.
 
 import argparse
 import os
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from npgpt2.cli.common import (
-    add_filters,
-    add_model,
-    add_precision,
-    given_prompt,
-    load_model,
-    model_folder,
-    model_name,
-    note,
-    one_line,
-    progress,
-    require_place,
-    say,
-    table,
-    whole,
-    write_file,
-)
-from npgpt2.errors import FileError, OptionError
-
-if TYPE_CHECKING:
-    from npgpt2.generate import GenerationOptions
+from npgpt2.base.errors import FileError, OptionError
+from npgpt2.cli.inputs import add_model, given_prompt, load_model, model_folder, spec_of
+from npgpt2.cli.options import FILTERS, add_options, options_of
+from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
+from npgpt2.engines import ModelSpec
+from npgpt2.generation.options import GenerationOptions
 
 HELP = "see a model think, as a page"
 EXAMPLES = """examples:
@@ -61,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open it in a browser; a live page is "
                         "served on this machine until Ctrl-C")  # fmt: skip
     how = parser.add_argument_group("what it writes on (the filters run in this order)")
-    add_filters(how)
-    how.add_argument("--seed", type=whole, metavar="S", help="of the random numbers (default: 0)")
-    how.add_argument("--max-new-tokens", type=whole, metavar="N",
-                     help=f"at most N tokens (default: {WRITTEN})")  # fmt: skip
-    add_precision(parser)
+    add_options(how, GenerationOptions, *FILTERS)
+    add_options(how, GenerationOptions, "seed", help="of the random numbers (default: 0)")
+    most = f"at most N tokens (default: {WRITTEN})"
+    add_options(how, GenerationOptions, "max_new_tokens", help=most)
+    add_options(parser, ModelSpec, "dtype", "strict")
     live = parser.add_argument_group("a live page")
     live.add_argument(
         "--live", metavar="MODEL", nargs="?", const=UNNAMED,
@@ -80,15 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.generate import GenerationOptions
-
-    known = {f.name for f in fields(GenerationOptions)}
-    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
+    given = options_of(args, GenerationOptions)
     options = GenerationOptions(**{"seed": 0, "max_new_tokens": WRITTEN} | given)
     return _live(args, options) if args.live is not None else _page(args, options)
 
 
-def _page(args: argparse.Namespace, options: "GenerationOptions") -> int:
+def _page(args: argparse.Namespace, options: GenerationOptions) -> int:
     from npgpt2.pictures.explain import explain_page
     from npgpt2.pictures.record import record
 
@@ -100,7 +80,7 @@ def _page(args: argparse.Namespace, options: "GenerationOptions") -> int:
     file = FILE if args.out is None else args.out
     require_place("out", file)
     prompt = given_prompt(args.prompt, "PROMPT")
-    kept = record(load_model(args), prompt, options, model_name(args), progress)
+    kept = record(load_model(args), prompt, options, spec_of(args).name, progress)
     page = explain_page(kept)
     write_file(file, page)
     print(f"{one_line(file)}: {len(page.encode()):,} bytes")
@@ -109,12 +89,12 @@ def _page(args: argparse.Namespace, options: "GenerationOptions") -> int:
     return 0
 
 
-def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
-    from npgpt2.checkpoint import read_config
+def _live(args: argparse.Namespace, options: GenerationOptions) -> int:
+    from npgpt2.checkpoints.checkpoint import read_config
     from npgpt2.pictures.explain import live_page
     from npgpt2.pictures.record import MOST, require_short
-    from npgpt2.tokenizer import load_tokenizer
-    from npgpt2_onnx.site import site
+    from npgpt2.tokenizer.load import load_tokenizer
+    from npgpt2_onnx.write.site import site
 
     if args.live is not UNNAMED:
         if args.model not in (None, os.environ.get("NPGPT2_MODEL")):
@@ -128,10 +108,11 @@ def _live(args: argparse.Namespace, options: "GenerationOptions") -> int:
                           "most on a live page")  # fmt: skip
     if not args.out:
         raise OptionError("out", "no folder was named, expected one to make. Give -o DIR")
-    if args.dtype != "float32" or args.strict:
-        raise OptionError("strict" if args.strict else "dtype", "is of a page, not of a live one. "
+    spec = spec_of(args)
+    if spec.dtype != "float32" or spec.strict:
+        raise OptionError("strict" if spec.strict else "dtype", "is of a page, not of a live one. "
                           "Leave it out")  # fmt: skip
-    name = model_name(args)
+    name = spec.name
     prompt = FIRST.get(name, "") if args.prompt is None else given_prompt(args.prompt, "PROMPT")
     source = _live_model(args)
     if args.prompt is not None:

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import note, one_line, progress, table, whole
+from npgpt2.cli.options import whole
+from npgpt2.cli.output import note, one_line, progress, table
 
 HELP = "turn a checkpoint into an ONNX folder"
 EXAMPLES = """examples:
@@ -25,42 +26,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument("-o", "--out", metavar="DIR", help="the folder to make")
     parser.add_argument(
-        "--precision",
-        action="append",
-        choices=("fp32", "fp16", "int8", "int4"),
+        "--precision", action="append", choices=("fp32", "fp16", "int8", "int4"),
         help="of the weights; may be given several times (default: fp32)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--graph",
-        action="append",
-        choices=("portable", "gqa", "mha", "all"),
+        "--graph", action="append", choices=("portable", "gqa", "mha", "all"),
         help="portable: operators of ai.onnx; gqa: ONNX Runtime's GroupQueryAttention over a "
         "shared cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; may be given "
         "several times (default: portable and, where its head size allows, gqa)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--share-weights",
-        action="store_true",
+        "--share-weights", action="store_true",
         help="write no weights: the graphs lie beside the checkpoint's model.safetensors and point "
         "into it (float32)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--attentions",
-        action="store_true",
+        "--attentions", action="store_true",
         help="hidden states and the portable graph's attention maps as outputs",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--taps",
-        action="store_true",
+        "--taps", action="store_true",
         help="every intermediate of the portable graph as an output, named as in NumPy",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--opset",
-        type=whole,
-        metavar="N",
+        "--opset", type=whole, metavar="N",
         help="of ai.onnx, from 17; from 23 on the portable graph uses its Attention, which no "
         "browser has on WebGPU (default: 17)",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--triton", metavar="DIR", help="also lay out a Triton Inference Server repository there"
     )
@@ -73,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.tokenizer import WHOLE
+    from npgpt2.tokenizer.files import WHOLE
     from npgpt2_onnx import export
 
     every = args.graph and "all" in args.graph

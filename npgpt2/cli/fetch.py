@@ -6,8 +6,8 @@ and transformers find it. The folder's path is printed.
 
 import argparse
 
-from npgpt2.cli.common import note, progress
-from npgpt2.errors import OptionError
+from npgpt2.base.errors import OptionError
+from npgpt2.cli.output import note, progress
 
 HELP = "download a model from the hub, checked"
 EXAMPLES = """examples:
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.fetch import fetch
-    from npgpt2.hub import EMBEDDED
+    from npgpt2.checkpoints.fetch import fetch
+    from npgpt2.checkpoints.hub import EMBEDDED
 
     for option, what in (("out", "a folder"), ("revision", "a branch, tag or commit")):
         if getattr(args, option) == "":

@@ -9,20 +9,13 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from npgpt2.cli.common import (
-    add_engine,
-    add_filters,
-    add_model,
-    add_precision,
-    given_prompt,
-    load_engine,
-    note,
-    number,
-    progress,
-    whole,
-)
+from npgpt2.cli.inputs import add_engine, add_model, given_prompt, load_engine
+from npgpt2.cli.options import FILTERS, add_options, options_of, whole
+from npgpt2.cli.output import note, progress
+from npgpt2.engines import ModelSpec
+from npgpt2.generation.options import GUESSES, GenerationOptions
 
 HELP = "write text that follows a prompt"
 EXAMPLES = """examples:
@@ -30,8 +23,6 @@ EXAMPLES = """examples:
   npgpt2 generate 'O Romeo, ' --temperature 0 --max-new-tokens 40
   npgpt2 generate 'The meaning of life is' --model gpt2
   echo 'Once upon a time' | npgpt2 generate - --model DIR --seed 7 --stop '.'"""
-
-GUESSES = 16
 
 WHY = {
     "eos": "the model ended the text",
@@ -43,59 +34,21 @@ WHY = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "prompt",
-        metavar="PROMPT",
-        nargs="?",
-        default="\n",
+        "prompt", metavar="PROMPT", nargs="?", default="\n",
         help="text to go on from; - reads it from standard input, less one newline at its end "
         "(default: a newline)",
-    )
+    )  # fmt: skip
     add_model(parser)
     options = parser.add_argument_group("how to write (the filters run in this order)")
-    options.add_argument(
-        "--repetition-penalty",
-        type=number,
-        metavar="R",
-        help="above 1: what was said becomes less likely (default: 1)",
-    )
-    add_filters(options)
-    options.add_argument(
-        "--num-beams", type=whole, metavar="N", help="beam search with N beams instead of sampling"
-    )
-    options.add_argument(
-        "--seed",
-        type=whole,
-        metavar="S",
-        help="the same seed, the same text (default: another one every time)",
-    )
+    filters = ("repetition_penalty", *FILTERS)
+    add_options(options, GenerationOptions, *filters, "num_beams", "seed")
     how_much = parser.add_argument_group("how much")
-    how_much.add_argument(
-        "--max-new-tokens", type=whole, metavar="N", help="at most N tokens (default: 100)"
-    )
-    how_much.add_argument(
-        "--stop",
-        action="append",
-        metavar="TEXT",
-        help="end before this text; may be given several times",
-    )
-    how_much.add_argument("--num-samples", type=whole, metavar="N", help="N texts (default: 1)")
+    add_options(how_much, GenerationOptions, "max_new_tokens", "stop", "num_samples")
     how = parser.add_argument_group("computing and printing")
-    how.add_argument(
-        "--no-cache",
-        action="store_true",
-        help="compute the whole text again for every token: the same text, slowly",
-    )
-    how.add_argument(
-        "--speculate",
-        type=guesses,
-        nargs="?",
-        const=GUESSES,
-        metavar="N",
-        help="guess up to N tokens from what stands in the text already and try them in one step: "
-        f"the same text, sooner where it repeats itself (N: {GUESSES} where it is left out)",
-    )
+    add_options(how, GenerationOptions, "use_cache")
+    add_options(how, GenerationOptions, "speculate", type=guesses, nargs="?", const=GUESSES)
     add_engine(parser)
-    add_precision(parser)
+    add_options(parser, ModelSpec, "dtype", "strict")
     how.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
@@ -107,12 +60,9 @@ def guesses(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.generate import GenerationOptions
-    from npgpt2.language_model import collect, fresh_seed
+    from npgpt2.generation.language_model import collect, fresh_seed
 
-    known = {f.name for f in fields(GenerationOptions)}
-    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
-    options = GenerationOptions(**given, use_cache=not args.no_cache)
+    options = GenerationOptions(**options_of(args, GenerationOptions))
     if not options.greedy and options.num_beams == 1 and options.seed is None:
         options = replace(options, seed=fresh_seed())
     prompt = given_prompt(args.prompt, "PROMPT")

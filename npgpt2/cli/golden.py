@@ -7,23 +7,10 @@ the files that llm.c's own test reads. list says which names there are.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
-from npgpt2.cli.common import (
-    add_model,
-    model_folder,
-    note,
-    one_line,
-    progress,
-    require_place,
-    say,
-    table,
-    whole,
-    write_file,
-)
-
-if TYPE_CHECKING:
-    from npgpt2.gpt2 import GPT2
+from npgpt2.cli.inputs import add_model, load_model, model_folder
+from npgpt2.cli.options import whole
+from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
 
 HELP = "references for ports: write them, hold a port against them"
 EXAMPLES = """examples:
@@ -41,22 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     write.add_argument("out", metavar="DIR", help="the folder to make")
     add_model(write)
     write.add_argument(
-        "--cases",
-        metavar="NAME",
-        nargs="+",
-        default=[],
+        "--cases", metavar="NAME", nargs="+", default=[],
         help="some of the cases; 'npgpt2 golden list' has their names (default: all)",
-    )
+    )  # fmt: skip
     size = write.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", default=None, help="keep tensors whole")
     size.add_argument(
-        "--slices",
-        action="store_false",
-        dest="full",
-        default=None,
+        "--slices", action="store_false", dest="full", default=None,
         help="keep 32 numbers of each, its mean, its root mean square and its sha256 (default for "
         "models of more than a million parameters)",
-    )
+    )  # fmt: skip
     write.add_argument("--force", action="store_true", help="replace a golden folder that is there")
 
     check = actions.add_parser("check", help="compare a port's numbers")
@@ -86,17 +67,11 @@ def run(args: argparse.Namespace) -> int:
     return actions[args.action](args)
 
 
-def _model(args: argparse.Namespace) -> "GPT2":
-    from npgpt2.gpt2 import GPT2
-
-    return GPT2.from_pretrained(model_folder(args), strict=True, progress=progress)
-
-
 def _write(args: argparse.Namespace) -> int:
     from npgpt2.golden import write
 
     folder = write(
-        args.out, _model(args), only=args.cases, full=args.full, force=args.force,
+        args.out, load_model(args, strict=True), only=args.cases, full=args.full, force=args.force,
         progress=progress,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -125,16 +100,17 @@ def _check(args: argparse.Namespace) -> int:
 def _llmc(args: argparse.Namespace) -> int:
     from npgpt2.golden.llmc import write_llmc
 
-    folder, losses = write_llmc(args.out, _model(args), args.batch, args.length, progress)
+    model = load_model(args, strict=True)
+    folder, losses = write_llmc(args.out, model, args.batch, args.length, progress)
     print("\n".join(f"{loss:.6f}" for loss in losses))
     note(f"{folder}: llm.c's files; the losses above stand in test_gpt2.c as expected_losses")
     return 0
 
 
 def _list(args: argparse.Namespace) -> int:
-    from npgpt2.checkpoint import read_config
+    from npgpt2.checkpoints.checkpoint import read_config
     from npgpt2.golden.cases import CASES, TOKENS
-    from npgpt2.taps import tap_names
+    from npgpt2.model.taps import tap_names
 
     config = read_config(model_folder(args, weights=False))
     sizes = {"B": 1, "T": TOKENS, "S": TOKENS, "C": config.n_embd, "F": config.mlp_width,

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from npgpt2 import __version__
-from npgpt2.blas import describe, simd
-from npgpt2.cli.common import cores
-from npgpt2.errors import FileError
+from npgpt2.base.blas import describe, simd
+from npgpt2.base.errors import FileError
+from npgpt2.base.threads import cores
 
 HELP = "versions, BLAS and threads, devices, the machine, where models are looked for"
 EXAMPLES = "example:\n  npgpt2 info"
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embedded() -> str:
-    from npgpt2.hub import embedded
+    from npgpt2.checkpoints.hub import embedded
 
     try:
         return str(embedded())

@@ -12,20 +12,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npgpt2.cli.common import (
-    add_model,
-    add_precision,
-    given_prompt,
-    load_model,
-    model_folder,
-    model_name,
-    note,
-    progress,
-    require_matplotlib,
-    require_place,
-    table,
-)
-from npgpt2.errors import OptionError, TensorNotFound
+from npgpt2.base.errors import OptionError, TensorNotFound
+from npgpt2.cli.inputs import add_model, given_prompt, load_model, spec_of
+from npgpt2.cli.options import add_options
+from npgpt2.cli.output import note, progress, require_matplotlib, require_place, table
+from npgpt2.engines import ModelSpec
 
 if TYPE_CHECKING:
     from npgpt2.pictures.weights import Spread
@@ -44,11 +35,9 @@ TENSOR = re.compile(r"(?P<name>[\w.]+)(\[(?P<index>[-\d:, .]*)\])?")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "tensor",
-        metavar="TENSOR[SLICE]",
-        nargs="?",
+        "tensor", metavar="TENSOR[SLICE]", nargs="?",
         help="a parameter's name, with a slice as in Python if wanted",
-    )
+    )  # fmt: skip
     add_model(parser)
     parser.add_argument(
         "--prompt", metavar="TEXT", help="show what this text becomes; - reads standard input"
@@ -57,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--plot", metavar="FILE.png",
         help="draw how the numbers of each tensor, or of TENSOR, are spread (needs matplotlib)",
     )  # fmt: skip
-    add_precision(parser)
+    add_options(parser, ModelSpec, "dtype", "strict")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,15 +68,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_parameters(args: argparse.Namespace) -> None:
-    from npgpt2.checkpoint import Checkpoint
+    from npgpt2.checkpoints.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(model_folder(args))
+    spec = spec_of(args)
+    checkpoint = Checkpoint.open(spec.folder(tell=note))
     found: list[Spread] = []
     if args.plot is not None:
         from npgpt2.pictures.weights import draw_all, spreads
 
-        found = spreads(checkpoint, args.dtype, args.strict, progress)
-        draw_all(found, model_name(args), Path(args.plot))
+        found = spreads(checkpoint, spec.dtype, spec.strict, progress)
+        draw_all(found, spec.name, Path(args.plot))
     infos = checkpoint.tensors.values()
     rows = [(i.name, " × ".join(map(str, i.shape)), i.dtype, f"{i.nbytes:,}") for i in infos]
     print("\n".join(table([("parameter", "shape", "dtype", "bytes"), *rows], "lllr")))
@@ -129,15 +119,16 @@ def show_outliers(found: "list[Spread]", picture: str) -> None:
 def show_tensor(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from npgpt2.checkpoint import Checkpoint
-    from npgpt2.params import named_parameters
+    from npgpt2.checkpoints.checkpoint import Checkpoint
+    from npgpt2.model.params import named_parameters
 
     match = TENSOR.fullmatch(args.tensor)
     if not match:
         raise OptionError("TENSOR", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
     name = match["name"].removeprefix("transformer.")
-    checkpoint = Checkpoint.open(model_folder(args))  # of any head
-    params = checkpoint.read(np.dtype(args.dtype), strict=args.strict, progress=progress)
+    spec = spec_of(args)
+    checkpoint = Checkpoint.open(spec.folder(tell=note))  # of any head
+    params = checkpoint.read(np.dtype(spec.dtype), strict=spec.strict, progress=progress)
     arrays = dict(named_parameters(params))
     if name not in arrays:
         close = difflib.get_close_matches(name, arrays, 1)

@@ -12,22 +12,11 @@ import os
 import re
 from pathlib import Path
 
-from npgpt2.cli.common import (
-    add_engine,
-    add_model,
-    add_precision,
-    given_text,
-    load_engine,
-    model_name,
-    note,
-    progress,
-    read_file,
-    require_place,
-    table,
-    whole,
-    write_file,
-)
-from npgpt2.errors import FileError
+from npgpt2.base.errors import FileError
+from npgpt2.cli.inputs import add_engine, add_model, given_text, load_engine, spec_of
+from npgpt2.cli.options import add_options, whole
+from npgpt2.cli.output import note, progress, require_place, table, write_file
+from npgpt2.engines import ModelSpec
 
 HELP = "how probable a text is: per token, perplexity, bits per byte"
 EXAMPLES = """examples:
@@ -43,14 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     parser.add_argument(
-        "--stride",
-        type=whole,
-        metavar="N",
+        "--stride", type=whole, metavar="N",
         help="tokens the window moves by: fewer give each token more context and "
         "take longer (default: half the context)",
-    )
+    )  # fmt: skip
     add_engine(parser)
-    add_precision(parser)
+    add_options(parser, ModelSpec, "dtype", "strict")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--html", metavar="FILE", help="write the text as a page as well, coloured by surprise"
@@ -58,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from npgpt2.base.files import read_text
 
     if args.html is not None:
         require_place("html", args.html)
     if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
         note(f"reading the file {args.text}")
-        text = read_file(Path(args.text))
+        text = read_text(Path(args.text))
     elif re.fullmatch(r"\.{0,2}/\S+|\S+\.(txt|text|md|jsonl?|csv|html?|log)", args.text):
         raise FileError(
             f"{args.text}: no such file, and it looks like the name of one. "
@@ -76,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from npgpt2.pictures.text import surprise_page
 
-        write_file(args.html, surprise_page(score, model.tokenizer, model_name(args)))
+        write_file(args.html, surprise_page(score, model.tokenizer, spec_of(args).name))
         note(f"the text coloured by surprise: {args.html}")
     pieces = [model.tokenizer.piece(i) for i in score.ids.tolist()]
     logprobs = [None if math.isnan(p) else p for p in score.logprobs.tolist()]

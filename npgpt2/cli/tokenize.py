@@ -8,16 +8,8 @@ nothing beside it.
 import argparse
 import json
 
-from npgpt2.cli.common import (
-    add_model,
-    given_text,
-    model_folder,
-    model_name,
-    note,
-    require_place,
-    table,
-    write_file,
-)
+from npgpt2.cli.inputs import add_model, given_text, model_folder, spec_of
+from npgpt2.cli.output import note, require_place, table, write_file
 
 HELP = "show the tokens of a text"
 EXAMPLES = """examples:
@@ -37,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.tokenizer import load_tokenizer
+    from npgpt2.tokenizer.load import load_tokenizer
 
     if args.html is not None:
         require_place("html", args.html)
@@ -47,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from npgpt2.pictures.text import tokens_page
 
-        write_file(args.html, tokens_page(text, ids, tokenizer, model_name(args)))
+        write_file(args.html, tokens_page(text, ids, tokenizer, spec_of(args).name))
         note(f"the text with its tokens' borders: {args.html}")
     pieces = [tokenizer.piece(i) for i in ids]
     data = [tokenizer.token_bytes(i) for i in ids]

@@ -10,11 +10,12 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import bar, cores, note, number, one_line, progress, whole
+from npgpt2.base.threads import cores
+from npgpt2.cli.options import add_options, options_of
+from npgpt2.cli.output import bar, note, one_line, progress
 
 HELP = "train a GPT-2 on text"
 EXAMPLES = """examples:
@@ -25,159 +26,39 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from npgpt2.train.settings import SHAPE, Settings
+
     parser.add_argument(
-        "corpus",
-        nargs="*",
-        metavar="CORPUS",
+        "corpus", nargs="*", metavar="CORPUS",
         help="text files (UTF-8), or folders of *.txt; each file is a document, and "
         "<|endoftext|> in a file separates documents",
-    )
+    )  # fmt: skip
     parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to make")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run in DIR, as it was begun"
     )
     begin = parser.add_argument_group("what to begin with")
-    begin.add_argument(
-        "--init", metavar="MODEL", help="fine-tune a checkpoint folder or a model of the hub"
-    )
-    begin.add_argument(
-        "--tokenizer", metavar="MODEL", help="take its vocabulary (default: train one)"
-    )
-    begin.add_argument(
-        "--vocab-size",
-        type=whole,
-        metavar="N",
-        help="tokens of the vocabulary to train, at most (default: 2048)",
-    )
-    for name, text, default in (
-        ("n-layer", "number of blocks", 6),
-        ("n-head", "attention heads of a block", 6),
-        ("n-embd", "width, a multiple of the heads", 192),
-        ("n-positions", "tokens of the longest context", 256),
-    ):
-        begin.add_argument(
-            f"--{name}", type=whole, metavar="N", help=f"{text} (default: {default})"
-        )
-    begin.add_argument(
-        "--freeze-embeddings",
-        action="store_true",
-        default=None,
-        help="leave wte and wpe as they are",
-    )
+    add_options(begin, Settings, "init", "tokenizer", "vocab_size", *SHAPE, "freeze_embeddings")
     data = parser.add_argument_group("what is read, and for how long")
-    data.add_argument(
-        "--window", type=whole, metavar="N", help="tokens in a row (default: the longest context)"
-    )
-    data.add_argument(
-        "--batch-size", type=whole, metavar="N", help="rows computed at a time (default: 16)"
-    )
-    data.add_argument(
-        "--accumulate", type=whole, metavar="N", help="batches for one step (default: 1)"
-    )
-    data.add_argument(
-        "--steps", type=whole, metavar="N", help="how many steps to take; or, instead:"
-    )
-    data.add_argument(
-        "--epochs", type=number, metavar="X", help="how often to read all of the text (default: 10)"
-    )
-    data.add_argument(
-        "--val-fraction",
-        type=number,
-        metavar="F",
-        help="of the characters, at the end, kept for validation (default: 0.1)",
-    )
-    data.add_argument(
-        "--seed",
-        type=whole,
-        metavar="S",
-        help="of weights, order and dropout: the same seed, the same model (default: 0)",
-    )
+    read = ("window", "batch_size", "accumulate", "steps", "epochs", "val_fraction", "seed")
+    add_options(data, Settings, *read)
     how = parser.add_argument_group("how it learns (AdamW)")
-    how.add_argument(
-        "--lr",
-        type=number,
-        metavar="X",
-        help="highest learning rate (default: 1e-3; with --init 5e-5)",
-    )
-    how.add_argument(
-        "--warmup",
-        type=whole,
-        metavar="N",
-        help="steps until it is reached (default: 100, or a tenth of all if fewer)",
-    )
-    how.add_argument(
-        "--schedule",
-        choices=("cosine", "constant"),
-        help="from there: half a cosine down to 0, or as it is (default: cosine)",
-    )
-    how.add_argument(
-        "--weight-decay",
-        type=number,
-        metavar="X",
-        help="how fast matrices shrink; biases and gains do not (default: 0.1)",
-    )
-    how.add_argument(
-        "--beta1", type=number, metavar="X", help="memory of the gradient (default: 0.9)"
-    )
-    how.add_argument(
-        "--beta2", type=number, metavar="X", help="memory of its square (default: 0.99)"
-    )
-    how.add_argument(
-        "--clip",
-        type=number,
-        metavar="X",
-        help="a gradient longer than this is shortened to it (default: 1)",
-    )
-    how.add_argument(
-        "--dropout",
-        type=number,
-        metavar="P",
-        help="of embeddings, attention and residuals (default: 0.1; with --init the model's)",
-    )
-    how.add_argument(
-        "--average",
-        type=number,
-        metavar="X",
-        help="make the model from a running mean of the weights, which keeps X of itself at each "
-        "step: 0.995 is the last 200 steps or so (default: 0, the weights themselves)",
-    )
+    learns = ("lr", "warmup", "schedule", "weight_decay", "beta1", "beta2", "clip", "dropout")
+    add_options(how, Settings, *learns, "average")
     work = parser.add_argument_group("computing and saving")
-    work.add_argument(
-        "--recompute",
-        action="store_true",
-        default=None,
-        help="keep only the inputs of blocks for the way back: less memory, a third more work, the "
-        "same bits",
-    )
-    work.add_argument(
-        "--threads",
-        type=whole,
-        metavar="N",
-        help="share a batch out among N; another N, other last digits. Each holds a "
-        "gradient of its own (default: one for each core)",
-    )
-    work.add_argument(
-        "--eval-every", type=whole, metavar="N", help="steps between validations (default: 250)"
-    )
-    work.add_argument(
-        "--save-every", type=whole, metavar="N", help="steps between checkpoints (default: 250)"
-    )
-    work.add_argument(
-        "--half", action="store_true", default=None, help="write the model in float16"
-    )
+    add_options(work, Settings, "recompute", "threads", "eval_every", "save_every", "half")
 
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2.train import Settings, train
 
-    known = {f.name for f in fields(Settings)}
-    given = {k: v for k, v in vars(args).items() if k in known and v is not None}
+    settings = options_of(args, Settings)
     if not args.resume:
-        given.setdefault("threads", cores())
+        settings.setdefault("threads", cores())
     watch = _watch()
     with _signals(watch):
         try:
-            train(args.corpus, args.out, resume=args.resume, listener=watch, **given)
+            train(args.corpus, args.out, resume=args.resume, listener=watch, **settings)
         finally:
             watch.close()
     folder = shlex.quote(one_line(args.out))

@@ -12,8 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.common import note, progress, read_file, say, table, whole
-from npgpt2.errors import FileError, InputError, OptionError
+from npgpt2.base.errors import FileError, InputError, OptionError
+from npgpt2.cli.options import whole
+from npgpt2.cli.output import note, progress, say, table
 
 HELP = "hold an exported ONNX folder against NumPy"
 EXAMPLES = """examples:
@@ -24,29 +25,25 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="one that 'npgpt2 export' wrote")
     parser.add_argument(
-        "--against",
-        metavar="MODEL",
+        "--against", metavar="MODEL",
         help="the checkpoint it came from, a folder or a name on the hub: its weights are compared",
-    )
+    )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
-        "--text",
-        metavar="FILE",
+        "--text", metavar="FILE",
         help="a text to measure the precisions on, against --against or the fp32 graph's weights",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--window",
-        type=whole,
-        metavar="N",
+        "--window", type=whole, metavar="N",
         help="tokens of that text at a time (default: the context)",
-    )
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2 import GPT2, GPT2WithHead
-    from npgpt2_onnx.exported import Exported
-    from npgpt2_onnx.session import require_graphs
-    from npgpt2_onnx.verify import check_weights, verify
+    from npgpt2_onnx.run.exported import Exported
+    from npgpt2_onnx.run.session import require_graphs
+    from npgpt2_onnx.write.verify import check_weights, verify
 
     if not args.folder:
         raise FileError("'': no such folder, expected one that 'npgpt2 export' wrote")
@@ -88,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int] | None:
     """The ids of --text, read before anything takes long."""
-    from npgpt2.tokenizer import load_tokenizer
+    from npgpt2.base.files import read_text
+    from npgpt2.tokenizer.load import load_tokenizer
 
     if args.text is None:
         if args.window is not None:
@@ -98,7 +96,7 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
         raise OptionError(
             "window", f"got {args.window}, expected a whole number from 2 to {n_positions}"
         )
-    ids = load_tokenizer(folder).encode(read_file(Path(args.text)))
+    ids = load_tokenizer(folder).encode(read_text(Path(args.text)))
     if len(ids) < 2:
         raise InputError(f"{args.text}: has {len(ids)} tokens, expected two at least")
     return ids
@@ -107,8 +105,8 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
 def _quality(
     folder: Path, ids: list[int], window: int | None, graphs: dict[Any, Any], model: Any
 ) -> bool:
-    from npgpt2_onnx.session import Session
-    from npgpt2_onnx.verify import quality, reference
+    from npgpt2_onnx.run.session import Session
+    from npgpt2_onnx.write.verify import quality, reference
 
     if model is None:
         exact = [graph for (precision, _), graph in graphs.items() if precision == "fp32"]

@@ -1,4 +1,7 @@
-"""Golden references: every number of a GPT-2, to hold a port against; a name for its mistake."""
+"""Golden references: numbers to compare a port of GPT-2 with, and a diagnosis where they differ.
+
+What a number in a golden folder means changes only with the number of its schema.
+"""
 
 from npgpt2.golden.check import Report, check
 from npgpt2.golden.write import write

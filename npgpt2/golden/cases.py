@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt2.config import GPT2Config
-from npgpt2.generate import GenerationOptions, left_padded
+from npgpt2.base.arrays import Array
+from npgpt2.generation.generate import left_padded
+from npgpt2.generation.options import GenerationOptions
+from npgpt2.generation.sampling import uniforms
 from npgpt2.golden.forward import Inputs, Listen
 from npgpt2.gpt2 import GPT2
-from npgpt2.ops import Array
-from npgpt2.params import Params, build_tree, named_parameters
-from npgpt2.sampling import uniforms
-from npgpt2.tokenizer import BytePairTokenizer
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import Params, build_tree, named_parameters
+from npgpt2.tokenizer.byte_pair import BytePairTokenizer
 from npgpt2.train.corpus import Batch
 from npgpt2.train.gradients import add_gradient, rows_of
 from npgpt2.train.model import Run

@@ -7,15 +7,15 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from npgpt2.config import GPT2Config
-from npgpt2.errors import GoldenError
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import GoldenError
 from npgpt2.golden.compare import Verdict, compare
 from npgpt2.golden.diagnose import Diagnosis, diagnose
 from npgpt2.golden.dump import Dumped, read_dump
 from npgpt2.golden.fingerprints import HALVES, WAYS
 from npgpt2.golden.folder import DOUBLE, Golden, load_golden
 from npgpt2.golden.mistakes import Mistake
-from npgpt2.ops import Array
+from npgpt2.model.config import GPT2Config
 
 HINTED = 10  # names that are not known get a hint; finding one takes a while
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt2.base.arrays import Array
 from npgpt2.golden.dump import Dumped, Layout, layouts
 from npgpt2.golden.reference import Reference, sliced, sums
-from npgpt2.ops import Array
 
 # Half precision rounds each number by half of its last place: 2⁻¹¹ and 2⁻⁸. Twice that is allowed.
 HALF_ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npgpt2.base.arrays import Array
 from npgpt2.golden.compare import Verdict
 from npgpt2.golden.fingerprints import HALVES, WAYS
 from npgpt2.golden.folder import Golden
 from npgpt2.golden.forward import rounded
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.golden.reference import sliced, stride
-from npgpt2.ops import Array
 
 INSIDE = 2.0  # how many times its bound a fingerprint may be missed by: both sides have noise
 LIKE, SEVERAL = 3.0, 5  # as large an error: within a factor of 2³, in so many tensors at least

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt2.errors import CheckpointError, FileError, GoldenError
-from npgpt2.files import read_file, require_regular
-from npgpt2.formats.safetensors_file import read_header
-from npgpt2.formats.tensors import from_bfloat16
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError, GoldenError
+from npgpt2.base.files import named_errors, read_file, require_regular
+from npgpt2.checkpoints.formats.safetensors_file import read_header
+from npgpt2.checkpoints.formats.tensors import from_bfloat16
 from npgpt2.golden.folder import INDEX, parse_shape
-from npgpt2.ops import Array
 
 # The names of dtypes in an index.tsv, and in safetensors. bfloat16 is read as its two bytes.
 DTYPES = {
@@ -50,27 +50,20 @@ def read_dump(path: Path) -> dict[str, Dumped]:
         FileError: it cannot be read.
         GoldenError: it is of no known form, or damaged.
     """
+    read = _raw if path.is_dir() else _npz if path.suffix == ".npz" else _safetensors
+    found: dict[str, Dumped] = {}
     try:
-        tensors = (
-            _raw(path)
-            if path.is_dir()
-            else (_npz(path) if path.suffix == ".npz" else _safetensors(path))
-        )
-        found: dict[str, Dumped] = {}
-        for name, tensor in tensors:
-            if name in found:
-                raise GoldenError(f"{path}: has {name!r} twice, expected once")
-            found[name] = tensor
+        with named_errors(path, inside=True):
+            for name, tensor in read(path):
+                if name in found:
+                    raise GoldenError(f"{path}: has {name!r} twice, expected once")
+                found[name] = tensor
         return found
     except CheckpointError as error:
         raise GoldenError(
             f"{str(error).removesuffix('. Download again')}. Expected safetensors, .npz, or a "
             f"folder with {INDEX}"
         ) from None
-    except OSError as problem:
-        if isinstance(problem, FileError):
-            raise
-        raise FileError(f"{problem.filename or path}: {problem.strerror or problem}") from None
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Dumped]]:

@@ -11,15 +11,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npgpt2.files import Progress
+from npgpt2.base.arrays import Array
+from npgpt2.base.files import Progress
 from npgpt2.golden import cases, mistakes
 from npgpt2.golden.cases import Gradient, Subject, eight_inputs, padded_inputs, real
 from npgpt2.golden.forward import Inputs, Port, Switches, rounded, together
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.golden.reference import Reference, sliced, stride
 from npgpt2.gpt2 import GPT2
-from npgpt2.ops import Array
-from npgpt2.params import Embedding, Params, build_tree, named_parameters
+from npgpt2.model.params import Embedding, Params, build_tree, named_parameters
 from npgpt2.train.corpus import Batch
 
 # Takes what the mistake of a number gives for a tensor.

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from npgpt2.checkpoint import save_tensors
-from npgpt2.errors import FileError, GoldenError
-from npgpt2.files import read_file, read_json, sha256_of
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import FileError, GoldenError
+from npgpt2.base.files import read_file, read_json, sha256_of
+from npgpt2.checkpoints.checkpoint import save_tensors
 from npgpt2.golden.reference import Reference
-from npgpt2.ops import Array
 
 SCHEMA = 1
 TENSORS, INDEX, MANIFEST = "golden.safetensors", "index.tsv", "manifest.json"

@@ -1,8 +1,8 @@
 """GPT-2 once more, plainly, with a switch for each way to get it wrong.
 
-With every switch as it is, this is `npgpt2.model` written a second time: a test holds the two
-against each other. Turned, a switch computes what a port with that mistake computes, under the same
-tap names, so that a port's numbers can be recognised.
+With every switch as it is, this is `npgpt2.model.forward` written a second time: a test holds the
+two against each other. Turned, a switch computes what a port with that mistake computes, under the
+same tap names, so that a port's numbers can be recognised.
 
 Axes: B batch, T tokens, C n_embd, H heads, D head_dim, F mlp width, V vocabulary.
 """
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from npgpt2.config import GPT2Config
-from npgpt2.model import Tap
-from npgpt2.ops import ACTIVATIONS, Array, blockwise, softmax
-from npgpt2.params import Block, LayerNorm, Linear, Params
+from npgpt2.base.arrays import Array, blockwise
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.forward import Tap
+from npgpt2.model.ops import ACTIVATIONS, softmax
+from npgpt2.model.params import Block, LayerNorm, Linear, Params
 
 # What some ports have in gelu_new's place, beside the activations that there are.
 WRONG_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from npgpt2.config import GPT2Config
-from npgpt2.errors import ConfigError, FileError, OptionError
-from npgpt2.files import new_folder
-from npgpt2.formats.llmc import HEADER, MAGIC, ORDER
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import ConfigError, FileError, OptionError
+from npgpt2.base.files import new_folder
+from npgpt2.checkpoints.formats.llmc import HEADER, MAGIC, ORDER
 from npgpt2.golden.cases import descend, gradient, some_ids
 from npgpt2.golden.write import require_single
 from npgpt2.gpt2 import GPT2
-from npgpt2.ops import Array
-from npgpt2.params import Params, named_parameters
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import Params, named_parameters
 from npgpt2.train.corpus import Batch
 from npgpt2.train.optimizer import Flat
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import NamedTuple
 
-from npgpt2.config import GPT2Config
 from npgpt2.golden.forward import Switches
+from npgpt2.model.config import GPT2Config
 
 
 class Mistake(NamedTuple):
@@ -278,8 +278,7 @@ GRADIENTS = (
     Mistake("sum for mean", "your loss is the sum over the tokens: it is their mean"),
     Mistake("mean of rows", "your loss is a sum over the tokens of a row: it is the mean of all"),
     Mistake(
-        "targets not shifted",
-        "your targets are the tokens themselves: a target is the token after",
+        "targets not shifted", "your targets are the tokens themselves: a target is the token after"
     ),
     Mistake(
         "wte: only the embedding's gradient",

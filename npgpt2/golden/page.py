@@ -4,11 +4,11 @@ import html
 import math
 from collections.abc import Iterator
 
+from npgpt2.base.document import document
 from npgpt2.golden.check import Report
 from npgpt2.golden.compare import Verdict
 from npgpt2.golden.report import in_words, of_one
-from npgpt2.pictures.document import document
-from npgpt2.taps import BLOCK
+from npgpt2.model.taps import BLOCK
 
 GREENS, REDS = 5, 9  # shades: of the share of the bound, and of the powers of ten beyond it
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from npgpt2.errors import GoldenError
-from npgpt2.ops import BLOCK, Array
+from npgpt2.base.arrays import BLOCK, Array
+from npgpt2.base.errors import GoldenError
 
 SLICE = 32
 FACTOR = 16.0  # what a port's rounding may be of ours: sums one after the other, another exp, …

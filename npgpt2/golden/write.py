@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from npgpt2 import __version__
-from npgpt2.blas import describe, simd
-from npgpt2.config import GPT2Config
-from npgpt2.errors import ConfigError, FileError, GoldenError, InputError, OptionError
-from npgpt2.files import Progress, new_folder
-from npgpt2.generate import GenerationOptions
+from npgpt2.base.arrays import Array
+from npgpt2.base.blas import describe, simd
+from npgpt2.base.errors import ConfigError, FileError, GoldenError, InputError, OptionError
+from npgpt2.base.files import Progress, new_folder
+from npgpt2.generation.options import GenerationOptions
 from npgpt2.golden import cases
 from npgpt2.golden.cases import CASES, Subject
 from npgpt2.golden.fingerprints import fingerprints, mistakes_of
@@ -21,8 +21,8 @@ from npgpt2.golden.folder import FINGERPRINTS, SCHEMA, Golden, save_golden
 from npgpt2.golden.mistakes import FORMULA
 from npgpt2.golden.reference import FACTOR, SLICE, Piece, Reference, reference
 from npgpt2.gpt2 import GPT2
-from npgpt2.ops import Array
-from npgpt2.params import build_tree, named_parameters
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import build_tree, named_parameters
 
 GIVEN = 4096  # numbers of an input; the tokenizer's longest are larger, and all alike
 SMALL = 1_000_000  # parameters of a model whose tensors are kept whole, unless told otherwise

@@ -1,1 +1,4 @@
-"""Pictures of a model and of what it thinks: HTML files with nothing beside them, and PNG."""
+"""HTML pages and PNG pictures of a model: its weights, the tokens of a text, a prompt step by step.
+
+A page loads nothing from another site.
+"""

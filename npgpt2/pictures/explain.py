@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npgpt2.config import GPT2Config
-from npgpt2.generate import GenerationOptions
-from npgpt2.pictures.document import document
+from npgpt2.base.document import document
+from npgpt2.generation.options import GenerationOptions
+from npgpt2.model.config import GPT2Config
 from npgpt2.pictures.record import Record, about_model
 
 WEB = Path(__file__).parent / "web"

@@ -15,15 +15,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt2.config import GPT2Config
-from npgpt2.errors import CheckpointError, InputError, TokenizerError
-from npgpt2.generate import GenerationOptions, Row, Stepper, Token, sound, write
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError, InputError, TokenizerError
+from npgpt2.checkpoints.checkpoint import stored_name
+from npgpt2.generation.generate import Row, Stepper, Token, sound, write
+from npgpt2.generation.options import GenerationOptions
+from npgpt2.generation.sampling import uniforms
 from npgpt2.gpt2 import GPT2
-from npgpt2.model import lm_head, split, split_heads
-from npgpt2.ops import Array, layer_norm, softmax
-from npgpt2.params import param_shapes, stored_name
-from npgpt2.sampling import uniforms
-from npgpt2.tokenizer import Tokenizer
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.forward import lm_head, split, split_heads
+from npgpt2.model.ops import layer_norm, softmax
+from npgpt2.model.params import param_shapes
+from npgpt2.tokenizer.interface import Tokenizer
 
 MOST = 256  # tokens: attention maps grow with their square
 LENS, ALTERNATIVES, NEURONS = 5, 20, 12  # K: of a layer, of a written token, of an MLP

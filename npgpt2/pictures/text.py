@@ -11,12 +11,12 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from npgpt2.errors import printable
-from npgpt2.pictures.document import document
-from npgpt2.tokenizer import Tokenizer
+from npgpt2.base.document import document
+from npgpt2.base.errors import printable
+from npgpt2.tokenizer.interface import Tokenizer
 
 if TYPE_CHECKING:
-    from npgpt2.scoring import Score
+    from npgpt2.generation.scoring import Score
 
 STEPS = 13  # of the ramp, a bit each; the last is for all beyond
 TINTS = 4  # of tokens' borders; those of neighbours differ
@@ -70,7 +70,7 @@ class Group(NamedTuple):
 def groups(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[Group]:
     """Tokens → groups, in order. Their texts, joined, are what the ids decode to.
 
-    >>> from npgpt2.tokenizer import load_tokenizer
+    >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
     >>> list(groups(known.encode("字 king"), known))[:2]
     [Group(start=0, ids=(162, 256, 246), text='字'), Group(start=3, ids=(346,), text=' k')]
@@ -264,7 +264,7 @@ def tokens_page(text: str, ids: Sequence[int], tokenizer: Tokenizer, model: str)
         ids: what the text was encoded to.
         model: whose vocabulary it is, for the title.
 
-    >>> from npgpt2.tokenizer import load_tokenizer
+    >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
     >>> page = tokens_page("the king", known.encode("the king"), known, "tiny")
     >>> "4 tokens, 8 characters, 8 bytes; 2.00 bytes per token" in page
@@ -309,7 +309,7 @@ def _borders(part: Group, number: int, special: set[int], tokenizer: Tokenizer) 
 def _is_special(token: int, tokenizer: Tokenizer) -> bool:
     """Whether it stands whole in a text, whatever the vocabulary would make of its letters.
 
-    >>> from npgpt2.tokenizer import load_tokenizer
+    >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
     >>> [_is_special(token, known) for token in (0, 299)]
     [True, False]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from npgpt2.checkpoint import Checkpoint, Progress, nonfinite
-from npgpt2.errors import CheckpointError, WeightsWarning
-from npgpt2.files import output
-from npgpt2.formats.tensors import Files
-from npgpt2.ops import Array
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError, WeightsWarning
+from npgpt2.base.files import output
+from npgpt2.checkpoints.checkpoint import Checkpoint, Progress, nonfinite
+from npgpt2.checkpoints.formats.tensors import Files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,7 @@
-"""A server of OpenAI's completions API, over any engine: `npgpt2 serve`, or on Ray Serve.
+"""An HTTP server with OpenAI's completions API over any engine, as one process or on Ray Serve.
 
-Starlette on uvicorn. It is imported by who serves, and nobody else.
+`guard` refuses by host and key, `protocol` by content, `engine` when the queue is full. Only the
+command line imports this room.
 """
 
 from typing import Any

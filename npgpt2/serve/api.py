@@ -26,9 +26,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import Lifespan, Receive, Scope, Send
 
-from npgpt2.errors import InputError, NpGPT2Error, OptionError, TokenizerError
-from npgpt2.generate import GenerationOptions
-from npgpt2.language_model import LanguageModel, Writing, fresh_seed
+from npgpt2.base.errors import InputError, NpGPT2Error, OptionError, TokenizerError
+from npgpt2.generation.language_model import LanguageModel, Writing, fresh_seed
+from npgpt2.generation.options import GenerationOptions
 from npgpt2.serve.engine import Chosen, Engine, Ticket
 from npgpt2.serve.guard import ALIVE, Guard, refusal
 from npgpt2.serve.pages import docs_page, front_page

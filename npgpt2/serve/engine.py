@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt2.batcher import Batcher, Job
-from npgpt2.language_model import LanguageModel, Piece, Writing
-from npgpt2.ops import Array, log_softmax
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import TokenizerError
+from npgpt2.generation.batcher import Batcher, Job
+from npgpt2.generation.language_model import LanguageModel, Piece, Writing
+from npgpt2.generation.scoring import log_softmax
 from npgpt2.serve.metrics import Metrics
 from npgpt2.serve.protocol import ApiError
 
@@ -166,6 +168,10 @@ class Engine:
     def _run(self) -> None:
         try:
             model = self._load()
+            if not model.has_vocabulary:
+                raise TokenizerError(
+                    "--model: has no vocabulary, expected one: a server answers in text"
+                )
             batcher = Batcher(model.slots(self.slots))
         except BaseException as error:
             self._tell(self._now, "failed", None, error)

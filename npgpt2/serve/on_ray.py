@@ -7,24 +7,24 @@ replica, which has slots and a queue of its own; what one replica has read of a 
 not. Patience with slow clients, and the address, are the proxies'.
 """
 
-from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import fields, replace
 from typing import Any
 
-from npgpt2.cli.serve import require_load
-from npgpt2.errors import MissingPackage, OptionError
+from npgpt2.base.errors import MissingPackage, OptionError
+from npgpt2.engines import ModelSpec, open_model
 from npgpt2.serve.api import Service, application
 from npgpt2.serve.engine import Engine
 from npgpt2.serve.guard import Guard
 from npgpt2.serve.metrics import Metrics
+from npgpt2.serve.settings import Settings
 
 # What may be given, by the names of the command line, and what is taken for the rest.
-DEFAULTS: dict[str, Any] = {
-    "model": None, "revision": None, "engine": "numpy", "device": None, "precision": None,
-    "threads": None, "graph_cache": None, "dtype": "float32", "slots": 8, "queue": 64,
-    "api_key_file": None, "allow_host": (), "drain_seconds": 30, "replicas": 1, "cpus": 1,
-}  # fmt: skip
+OF_MODEL: dict[str, Any] = {"model": None, "revision": None}
+OF_MODEL |= {f.name: f.default for f in fields(ModelSpec) if f.name != "strict"}
+OF_SERVER = {f.name: f.default for f in fields(Settings)} | {"allow_host": ()}
+DEFAULTS: dict[str, Any] = {**OF_MODEL, **OF_SERVER, "replicas": 1, "cpus": 1}
 
 
 def app(args: Mapping[str, Any]) -> Any:
@@ -35,7 +35,7 @@ def app(args: Mapping[str, Any]) -> Any:
             `serve run` gives them.
 
     Raises:
-        OptionError: another name, or no number where one is expected.
+        OptionError: another name, no number where one is expected, or one out of range.
         MissingPackage: Ray is not installed.
     """
     chosen = dict(DEFAULTS)
@@ -44,7 +44,12 @@ def app(args: Mapping[str, Any]) -> Any:
             raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
         number = isinstance(DEFAULTS[name], int) or name == "threads"
         chosen[name] = _number(name, value) if number and value is not None else value
-    require_load(Namespace(**chosen))
+    if isinstance(chosen["allow_host"], str):
+        chosen["allow_host"] = (chosen["allow_host"],)
+    settings = Settings(**{name: chosen[name] for name in OF_SERVER})
+    spec = ModelSpec(**{name: chosen[name] for name in OF_MODEL})
+    if spec.engine == "onnx" and spec.threads is None:
+        spec = replace(spec, threads=max(1, chosen["cpus"]))
     try:
         from ray import serve
     except ImportError as error:
@@ -54,10 +59,10 @@ def app(args: Mapping[str, Any]) -> Any:
         num_replicas=chosen["replicas"],
         ray_actor_options={"num_cpus": chosen["cpus"]},
         # Beyond these the server itself says 429, and when to come again.
-        max_ongoing_requests=chosen["slots"] + chosen["queue"] + 16,
-        graceful_shutdown_timeout_s=float(chosen["drain_seconds"] + 10),
+        max_ongoing_requests=settings.slots + settings.queue + 16,
+        graceful_shutdown_timeout_s=float(settings.drain_seconds + 10),
     )
-    return deployment(serve.ingress(lambda: _replica(chosen))()).bind()
+    return deployment(serve.ingress(lambda: _replica(spec, settings))()).bind()
 
 
 def _number(name: str, value: Any) -> int:
@@ -67,25 +72,18 @@ def _number(name: str, value: Any) -> int:
         raise OptionError(name, f"got {value!r}, expected a whole number") from None
 
 
-def _replica(chosen: Mapping[str, Any]) -> Guard:
+def _replica(spec: ModelSpec, settings: Settings) -> Guard:
     """The application of one replica, which opens the model before it takes requests."""
-    from npgpt2.cli.common import model_name
-    from npgpt2.cli.serve import keys_in, load_served
-
-    args = Namespace(**chosen, strict=False)
-    if args.threads is None and args.engine == "onnx":
-        args.threads = max(1, args.cpus)
-    hosts = [args.allow_host] if isinstance(args.allow_host, str) else args.allow_host
-    keys = keys_in(args.api_key_file) if args.api_key_file else []
-    engine = Engine(lambda: load_served(args), args.slots, args.queue, Metrics())
+    engine = Engine(lambda: open_model(spec), settings.slots, settings.queue, Metrics())
 
     @asynccontextmanager
     async def open_(_: Any) -> AsyncIterator[None]:
         engine.start()
         await engine.loaded()
         yield
-        await engine.drain(float(args.drain_seconds))
+        await engine.drain(float(settings.drain_seconds))
         engine.close()
 
     # The proxies' addresses are theirs, and names are for who set them up.
-    return application(Service(engine, model_name(args)), hosts, keys, open_)
+    service = Service(engine, spec.name)
+    return application(service, settings.allow_host, settings.keys(), open_)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from npgpt2.pictures.document import document
+from npgpt2.base.document import document
 from npgpt2.serve.protocol import CompletionRequest, EmbeddingRequest
 
 WEB = Path(__file__).parent / "web"

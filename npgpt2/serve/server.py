@@ -17,7 +17,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from npgpt2.errors import FileError
+from npgpt2.base.errors import FileError
 from npgpt2.serve.api import Service, application
 from npgpt2.serve.guard import HEAD_BYTES
 from npgpt2.serve.protocol import ApiError

@@ -1,4 +1,6 @@
-"""Training with nothing but NumPy: forward and backward twins, AdamW, and a run that can be killed.
+"""Training with NumPy: operations with their backward pass, AdamW, runs that resume after a kill.
+
+The result is an ordinary checkpoint. Only `golden/` and the command line import this room.
 
 >>> from npgpt2.train import gradients, train
 """

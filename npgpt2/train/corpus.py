@@ -21,9 +21,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npgpt2.errors import CheckpointError, FileError, InputError, OptionError
-from npgpt2.files import is_same, replaced, require_regular
-from npgpt2.tokenizer import END, FILES, SPACE, BytePairTokenizer, Tokenizer, end_id
+from npgpt2.base.errors import CheckpointError, FileError, InputError, OptionError
+from npgpt2.base.files import is_same, named_errors, replaced, require_regular
+from npgpt2.tokenizer.byte_pair import SPACE, BytePairTokenizer
+from npgpt2.tokenizer.files import FILES
+from npgpt2.tokenizer.interface import END, Tokenizer, end_id
 
 PIECE = 2**16  # bytes read at a time; with 2**20 the `tokenizers` library takes 300 MB more
 IGNORED = -100  # as a target: PyTorch's value for "no loss here"
@@ -112,10 +114,7 @@ class Texts(NamedTuple):
         return cls(files, characters, size, digest.hexdigest(), train)
 
     def pieces(
-        self,
-        part: Part,
-        whole: bool = False,
-        progress: Progress = lambda loop, what, total: loop,
+        self, part: Part, whole: bool = False, progress: Progress = lambda loop, what, total: loop
     ) -> Iterator[str]:
         """The text of a part as a stream, with <|endoftext|> as a piece of its own.
 
@@ -179,12 +178,8 @@ def _files_of(path: Path, outside: Path | None) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    try:
+    with named_errors(path):
         return require_regular(path)
-    except FileError:
-        raise
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
 
 
 def _read(files: Iterable[Path]) -> Iterator[str]:

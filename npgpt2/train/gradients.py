@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import arguments
-from npgpt2.config import GPT2Config
-from npgpt2.errors import InputError
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import InputError
 from npgpt2.gpt2 import GPT2
-from npgpt2.ops import Array
-from npgpt2.params import Params, build_tree, named_parameters
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import Params, build_tree, named_parameters
 from npgpt2.train.corpus import IGNORED, Batch
 from npgpt2.train.model import Rows, Run, loss
 from npgpt2.train.ops import Drop

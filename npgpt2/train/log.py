@@ -6,8 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from npgpt2.errors import FileError
-from npgpt2.files import replaced
+from npgpt2.base.files import named_errors, replaced
 
 Line = dict[str, Any]
 
@@ -41,11 +40,9 @@ def writing(path: Path) -> Iterator[Callable[[Line], None]]:
 
     def write(line: Line) -> None:
         data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-        try:
+        with named_errors(path):
             while data:  # a disk that becomes full takes a part of it, and only then is an error
                 data = data[file.write(data) :]
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}") from None
 
     file = path.open("ab", buffering=0)
     try:

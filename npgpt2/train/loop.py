@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from npgpt2.checkpoint import save
-from npgpt2.config import GPT2Config
-from npgpt2.errors import FileError, MissingPackage, OptionError, TrainingError
-from npgpt2.files import fsync, held, new_folder
-from npgpt2.formats.find import SINGLE
+from npgpt2.base.errors import FileError, MissingPackage, OptionError, TrainingError
+from npgpt2.base.files import fsync, held, new_folder
+from npgpt2.checkpoints.checkpoint import save
+from npgpt2.checkpoints.formats.find import SINGLE
 from npgpt2.gpt2 import GPT2
-from npgpt2.params import build_tree, named_parameters, param_shapes
-from npgpt2.tokenizer import end_id
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import build_tree, named_parameters, param_shapes
+from npgpt2.tokenizer.interface import end_id
 from npgpt2.train import log
 from npgpt2.train.corpus import Batch, Windows, load_ids, validation_batches
 from npgpt2.train.gradients import Gradients

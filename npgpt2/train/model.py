@@ -1,4 +1,4 @@
-"""GPT-2 forward, and back in the reverse order: `npgpt2/model.py` with what training adds.
+"""GPT-2 forward, and back in the reverse order: `npgpt2/model/forward.py` with what training adds.
 
 Each function returns its result and the function that goes back through it (see `train/ops.py`);
 read its body down and then its `back`, which is the same lines from below. `d` is the node of the
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt2.config import GPT2Config
-from npgpt2.model import merge_heads, split, split_heads
-from npgpt2.ops import Array
-from npgpt2.params import MLP, Attention, Block, CrossAttention, Params
+from npgpt2.base.arrays import Array
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.forward import merge_heads, split, split_heads
+from npgpt2.model.params import MLP, Attention, Block, CrossAttention, Params
 from npgpt2.train.ops import (
     Drop,
     activation,

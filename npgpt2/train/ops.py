@@ -10,7 +10,7 @@ tree that is built like theirs, and returns the gradient of the input. What a fo
 lives in the closure, and goes with it. `back` works in place on what was saved, so it is called
 once; `dy` stays as it is, and may itself be what is returned.
 
-Axes as in `npgpt2.ops`, whose forwards these call where nothing has to be kept.
+Axes as in `npgpt2.model.ops`, whose forwards these call where nothing has to be kept.
 """
 
 import hashlib
@@ -20,9 +20,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from npgpt2 import ops
-from npgpt2.ops import ACTIVATIONS, QUERIES, Activation, Array, blockwise
-from npgpt2.params import Embedding, LayerNorm, Linear
+from npgpt2.base.arrays import Array, Elementwise, blockwise, erf
+from npgpt2.model import fast, ops
+from npgpt2.model.fast import QUERIES
+from npgpt2.model.ops import ACTIVATIONS
+from npgpt2.model.params import Embedding, LayerNorm, Linear
 
 Back: TypeAlias = Callable[[Array], Array]
 
@@ -45,7 +47,7 @@ def linear(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable[[Array
         dx: Array = np.dot(drows, weight.T)
         return dx.reshape(x.shape)
 
-    return ops.linear(x, weight, bias), back
+    return fast.linear(x, weight, bias), back
 
 
 def embedding(ids: Array, weight: Array) -> tuple[Array, Callable[[Array, Embedding], None]]:
@@ -131,7 +133,7 @@ def attention(
     causal: bool = True,
     mask: Array | None = None,
 ) -> tuple[Array, Callable[[Array, Array, Array, Array], None]]:
-    """softmax(scale · q kᵀ, masked), dropped, times v, by blocks of queries as in `ops.attention`.
+    """softmax(scale · q kᵀ, masked), dropped, times v, by blocks of queries as in `fast.attention`.
 
     The way back writes the gradients of q, k and v where it is told: `back(dy, dq, dk, dv)`.
     Σ dP · P, which softmax subtracts in every row, is Σ dy · y there: a sum over D instead of S,
@@ -302,7 +304,7 @@ def cross_entropy(
     return nats, back
 
 
-# ── slopes of the activations, in the order of `npgpt2.ops` ──────────────────────────────────────
+# ── slopes of the activations, in the order of `npgpt2.model.ops` ────────────────────────────────
 
 
 def _tanh_gelu(x: Array, slope: float) -> Array:
@@ -337,7 +339,7 @@ def gelu_fast(x: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Φ(x) + x φ(x), the normal distribution's and its density."""
     density = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    return 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)) + x * density
+    return 0.5 + 0.5 * erf(x * math.sqrt(0.5)) + x * density
 
 
 @blockwise
@@ -363,7 +365,7 @@ def tanh(x: Array) -> Array:
     return 1.0 - np.tanh(x) ** 2
 
 
-SLOPES: dict[str, Activation] = {
+SLOPES: dict[str, Elementwise] = {
     "gelu_new": gelu_new,
     "gelu_pytorch_tanh": gelu_new,
     "gelu_fast": gelu_fast,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from npgpt2.ops import BLOCK, Array
-from npgpt2.params import Params, build_tree, named_parameters
+from npgpt2.base.arrays import BLOCK, Array
+from npgpt2.model.params import Params, build_tree, named_parameters
 
 Pieces: TypeAlias = list[slice]
 Map: TypeAlias = Callable[[Callable[[Pieces], list[Any]], Iterable[Pieces]], Iterable[list[Any]]]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from npgpt2.files import replaced
+from npgpt2.base.files import replaced
 from npgpt2.train.log import Line
 
 

@@ -7,12 +7,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from npgpt2.config import GPT2Config
-from npgpt2.errors import CheckpointError, OptionError, TrainingError
-from npgpt2.files import read_json, write_text
+from npgpt2.base.errors import CheckpointError, OptionError, TrainingError
+from npgpt2.base.files import read_json, write_text
+from npgpt2.checkpoints.hub import resolve
 from npgpt2.gpt2 import GPT2
-from npgpt2.hub import resolve
-from npgpt2.tokenizer import Tokenizer, copy_vocabulary, end_id, load_tokenizer
+from npgpt2.model.config import GPT2Config
+from npgpt2.tokenizer.files import copy_vocabulary
+from npgpt2.tokenizer.interface import Tokenizer, end_id
+from npgpt2.tokenizer.load import load_tokenizer
 from npgpt2.train.corpus import Texts, Windows, encode, validation_batches
 from npgpt2.train.listener import Listener
 from npgpt2.train.settings import Settings

@@ -1,40 +1,28 @@
 """What a training run was told. Together with the corpus it decides every number of the run."""
 
-import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from npgpt2.config import GPT2Config
-from npgpt2.errors import OptionError
+from npgpt2.base.errors import OptionError
+from npgpt2.base.options import MOST, option, require
+from npgpt2.model.config import GPT2Config
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 192, "n_positions": 256}  # of a model from scratch
-SCHEDULES = ("cosine", "constant")
+
+count = partial(option, metavar="N", least=1, most=MOST)
+
+
+def share(default: float, text: str, metavar: str = "X") -> Any:
+    """Of a whole, and never all of it."""
+    return option(default, text, metavar, least=0, below=1.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `npgpt2 train`, with their defaults. Frozen and validated.
+    """The options of `npgpt2 train`. Frozen and validated.
 
-    None means: not said, and then as it says here.
-
-    Attributes:
-        init: a checkpoint to go on from, its vocabulary included; otherwise random weights.
-        tokenizer: a checkpoint folder whose vocabulary is taken; otherwise one is trained.
-        vocab_size: of the vocabulary to train, at most.
-        n_layer, n_head, n_embd, n_positions: the model's shape, from scratch.
-        window: tokens in a row of a batch; n_positions by default.
-        batch_size: rows that are computed at a time.
-        accumulate: batches whose gradients are added up to one step.
-        steps, epochs: how long; 10 epochs by default.
-        lr: the highest learning rate; by default 1e-3 from scratch and 5e-5 from a checkpoint.
-        warmup: steps; by default 100, or a tenth of all where that is fewer.
-        dropout: of all three kinds; by default as in the config, 0.1 from scratch.
-        average: the model is the running mean of the weights over about 1 / (1 − average) steps;
-            0 is the weights themselves.
-        freeze_embeddings: leave wte and wpe as they are, and a tied head with them.
-        half: write the model in float16.
-        eval_every, save_every: steps between validations, and between checkpoints.
-        threads: for the same bits, the same number.
+    None means: not said, and then as the help says. With the same number of threads, the same bits.
 
     Raises:
         OptionError: a value of the wrong type or range, or two that exclude each other.
@@ -44,59 +32,83 @@ class Settings:
     16
     """
 
-    init: str | None = None
-    tokenizer: str | None = None
-    vocab_size: int | None = None
-    n_layer: int | None = None
-    n_head: int | None = None
-    n_embd: int | None = None
-    n_positions: int | None = None
-    window: int | None = None
-    batch_size: int = 16
-    accumulate: int = 1
-    steps: int | None = None
-    epochs: float | None = None
-    lr: float | None = None
-    warmup: int | None = None
-    schedule: str = "cosine"
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.99
-    clip: float = 1.0
-    dropout: float | None = None
-    average: float = 0.0
-    freeze_embeddings: bool = False
-    recompute: bool = False
-    val_fraction: float = 0.1
-    half: bool = False
-    eval_every: int = 250
-    save_every: int = 250
-    seed: int = 0
-    threads: int = 1
+    init: str | None = option(
+        None, "fine-tune a checkpoint folder or a model of the hub", "MODEL",
+        expected="the name of a checkpoint",
+    )  # fmt: skip
+    tokenizer: str | None = option(
+        None, "take its vocabulary (default: train one)", "MODEL",
+        expected="the name of a checkpoint",
+    )  # fmt: skip
+    vocab_size: int | None = option(
+        None, "tokens of the vocabulary to train, at most (default: 2048)", "N", least=0, most=MOST
+    )
+    n_layer: int | None = count(None, f"number of blocks (default: {SHAPE['n_layer']})")
+    n_head: int | None = count(None, f"attention heads of a block (default: {SHAPE['n_head']})")
+    n_embd: int | None = count(None, f"width, a multiple of the heads (default: {SHAPE['n_embd']})")
+    n_positions: int | None = count(
+        None, f"tokens of the longest context (default: {SHAPE['n_positions']})"
+    )
+    window: int | None = count(None, "tokens in a row (default: the longest context)")
+    batch_size: int = count(16, "rows computed at a time (default: {default})")
+    accumulate: int = count(1, "batches for one step (default: {default})")
+    steps: int | None = count(None, "how many steps to take; or, instead:")
+    epochs: float | None = option(
+        None, "how often to read all of the text (default: 10)", "X", above=0.0, most=1e9
+    )
+    lr: float | None = option(
+        None, "highest learning rate (default: 1e-3; with --init 5e-5)", "X", above=0.0
+    )
+    warmup: int | None = option(
+        None, "steps until it is reached (default: 100, or a tenth of all if fewer)", "N",
+        least=0, most=MOST,
+    )  # fmt: skip
+    schedule: str = option(
+        "cosine", "from there: half a cosine down to 0, or as it is (default: {default})",
+        choices=("cosine", "constant"),
+    )  # fmt: skip
+    weight_decay: float = option(
+        0.1, "how fast matrices shrink; biases and gains do not (default: {default})", "X", least=0
+    )
+    beta1: float = share(0.9, "memory of the gradient (default: {default})")
+    beta2: float = share(0.99, "memory of its square (default: {default})")
+    clip: float = option(
+        1.0, "a gradient longer than this is shortened to it (default: {default})", "X", above=0.0
+    )
+    dropout: float | None = option(
+        None,
+        "of embeddings, attention and residuals (default: 0.1; with --init the model's)", "P",
+        least=0, most=1.0,
+    )  # fmt: skip
+    average: float = share(
+        0.0,
+        "make the model from a running mean of the weights, which keeps X of itself at each step: "
+        "0.995 is the last 200 steps or so (default: {default}, the weights themselves)",
+    )
+    freeze_embeddings: bool = option(False, "leave wte and wpe as they are")
+    recompute: bool = option(
+        False,
+        "keep only the inputs of blocks for the way back: less memory, a third more work, the same "
+        "bits",
+    )
+    val_fraction: float = share(
+        0.1, "of the characters, at the end, kept for validation (default: {default})", "F"
+    )
+    half: bool = option(False, "write the model in float16")
+    eval_every: int = count(250, "steps between validations (default: {default})")
+    save_every: int = count(250, "steps between checkpoints (default: {default})")
+    seed: int = option(
+        0, "of weights, order and dropout: the same seed, the same model (default: {default})", "S",
+        least=0, most=2**64 - 1,
+    )  # fmt: skip
+    threads: int = count(
+        1,
+        "share a batch out among N; another N, other last digits. Each holds a gradient of its own "
+        "(default: one for each core)",
+    )
 
     def __post_init__(self) -> None:
-        for name in (*SHAPE, "window", "batch_size", "accumulate", "steps", "threads"):
-            self._require(name, int, 1, 2**31 - 1)
-        for name in ("eval_every", "save_every"):
-            self._require(name, int, 1, 2**31 - 1)
-        self._require("warmup", int, 0, 2**31 - 1)
-        self._require("vocab_size", int, 0, 2**31 - 1)
-        self._require("seed", int, 0, 2**64 - 1)
-        self._require("epochs", float, above=0.0, high=1e9)
-        for name in ("lr", "clip"):
-            self._require(name, float, above=0.0)
-        self._require("weight_decay", float)
-        for name in ("beta1", "beta2", "average", "val_fraction"):
-            self._require(name, float, below=1.0)
-        self._require("dropout", float, high=1.0)
-        for name in ("init", "tokenizer"):
-            self._require_kind(name, str, "the name of a checkpoint")
-        for name in ("freeze_embeddings", "recompute", "half"):
-            self._require_kind(name, bool, "true or false")
-        if self.schedule not in SCHEDULES:
-            raise OptionError(
-                "schedule", f"got {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
-            )
+        require(self)
         if self.steps is not None and self.epochs is not None:
             raise OptionError("epochs", "given beside steps, expected one of the two")
         if self.init is None:
@@ -109,37 +121,6 @@ class Settings:
                 raise OptionError(
                     name, f"given beside init ({self.init}), which has its own. Leave it out"
                 )
-
-    def _require(
-        self,
-        name: str,
-        kind: type,
-        low: float = 0.0,
-        high: float = math.inf,
-        *,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        """A number in a range. None is good where it is the default."""
-        value = getattr(self, name)
-        if value is None and getattr(type(self), name) is None:
-            return
-        good = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        good = good and low <= value <= high and math.isfinite(value)
-        if good and (above is None or value > above) and (below is None or value < below):
-            return
-        if kind is int:
-            words = f"a whole number from {low} to {high}"
-        else:
-            words = f"a number from {low:g}" if above is None else f"a number above {above:g}"
-            words += f" to {high:g}" if high < math.inf else ""
-            words += f" to below {below:g}" if below is not None else ""
-        raise OptionError(name, f"got {value!r}, expected {words}")
-
-    def _require_kind(self, name: str, kind: type, words: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kind) and value is not getattr(type(self), name):
-            raise OptionError(name, f"got {value!r}, expected {words}")
 
     @property
     def shape(self) -> dict[str, Any]:

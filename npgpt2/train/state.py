@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from npgpt2.checkpoint import save, save_tensors
-from npgpt2.config import GPT2Config
-from npgpt2.errors import CheckpointError, FileError, NpGPT2Error
-from npgpt2.files import new_folder, read_json, require_space, sha256_of, write_text
-from npgpt2.formats.find import SINGLE
-from npgpt2.ops import Array
-from npgpt2.params import Params, named_parameters
-from npgpt2.tokenizer import copy_vocabulary
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError, FileError, NpGPT2Error
+from npgpt2.base.files import new_folder, read_json, require_space, sha256_of, write_text
+from npgpt2.checkpoints.checkpoint import save, save_tensors
+from npgpt2.checkpoints.formats.find import SINGLE
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import Params, named_parameters
+from npgpt2.tokenizer.files import copy_vocabulary
 from npgpt2.train.optimizer import Flat
 from npgpt2.train.settings import Settings
 

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from npgpt2.errors import MissingPackage, OptionError
-from npgpt2.tokenizer import END, byte_alphabet
+from npgpt2.base.errors import MissingPackage, OptionError
+from npgpt2.tokenizer.byte_pair import byte_alphabet
+from npgpt2.tokenizer.interface import END
 from npgpt2.train.corpus import Texts
 
 SMALLEST, LARGEST = 256 + 1, 2**20  # every byte, and <|endoftext|>

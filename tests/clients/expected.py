@@ -15,7 +15,7 @@ import numpy as np
 
 from npgpt2 import GPT2
 from npgpt2_onnx import OnnxModel
-from npgpt2_onnx.session import Session, graphs_in
+from npgpt2_onnx.run.session import Session, graphs_in
 
 # Logits. float32 kernels were seen to differ by 1e-5, those of whole numbers by 0.02 as a rule.
 CLEAR = {"fp32": 1e-3, "int8": 0.05}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from npgpt2 import GPT2Config, GPT2WithHead
-from npgpt2.checkpoint import save
+from npgpt2.checkpoints.checkpoint import save
 from npgpt2_onnx import export
 
 KINDS = ("SequenceClassification", "TokenClassification", "QuestionAnswering")

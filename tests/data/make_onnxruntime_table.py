@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from families import FAMILIES, OPSETS, write, wrong  # noqa: E402
 
-from npgpt2.errors import NpGPT2Error  # noqa: E402
+from npgpt2.base.errors import NpGPT2Error  # noqa: E402
 
 # From the first that runs with NumPy 2, which this package needs: the first and last of each.
 VERSIONS = (

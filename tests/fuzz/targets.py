@@ -11,24 +11,19 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
-from foreign_files import (
-    llmc,
-    openai_names,
-    state,
-    tensorflow,
-    torch_stream,
-    torch_zip,
-)
+from foreign_files import llmc, openai_names, state, tensorflow, torch_stream, torch_zip
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from npgpt2.checkpoint import Checkpoint, read_config
-from npgpt2.config import ALIASES, REFUSED, GPT2Config
-from npgpt2.errors import NpGPT2Error
-from npgpt2.formats.safetensors_file import read_header
-from npgpt2.formats.tensors import Files
-from npgpt2.params import named_parameters, param_shapes
-from npgpt2.tokenizer import byte_alphabet, end_id, load_tokenizer
+from npgpt2.base.errors import NpGPT2Error
+from npgpt2.checkpoints.checkpoint import Checkpoint, read_config
+from npgpt2.checkpoints.formats.safetensors_file import read_header
+from npgpt2.checkpoints.formats.tensors import Files
+from npgpt2.model.config import ALIASES, REFUSED, GPT2Config
+from npgpt2.model.params import named_parameters, param_shapes
+from npgpt2.tokenizer.byte_pair import byte_alphabet
+from npgpt2.tokenizer.interface import end_id
+from npgpt2.tokenizer.load import load_tokenizer
 
 CONFIG = GPT2Config(
     vocab_size=3, n_positions=2, n_embd=4, n_layer=2, n_head=2, n_inner=5, eos_token_id=None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import npgpt2
-from npgpt2.errors import NpGPT2Error
+from npgpt2.base.errors import NpGPT2Error
 
 # Seconds of the processor: those of the clock also count what other processes do meanwhile. As
 # these slow down a core that they share, an input has more than one try. An input that waits, for

@@ -50,7 +50,7 @@ function headOf(record) {
   return Math.min(state.head, record.about.model.heads[state.layer] - 1);
 }
 
-/** As `block` of npgpt2/model.py goes through it. */
+/** As `block` of npgpt2/model/forward.py goes through it. */
 function stepsOf(record, layer, head) {
   const { model } = record.about;
   const one = head >= 0;

@@ -3,7 +3,7 @@
 const SHOWN = 20; // of the most probable tokens
 const PLAIN = { temperature: 1, top_k: null, top_p: null, min_p: null };
 
-/** The last distribution, and the sliders that change it: as npgpt2/sampling.py computes it. */
+/** The last distribution, and the sliders that change it: as npgpt2/generation/sampling.py computes it. */
 function distribution(record) {
   const logits = Float64Array.from(record.tables.last.data);
   const settings = record.settings;

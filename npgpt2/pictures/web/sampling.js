@@ -1,4 +1,4 @@
-// npgpt2/sampling.py once more: the same filters in the same order, in float64.
+// npgpt2/generation/sampling.py once more: the same filters in the same order, in float64.
 // A token that is ruled out has the logit −∞.
 
 function softmax(logits) {

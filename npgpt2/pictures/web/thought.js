@@ -86,7 +86,7 @@ function addNeurons(tables, layer, most = 12) {
   tables[`h.${layer}.mlp.act`] = table(some(after));
 }
 
-/** Writes on, a token a step, as `npgpt2.generate.write` does. */
+/** Writes on, a token a step, as `npgpt2.generation.generate.write` does. */
 async function continued(model, { n_positions, eos }, how) {
   const { ids, many, settings, uniforms, stale, told } = how;
   const [likely, probabilities, written, chosen] = [[], [], [], []];

@@ -1,0 +1,44 @@
+"""Weights in whole numbers of 8 or 4 bits, block by block: what MatMulNBits multiplies.
+
+A block of numbers along the axis that is summed over has one scale; a number is
+scale · (code − 2^(bits − 1)). Nothing depends on a neighbour's block.
+"""
+
+import numpy as np
+
+from npgpt2.base.arrays import Array
+
+
+def quantize(x: Array, bits: int, block: int) -> tuple[Array, Array]:
+    """Rows (R, K) → codes (R, blocks, block · bits / 8) uint8 and scales (R, blocks) float32.
+
+    The number farthest from zero in each block gets the lowest code exactly: it has one more code
+    than the other side, so the scale is signed.
+
+    >>> codes, scales = quantize(np.array([[-8.0, 4.0] + [0.0] * 14], "f4"), bits=4, block=16)
+    >>> codes[0, 0, :2], scales
+    (array([192, 136], dtype=uint8), array([[1.]], dtype=float32))
+    """
+    rows, width = x.shape
+    blocks = -(-width // block)
+    if width % block:
+        x = np.pad(x, ((0, 0), (0, blocks * block - width)))
+    x = x.reshape(rows, blocks, block)
+    half = 1 << (bits - 1)
+    farthest = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
+    scales = farthest / -half
+    codes = np.divide(x, scales, out=np.zeros_like(x), where=scales != 0)
+    codes = np.rint(codes, out=codes) + half
+    codes = np.clip(codes, 0, 2 * half - 1, out=codes).astype(np.uint8)
+    if bits == 4:
+        codes = codes[..., ::2] | codes[..., 1::2] << 4
+    return codes, scales[..., 0].astype(np.float32)
+
+
+def dequantize(codes: Array, scales: Array, bits: int, width: int) -> Array:
+    """What the codes stand for: (R, K) float32."""
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
+    numbers = codes.astype(np.float32) - (1 << (bits - 1))
+    numbers *= scales[..., None]
+    return numbers.reshape(len(codes), -1)[:, :width]

@@ -1,0 +1,466 @@
+"""Files: small ones from strangers are read with care, folders are written whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from npgpt2.base.errors import FileBusy, FileError, InputError
+from npgpt2.base.impostors import refuse_impostor
+
+try:
+    import fcntl
+except ImportError:  # Windows, see docs/platforms.md: two writers are not told of each other
+    fcntl = None  # type: ignore[assignment]
+
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+MAX_BYTES = 2**28  # of a file that is read whole; the largest vocabularies have a tenth of it
+
+
+@contextmanager
+def named_errors(path: Path, inside: bool = False) -> Iterator[None]:
+    """What the operating system refuses in the block is a FileError that names the file; `inside`
+    a folder the one in it that was refused, where that is known."""
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as problem:
+        where = (inside and problem.filename) or path
+        raise FileError(f"{where}: {problem.strerror or problem}") from None
+
+
+def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
+    """One JSON object from a file.
+
+    Raises:
+        FileError: the file cannot be read.
+        error: see `parse_json`.
+    """
+    return parse_json(read_file(path), str(path), error)
+
+
+def parse_json(data: bytes, source: str, error: type[Exception]) -> dict[str, Any]:
+    """One JSON object, with duplicate keys refused and a byte-order mark said.
+
+    Raises:
+        error: it is not UTF-8, not JSON, not an object, or names a key twice.
+    """
+    refuse_impostor(source, data, "JSON", error)
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise error(f"{source}: starts with a byte-order mark, expected UTF-8. Save it without")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = dict(pairs)
+        if len(keys) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise error(f"{source}: key {twice!r} stands there twice, expected once")
+        return keys
+
+    try:
+        values = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except UnicodeDecodeError as problem:
+        raise error(
+            f"{source}: not UTF-8 at byte {problem.start}, expected JSON. Download again"
+        ) from None
+    except error:
+        raise
+    except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
+        raise error(f"{source}: not JSON ({problem}). Download again") from None
+    if not isinstance(values, dict):
+        raise error(
+            f"{source}: got a JSON {type(values).__name__}, expected an object. Download again"
+        )
+    return values
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        FileError: it is not one, is larger than `MAX_BYTES`, or cannot be read.
+    """
+    with named_errors(path):
+        size = require_regular(path)
+        if size > MAX_BYTES:
+            raise FileError(f"{path}: has {size:,} bytes, expected {MAX_BYTES:,} at most")
+        return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """A person's own text, of any size and from any kind of file.
+
+    Raises:
+        FileError: it cannot be read.
+        InputError: it is not UTF-8.
+    """
+    with named_errors(path):
+        return utf8(path.read_bytes(), str(path))
+
+
+def utf8(data: bytes, where: str) -> str:
+    """Bytes as text. Raises InputError: they are not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not UTF-8 at byte {error.start}, expected text. Convert it first (iconv)"
+        ) from None
+
+
+def require_regular(path: Path) -> int:
+    """The size of a regular file. Asked before one is opened: a FIFO waits, a device never ends.
+
+    Raises:
+        FileError: it is a folder, a FIFO, a device or a socket, or a link to nothing.
+    """
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():  # a hub cache that was cleared in part
+            raise FileError(
+                f"{path}: is a link to {os.readlink(path)}, which is not there. Download again"
+            ) from None
+        raise
+    if not stat.S_ISREG(info.st_mode):
+        kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+        raise FileError(f"{path}: is {kind}, expected a file")
+    return info.st_size
+
+
+def is_beside(name: str) -> bool:
+    """Whether a name that stands in a file is of one in the same folder: it leads nowhere else.
+
+    >>> is_beside("model-00001-of-00002.safetensors"), is_beside("../x"), is_beside("")
+    (True, False, False)
+    """
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
+    """Of a file of any size. Raises FileError: it cannot be read."""
+    digest = hashlib.sha256()
+    with named_errors(path):
+        blocks = range(0, require_regular(path), 1 << 20)
+        with path.open("rb") as file:
+            for _ in progress(blocks, f"checking {path.name}"):
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file or folder: also by links, and by names that differ in case
+    where the file system does not mind."""
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return one.resolve() == other.resolve()
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+_begun: list[object] = []
+
+
+@contextmanager
+def unfinished() -> Iterator[None]:
+    """While the block lasts something is half-written, which it clears up when it fails."""
+    _begun.append(None)
+    try:
+        yield
+    finally:
+        _begun.pop()
+
+
+def is_unfinished() -> bool:
+    return bool(_begun)
+
+
+@contextmanager
+def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
+    """A folder to fill, which appears at `target` when the block ends without an error.
+
+    Until then it stands beside it under a name with a dot; of a block that fails, or is killed and
+    begun again, nothing remains. A folder that is there already stays whole until the new one is.
+
+    Args:
+        replaces: asked of a folder that is there and not empty; where it says no, or raises its
+            own error, nothing is written.
+
+    Raises:
+        FileError: the target is no folder, may not be replaced, or is being written by another
+            process; or the disk is full.
+    """
+    target = Path(os.path.abspath(target))
+    if not target.name:
+        raise FileError(f"{target}: is the root, expected a folder to make")
+    old = _old(target)
+    with named_errors(target, inside=True):
+        if old.is_dir() and not target.exists():  # a process was killed between two renames
+            old.rename(target)
+        require_replaceable(target, replaces)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(), _alone(target.with_name(f".{target.name}.new")) as work:
+            yield work
+            _sync(work)
+            require_replaceable(target, replaces)
+            _swap(work, target)
+
+
+def require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
+    """Raises FileError where `new_folder` would not put a folder."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise FileError(f"{target}: is not a folder, expected one or nothing there")
+    if target.samefile("."):
+        raise FileError(f"{target}: is the folder that you stand in, expected another")
+    if any(target.iterdir()) and not replaces(target):
+        raise FileError(f"{target}: is there already, expected a new folder. --force replaces it")
+
+
+def holds_only(folder: Path, known: Callable[[str], bool], what: str) -> bool:
+    """True, of a folder in which every name is known: it may be replaced, nothing is lost.
+
+    Raises:
+        FileError: it holds something else. `what` is expected there, in words.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not known(name):
+            raise FileError(
+                f"{folder}: is there already, expected {what}: it holds {name}, which none wrote, "
+                "and is not replaced. Choose another folder"
+            )
+    return True
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[Path]:
+    """An empty folder that one process at a time works in, gone afterwards unless it was renamed.
+
+    The lock is on the folder itself, and dies with the process.
+    """
+    handle = _locked(work)
+    mine = os.fstat(handle).st_ino if fcntl else work.stat().st_ino
+    try:
+        for left in work.iterdir():  # by a process that was killed
+            _remove(left)
+        (work / "pid").write_text(str(os.getpid()))
+        yield work
+    finally:
+        if work.exists() and work.stat().st_ino == mine:
+            _clear(work)
+        _release(handle)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all of a folder that can be removed. Ctrl-C waits until it is done."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as end:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(end, OSError):  # of a handle that cannot be closed it raises all the same
+            raise
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder with all that is in it, or a link without what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _locked(work: Path) -> int:
+    """Make the folder, or take over what a killed process left; a handle that holds the lock."""
+    if work.is_symlink():  # it could point anywhere
+        work.unlink()
+    try:
+        work.mkdir(exist_ok=True)
+        if not fcntl:
+            return -1
+        handle = os.open(work, os.O_RDONLY)
+    except BaseException:  # Ctrl-C as well
+        with suppress(OSError):  # what is not empty is another's
+            work.rmdir()
+        raise
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = (work / "pid").read_text() if (work / "pid").exists() else "another"
+            raise FileBusy(
+                f"{work}: process {who} is writing there. Wait for it, or end it"
+            ) from None
+        if not work.exists() or os.fstat(handle).st_ino != work.stat().st_ino:
+            raise FileBusy(f"{work}: another process is writing there. Wait for it")
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _release(handle: int) -> None:
+    """Unlock. What a disk says now is of no use: all that counts was synced before."""
+    with suppress(OSError):
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's files are on the disk."""
+    (folder / "pid").unlink()
+    for path in sorted(folder.rglob("*")):
+        fsync(path)
+    fsync(folder)
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and not fcntl:
+        return  # Windows knows no handles of folders
+    handle = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Put a finished folder in its place; the one that was there goes when the new one stands."""
+    old = _old(target)
+    _clear(old)
+    try:
+        if target.exists():
+            work.chmod(stat.S_IMODE(target.stat().st_mode))
+            target.rename(old)
+        work.rename(target)
+        fsync(target.parent)
+    finally:  # after an error and Ctrl-C as well: the old one stands again, or it goes
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        _clear(old)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a folder, and sweep out what a killed one left there.
+
+    Raises:
+        FileBusy: another one is.
+    """
+    folder = folder.resolve()  # `_locked` takes a link for an attack
+    with named_errors(folder):
+        handle = _locked(folder)
+    with unfinished():
+        try:
+            with named_errors(folder, inside=True):
+                (folder / "pid").write_text(str(os.getpid()))
+                for left in folder.glob(".*.new"):
+                    _remove(left)
+            yield
+        finally:
+            (folder / "pid").unlink(missing_ok=True)
+            _release(handle)
+
+
+@contextmanager
+def replaced(path: Path, own: str = "") -> Iterator[Path]:
+    """A file to write, which takes its place when the block ends without an error.
+
+    Args:
+        own: part of its name until then, where several may write it at the same time.
+
+    Raises:
+        FileError: it cannot be written; what was there stays.
+    """
+    work = path.with_name(f".{path.name}{own}.new")
+    with unfinished():
+        try:
+            with named_errors(path):
+                yield work
+                fsync(work)
+                mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
+                work.chmod(mode)
+                work.replace(path)
+                fsync(path.parent)
+        finally:
+            with suppress(OSError):  # it is there only after an error
+                work.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same bytes on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def take_alone(file: BinaryIO) -> None:
+    """Lock a file that is being written, until it is closed.
+
+    Raises:
+        FileBusy: another process has.
+    """
+    if not fcntl:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileBusy(f"{file.name}: another process is writing there. Wait for it") from None
+
+
+def drop_alone(file: BinaryIO) -> None:
+    """Remove a file that was locked by `take_alone`."""
+    _let_go(file).unlink()
+
+
+def put_alone(file: BinaryIO, path: Path) -> None:
+    """Put a file that was locked by `take_alone` in its place, and on the disk."""
+    work = _let_go(file)
+    fsync(work)
+    work.replace(path)
+    fsync(path.parent)
+
+
+def _let_go(file: BinaryIO) -> Path:
+    """Where it lies. Windows moves and removes no file that is open; it has no lock to lose."""
+    if not fcntl:
+        file.close()
+    return Path(file.name)
+
+
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """A file that a person named, to write as `replaced` does: what a link points to; what is a
+    pipe or a device is written to as it is."""
+    if path.exists() and not path.is_file():
+        yield path
+    else:
+        with replaced(Path(os.path.realpath(path))) as work:
+            yield work
+
+
+def _umask() -> int:
+    """It can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raises FileError where the disk of a folder, there or to come, has less than that free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise FileError(f"{folder}: no space: needs {needed:,} bytes, free {free:,}")

@@ -1,0 +1,264 @@
+"""A checkpoint ↔ config and parameters: what `formats` found, held against the config."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError, ConfigError, FileError, WeightsWarning
+from npgpt2.base.files import read_json, replaced, write_text
+from npgpt2.checkpoints.formats.find import MASK_BUFFER, SINGLE, Found, find, tells_config
+from npgpt2.checkpoints.formats.safetensors_file import write
+from npgpt2.checkpoints.formats.tensors import DTYPES, Files, TensorInfo
+from npgpt2.model.config import HEADS, GPT2Config
+from npgpt2.model.params import Params, build_tree, named_parameters, param_shapes
+
+Progress = Callable[[Iterable[str], str], Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, before any number is read.
+
+    >>> checkpoint = Checkpoint.open("tests/data/tiny")
+    >>> checkpoint.config.n_layer, checkpoint.tensors["h.0.attn.c_attn.weight"].shape
+    (3, (64, 192))
+    """
+
+    folder: Path
+    config: GPT2Config
+    tensors: dict[str, TensorInfo]
+    kind: str = "safetensors"  # whose format, in words
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Checkpoint":
+        """Read the config and where the tensors lie, and check that they are those of the config.
+
+        Args:
+            folder: with weights in any format that `formats.find` knows; of llm.c and nanoGPT also
+                the file itself.
+
+        Raises:
+            FileError: a file is missing or cannot be read.
+            ConfigError: config.json is not a GPT-2 that is implemented here.
+            CheckpointError: a weights file is damaged, or tensors are missing, extra or misshapen.
+        """
+        folder = Path(folder)
+        if not os.path.exists(folder):  # Path.exists raises where the name is too long
+            raise FileError(f"{folder}: no such folder, expected one with config.json in it")
+        config = None if tells_config(folder) else read_config(folder)
+        found = find(folder)
+        return cls.of(folder, found._replace(config=found.config or config))
+
+    @classmethod
+    def of(cls, folder: Path, found: Found) -> "Checkpoint":
+        """What was found in a folder, held against its config. Raises what `open` does."""
+        config = found.config or read_config(folder)
+        tensors = {
+            name: info for name, info in found.tensors.items() if not MASK_BUFFER.fullmatch(name)
+        }
+        config = _settle_head(config, tensors)
+        _require_sound(folder, config, found.told_by, tensors)
+        named = {name: tensors[name] for name in param_shapes(config)}
+        return cls(folder, config, named, found.kind)
+
+    def config_json(self) -> dict[str, Any]:
+        """The folder's own config.json with all that it says; where there is none, what the
+        weights tell."""
+        own = self.folder / "config.json"
+        values = read_json(own, ConfigError) if own.is_file() else self.config.to_dict()
+        return values | {"tie_word_embeddings": self.config.tie_word_embeddings}
+
+    def read(
+        self,
+        dtype: npt.DTypeLike = np.float32,
+        mmap: bool = True,
+        strict: bool = False,
+        progress: Progress = lambda names, what: names,
+    ) -> Params:
+        """The parameters, in float32 or float64.
+
+        Args:
+            mmap: map the files; tensors already of `dtype` are views, read-only and shared between
+                processes. False: read copies.
+            strict: NaN or infinity in the weights is an error, not a warning.
+            progress: wraps the loop over names.
+
+        Raises:
+            CheckpointError: with `strict`, a tensor holds NaN or infinity; a file has become
+                shorter since its header was read.
+        """
+        files, arrays = Files(mmap), {}
+        for name in progress(self.tensors, "loading"):
+            info = self.tensors[name]
+            arrays[name] = files.array(info, np.dtype(dtype))
+            _warn_of_nonfinite(arrays[name], info, strict)
+        return build_tree(arrays)
+
+    def pieces(self, name: str, size: int) -> Iterator[Array]:
+        """One parameter as float32, flat, in pieces of `size` numbers: read, not mapped.
+
+        Raises:
+            FileError: the file cannot be read.
+            CheckpointError: it has become shorter since its header was read.
+        """
+        yield from Files(mmap=False).pieces(self.tensors[name], size)
+
+
+def save(
+    folder: Path, config: GPT2Config, params: Params, dtype: npt.DTypeLike = np.float32
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors, as transformers does.
+
+    Each file is written whole or not at all, the weights last.
+
+    Args:
+        dtype: of the weights: float32, or float16 for half the size.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    eos = config.eos_token_id
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos}
+    values = {**config.to_dict(), "dtype": np.dtype(dtype).name}
+    for name, table in (("config.json", values), ("generation_config.json", ids)):
+        with replaced(folder / name) as path:
+            write_text(path, json.dumps(table, indent=2) + "\n")
+    tensors = {
+        stored_name(name): array.astype(dtype, copy=False)
+        for name, array in named_parameters(params)
+    }
+    save_tensors(folder / SINGLE, tensors)
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a checkpoint as transformers writes it: heads stand beside the rest.
+
+    >>> stored_name("h.0.ln_1.bias"), stored_name("score.weight")
+    ('transformer.h.0.ln_1.bias', 'score.weight')
+    """
+    return name if name.split(".")[0] in ("lm_head", *HEADS.values()) else f"transformer.{name}"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
+    """One safetensors file, whole or not at all. Raises FileError where it cannot be written."""
+    with replaced(path) as work, work.open("wb") as file:
+        write(file, tensors)
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """config.json, with the end-of-text ids of generation_config.json where it names them."""
+    if not os.path.lexists(folder / "config.json"):
+        raise FileError(f"{folder / 'config.json'}: no such file, expected it beside the weights")
+    config = GPT2Config.from_file(folder / "config.json")
+    path = folder / "generation_config.json"
+    if path.exists():
+        eos = read_json(path, ConfigError).get("eos_token_id")
+        try:
+            config = config if eos is None else replace(config, eos_token_id=eos)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return config
+
+
+def _settle_head(config: GPT2Config, tensors: dict[str, TensorInfo]) -> GPT2Config:
+    """Decide by the files whether the head is tied, as transformers 5 does.
+
+    A head stored beside a config that ties it is the same matrix written twice, or was trained
+    apart: then it is the model's own. Where only the head was stored, it is wte as well.
+    """
+    head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
+    if head is None or not config.tie_word_embeddings:
+        return config
+    if wte is None:
+        tensors["wte.weight"] = head
+    elif head.shape == wte.shape and not _same_bytes(head, wte):
+        return replace(config, tie_word_embeddings=False)
+    del tensors["lm_head.weight"]
+    return config
+
+
+def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
+    if a._replace(name=b.name) == b:
+        return True  # one place
+    files = Files(mmap=True)
+    return (a.dtype, a.strides) == (b.dtype, b.strides) and bool(
+        np.array_equal(files.raw(a), files.raw(b))
+    )
+
+
+def _require_sound(
+    folder: Path, config: GPT2Config, told_by: str, tensors: dict[str, TensorInfo]
+) -> None:
+    """Missing, misshapen, unexpected tensors and dtypes, all in one line."""
+    # A layer has 12 tensors at least. Asked first: n_layer may claim a billion.
+    if config.n_layer > len(tensors):
+        raise CheckpointError(
+            f"{folder}: {told_by} has n_layer {config.n_layer:,}, "
+            f"the weights have {len(tensors)} tensors in all"
+        )
+    shapes = param_shapes(config)
+    missing = [name for name in shapes if name not in tensors]
+    extra = [name for name in tensors if name not in shapes]
+    wrong, other = [], []
+    for name in shapes.keys() & tensors.keys():
+        got, want = tensors[name].shape, shapes[name]
+        if got != want:
+            transposed = ", transposed" if got == want[::-1] else ""
+            wrong.append(f"{name} is {got}, expected {want}{transposed}")
+        if tensors[name].dtype not in DTYPES:
+            other.append(f"{name} is {tensors[name].dtype}, expected one of {', '.join(DTYPES)}")
+    faults = []
+    if missing:
+        faults.append(f"{_some(missing)} missing, {len(missing)} of {len(shapes)}")
+    if wrong:
+        faults.append(f"{len(wrong)} of the wrong shape ({_some(sorted(wrong))})")
+    if other:
+        faults.append(f"{len(other)} of an unknown dtype ({_some(sorted(other))})")
+    if extra:
+        faults.append(f"{len(extra)} unexpected ({_some(sorted(extra))})")
+    if faults:
+        raise CheckpointError(
+            f"{folder}: {'; '.join(faults)}. Expected the tensors of the GPT-2 in {told_by}"
+            f"{_other_head(config, extra)}"
+        )
+
+
+def _other_head(config: GPT2Config, extra: list[str]) -> str:
+    """Whose head tensors are, that the config does not know of."""
+    for kind, head in HEADS.items():
+        if any(name.split(".")[0] == head for name in extra):
+            return f", whose architectures name {config.architectures[0]}: {head} is a {kind}'s"
+    return ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _warn_of_nonfinite(x: Array, info: TensorInfo, strict: bool) -> None:
+    text = nonfinite(x, info)
+    if text and strict:
+        raise CheckpointError(f"{text}, expected finite weights. Download again")
+    if text:
+        warnings.warn(text, WeightsWarning, stacklevel=2)
+
+
+def nonfinite(x: Array, info: TensorInfo) -> str:
+    """How many of a tensor's numbers are NaN or infinite, in words; nothing where none is."""
+    # x · x is NaN or infinite if any element is, and runs at the speed of memory; it may also
+    # overflow on sound weights, so the exact count has the last word.
+    with np.errstate(all="ignore"):
+        if np.isfinite(np.dot(x.reshape(-1), x.reshape(-1))):
+            return ""
+    count = int(x.size - np.isfinite(x).sum())
+    if not count:
+        return ""
+    return f"{info.path}: {info.name} holds {count:,} NaN or infinite of {x.size:,} numbers"

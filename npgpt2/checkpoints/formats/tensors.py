@@ -1,0 +1,146 @@
+"""Where a tensor's numbers lie in a file, and how they are read: mapped, or copied.
+
+The one description that every format comes down to: a path, the byte of the first number, a shape,
+strides. What is contiguous and already of the dtype asked for is a view of the map: nothing is
+copied. A map has one danger. If another program truncates the file while it is in use, the
+operating system ends this process (SIGBUS); without mapping there is none.
+"""
+
+import mmap as mmap_
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npgpt2.base.arrays import Array
+from npgpt2.base.errors import CheckpointError
+from npgpt2.base.files import named_errors
+from npgpt2.checkpoints.formats.checksums import require_sum
+
+# NumPy has no bfloat16: its bits are the upper half of a float32, see `from_bfloat16`.
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+NOWHERE = Path()  # of tensors that are all zeros
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+         "BOOL": 1}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies.
+
+    Attributes:
+        name: as in the tree.
+        dtype: as safetensors calls it.
+        nbytes: from the first number to the last.
+        start: the first one's byte.
+        strides: in numbers; None where the numbers follow each other.
+        checksum: CRC-32C of its bytes, where the format keeps one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    path: Path
+    start: int
+    strides: tuple[int, ...] | None = None
+    checksum: int | None = None
+
+    @classmethod
+    def zeros(cls, name: str, shape: tuple[int, ...]) -> "TensorInfo":
+        """One that lies in no file."""
+        return cls(name, "F32", shape, 0, NOWHERE, 0)
+
+
+class Files:
+    """Files that tensors are read from, each opened once: mapped, or read tensor by tensor."""
+
+    def __init__(self, mmap: bool) -> None:
+        self._mmap = mmap
+        self._maps: dict[Path, mmap_.mmap] = {}
+
+    def array(self, info: TensorInfo, dtype: np.dtype[Any]) -> Array:
+        """A tensor in a dtype; a read-only view of the map where it lies in the file like that.
+
+        Raises:
+            FileError: the file cannot be read.
+            CheckpointError: it has become shorter since its header was read, or the checksum of
+                the tensor is another.
+        """
+        if info.path == NOWHERE:
+            return np.zeros(info.shape, dtype)
+        stored, flat = np.dtype(DTYPES[info.dtype]), self.raw(info)
+        if info.checksum is not None:
+            require_sum(info.path, info.name, flat, info.checksum)
+        if info.start % stored.itemsize:  # legal, and slow or worse for BLAS
+            flat = flat.copy()
+        numbers = flat.view(stored)
+        if info.strides is None:
+            return to_dtype(numbers.reshape(info.shape), info.dtype, dtype)
+        steps = tuple(step * stored.itemsize for step in info.strides)
+        view = np.lib.stride_tricks.as_strided(numbers, info.shape, steps, writeable=False)
+        return np.ascontiguousarray(to_dtype(view, info.dtype, dtype))
+
+    def pieces(self, info: TensorInfo, size: int) -> Iterator[Array]:
+        """A tensor as float32, flat, in pieces of `size` numbers."""
+        single = np.dtype(np.float32)
+        if info.strides is not None or info.checksum is not None or info.path == NOWHERE:
+            whole = self.array(info, single).reshape(-1)
+            yield from (whole[at : at + size] for at in range(0, whole.size, size))
+            return
+        dtype = np.dtype(DTYPES[info.dtype])
+        step = size * dtype.itemsize
+        for at in range(0, info.nbytes, step):
+            piece = info._replace(start=info.start + at, nbytes=min(step, info.nbytes - at))
+            yield to_dtype(self.raw(piece).view(dtype), info.dtype, single)
+
+    def raw(self, info: TensorInfo) -> Array:
+        """The bytes from a tensor's first number to its last."""
+        if self._mmap:
+            if info.path not in self._maps:
+                self._maps[info.path] = _map(info.path)
+            mapped = self._maps[info.path]
+            if len(mapped) < info.start + info.nbytes:
+                raise _shrunk(info, len(mapped))
+            return np.frombuffer(mapped, np.uint8, info.nbytes, info.start)
+        with named_errors(info.path):
+            size = info.path.stat().st_size
+            if size < info.start + info.nbytes:  # asked first: memory is taken for all of them
+                raise _shrunk(info, size)
+            flat = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.start)
+        if flat.size < info.nbytes:
+            raise _shrunk(info, info.start + flat.size)
+        return flat
+
+
+def _map(path: Path) -> mmap_.mmap:
+    try:
+        with named_errors(path), path.open("rb") as file:
+            return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_READ)
+    except ValueError:  # an empty file cannot be mapped
+        raise CheckpointError(f"{path}: has become empty. Download again") from None
+
+
+def _shrunk(info: TensorInfo, size: int) -> CheckpointError:
+    return CheckpointError(
+        f"{info.path}: has become shorter while it was read: {size:,} of "
+        f"{info.start + info.nbytes:,} bytes. Download again"
+    )
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """bfloat16 as two bytes each, in uint16 → the same numbers in float32.
+
+    >>> from_bfloat16(np.array([0x3F80, 0xC000], "<u2"))
+    array([ 1., -2.], dtype=float32)
+    """
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
+def to_dtype(stored: Array, name: str, dtype: np.dtype[Any]) -> Array:
+    if name == "BF16":
+        stored = from_bfloat16(stored)
+    if stored.dtype == dtype:
+        return stored
+    with np.errstate(over="ignore"):  # a float64 beyond float32's range is reported as infinity
+        return stored.astype(dtype)

@@ -1,0 +1,89 @@
+"""What comes in: the model that a command line names, and text."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from npgpt2.base.errors import FileError, InputError
+from npgpt2.cli.options import add_options, options_of
+from npgpt2.cli.output import note, progress
+from npgpt2.engines import ModelSpec, open_model
+
+if TYPE_CHECKING:
+    from npgpt2.generation.language_model import LanguageModel
+    from npgpt2.gpt2 import GPT2
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, ModelSpec, "model", default=os.environ.get("NPGPT2_MODEL") or None)
+    add_options(parser, ModelSpec, "revision")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What computes: NumPy on a checkpoint, or ONNX Runtime on what was exported from one."""
+    engine = parser.add_argument_group("engine")
+    add_options(engine, ModelSpec, "engine", "device", "precision", "threads", "graph_cache")
+
+
+def spec_of(args: argparse.Namespace) -> ModelSpec:
+    """The model that a command line names, with what it says of how to open it."""
+    return ModelSpec(**options_of(args, ModelSpec))
+
+
+def load_engine(args: argparse.Namespace) -> "LanguageModel":
+    spec = spec_of(args)
+    try:
+        return open_model(spec, tell=note, progress=progress)
+    except FileError as error:
+        if spec.engine == "numpy" and spec.model and any(Path(spec.model).glob("onnx/*.onnx")):
+            raise FileError(f"{error}. It has ONNX graphs: add --engine onnx to run them") from None
+        raise
+
+
+def load_model(args: argparse.Namespace, **how: Any) -> "GPT2":
+    """Of a command that has no other engine than NumPy."""
+    spec = replace(spec_of(args), **how)
+    return cast("GPT2", open_model(spec, tell=note, progress=progress))
+
+
+def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
+    return spec_of(args).folder(weights, note)
+
+
+def named(source: str) -> Path:
+    """A path as it is; what is none, by its name: the embedded model, or the hub's."""
+    from npgpt2.checkpoints.hub import resolve
+
+    return Path(source) if os.path.exists(source) else resolve(source)
+
+
+def given_text(argument: str, what: str) -> str:
+    """An argument of the command line; `-` is standard input.
+
+    Raises:
+        InputError: it is not UTF-8.
+        FileError: standard input is closed.
+    """
+    from npgpt2.base.files import utf8
+
+    if argument == "-":
+        if sys.stdin is None:
+            raise FileError("standard input: is closed, expected text")
+        return utf8(sys.stdin.buffer.read(), "standard input")
+    try:
+        return utf8(os.fsencode(argument), what)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what}: a lone surrogate at character {error.start}, expected text"
+        ) from None
+
+
+def given_prompt(argument: str, what: str) -> str:
+    """`given_text`, less one newline at the end of standard input: a shell puts it there."""
+    text = given_text(argument, what)
+    if argument == "-":
+        text = text.removesuffix("\n").removesuffix("\r")
+    return text

@@ -1,0 +1,203 @@
+"""What goes out: lines, notes, progress, tables, files."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from npgpt2.base.errors import FileError, MissingPackage, OptionError, printable
+
+T = TypeVar("T")
+
+EVERY = 30  # seconds between two lines about what takes long
+
+
+def require_place(option: str, file: str) -> None:
+    """Asked before anything takes long: whether the file of an option could be written.
+
+    Raises:
+        OptionError: it names none.
+        FileError: its folder is not there.
+    """
+    if file in ("", "-"):
+        raise OptionError(option, f"got {file!r}, expected the name of a file to write")
+    if os.path.isdir(file):  # Path.is_dir raises where a name is too long
+        raise FileError(f"{file}: is a folder, expected the name of a file to write")
+    if not Path(file).absolute().parent.is_dir():
+        raise FileError(f"{file}: its folder is not there, expected one to write to")
+
+
+def write_file(file: str, text: str) -> None:
+    """A text, whole or not at all. Raises FileError where it cannot be written."""
+    from npgpt2.base.files import output, write_text
+
+    with output(Path(file)) as work:
+        write_text(work, text)
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines. A reader that goes away has what it wanted; what follows is done all the same,
+    and the exit code tells what was found."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output() -> None:
+    """Nobody takes the rest; without this Python would try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    """A line for the person, not for the pipe."""
+    print(f"npgpt2: {text}", file=sys.stderr, flush=True)
+
+
+def progress(
+    loop: Iterable[T],
+    what: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda item: 1,
+    unit: str = "it",
+) -> Iterator[T]:
+    """A bar on a terminal for what takes over two seconds (with the extra `progress`); elsewhere a
+    line each half minute, once the item is done that took so long.
+
+    Args:
+        total: of all sizes; by default the loop's length.
+        size: how much an item is.
+    """
+    shown, begun, done = None, time.monotonic(), 0
+    if total is None and isinstance(loop, Sized):
+        total = len(loop)
+    for item in loop:
+        if shown is None and time.monotonic() > begun + 2:
+            shown = bar(what, done, total, unit, begun)
+        yield item
+        done += size(item)
+        if shown is not None:
+            shown.update(size(item))
+    if shown is not None:
+        shown.close()
+
+
+def bar(
+    what: str, done: int, total: int | None, unit: str, begun: float | None = None, **options: Any
+) -> Any:
+    """tqdm's bar where there are a terminal and tqdm, else `Lines`, which are used in the same way.
+
+    Args:
+        begun: on the monotonic clock, when nothing was done yet; None: now, and what is done was
+            done before.
+        options: of tqdm's alone.
+    """
+    what = one_line(what)
+    if sys.stderr.isatty():
+        try:
+            # When it is needed: importing it takes longer than many a command.
+            from tqdm import tqdm
+        except ImportError:
+            note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
+        else:
+            drawn = tqdm(
+                desc=what, initial=done, total=total, leave=False, file=sys.stderr, unit=unit,
+                **_shape(), **options,
+            )  # fmt: skip
+            if begun is not None:  # the time left is reckoned from there
+                drawn.start_t -= time.monotonic() - begun
+            return drawn
+    return Lines(what, done, total, unit, begun)
+
+
+def _shape() -> dict[str, int]:
+    """For tqdm, which asks the terminal and draws nothing where it says that it has no columns and
+    no rows. Some do, of containers or in CI."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return {} if columns else {"ncols": 80, "nrows": 24}
+
+
+class Lines:
+    """What a bar says, as a line each half minute. Its methods are tqdm's."""
+
+    def __init__(
+        self, what: str, done: int, total: int | None, unit: str, begun: float | None
+    ) -> None:
+        self._what, self._more = what, ""
+        self._done, self._total, self._unit = done, total, "" if unit == "it" else unit
+        self._before = done if begun is None else 0  # what the time since then was not spent on
+        self._begun = time.monotonic() if begun is None else begun
+        self._next = self._begun + EVERY
+        self.update(0)
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + EVERY
+            with suppress(OSError):  # nobody reads: no reason to end
+                note(self._line(now - self._begun))
+
+    def _line(self, seconds: float) -> str:
+        if not self._total:
+            return f"{self._what}: {self._done:,}{self._unit}{self._more}"
+        share, new = self._done / self._total, self._done - self._before
+        left = seconds * (self._total - self._done) / new if new else 0.0
+        return (
+            f"{self._what}: {self._done:,} of {self._total:,}{self._unit} ({100 * share:.0f} %)"
+            f"{self._more}{f', about {_in_words(left)} left' if left > 0 else ''}"
+        )
+
+    def set_description_str(self, text: str, refresh: bool = True) -> None:
+        self._what = text
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self._more = f", {text}"
+
+    def clear(self) -> None:
+        """A line that is printed needs no clearing."""
+
+    def close(self) -> None:
+        """There is nothing to remove."""
+
+
+def _in_words(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def require_matplotlib() -> None:
+    """Asked before anything takes long. Raises MissingPackage."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingPackage("--plot: needs matplotlib. Run: pip install 'npgpt2[plot]'") from None
+
+
+def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:
+    """Columns side by side; `right` says r or l for each."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (
+            cell.rjust(w) if side == "r" else cell.ljust(w)
+            for cell, w, side in zip(line, widths, right, strict=True)
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def one_line(text: str) -> str:
+    """Text with words from files in it, fit for a terminal: not too long, and on one line."""
+    if len(text) > 2000:
+        text = f"{text[:1000]} … {text[-1000:]}"
+    return printable(text)

@@ -1,0 +1,159 @@
+"""Which model, and how to open it: one value, and the one function that opens it.
+
+The command line fills the value; server, bulk work, benchmark and Ray take it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from npgpt2.base.errors import OptionError
+from npgpt2.base.options import option, require
+
+if TYPE_CHECKING:
+    from npgpt2.base.files import Progress
+    from npgpt2.generation.language_model import LanguageModel
+    from npgpt2.heads import HeadModel
+
+Tell = Callable[[str], None]
+
+OF_ONNX = ("device", "precision", "threads", "graph_cache")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how to open it.
+
+    Raises:
+        OptionError: a choice that there is not; an option of the engine that is not asked for.
+
+    >>> ModelSpec("tests/data/tiny").name
+    'tiny'
+    >>> ModelSpec(precision="int8")
+    Traceback (most recent call last):
+    npgpt2.base.errors.OptionError: precision: is an option of the onnx engine. Add --engine onnx
+    """
+
+    model: str | None = option(
+        None,
+        "a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the hub, "
+        "such as gpt2; by default $NPGPT2_MODEL, else shakespeare, a small model that is part of "
+        "this package",
+        "MODEL",
+    )
+    engine: str = option(
+        "numpy",
+        "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: {default})",
+        choices=("numpy", "onnx"),
+    )
+    device: str | None = option(None, "of the onnx engine (default: cpu)", choices=("cpu", "cuda"))
+    precision: str | None = option(
+        None, "of the onnx engine (default: the first of these that the folder has)",
+        choices=("fp32", "fp16", "int8", "int4"),
+    )  # fmt: skip
+    threads: int | None = option(None, "of the onnx engine (default: one for each core)", "N")
+    graph_cache: str | None = option(
+        None, "of the onnx engine: keep the optimized graph there (of floats twice the weights' "
+        "bytes), to open faster the next time", "DIR",
+    )  # fmt: skip
+    dtype: str = option(
+        "float32", "what to compute in (default: {default})", choices=("float32", "float64")
+    )
+    strict: bool = option(False, "refuse weights that hold NaN or infinity; otherwise a warning")
+    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+
+    def __post_init__(self) -> None:
+        require(self)
+        if self.engine == "numpy":
+            for name in OF_ONNX:
+                if getattr(self, name) is not None:
+                    raise OptionError(name, "is an option of the onnx engine. Add --engine onnx")
+            return
+        if self.dtype != "float32" or self.strict:
+            raise OptionError(
+                "strict" if self.strict else "dtype",
+                "is an option of the NumPy engine. Leave it out, or --engine onnx",
+            )
+        if self.graph_cache == "":
+            raise OptionError("graph_cache", "got '', expected a folder")
+
+    @property
+    def name(self) -> str:
+        """What a page calls it, whether it was named by a path, by its name on the hub, or not."""
+        from npgpt2.checkpoints.hub import EMBEDDED
+
+        name = Path(self.model or EMBEDDED).absolute().name
+        return os.fsencode(name).decode("utf-8", "replace")  # a folder's may be any bytes
+
+    def folder(self, weights: bool = True, tell: Tell = lambda text: None) -> Path:
+        """Where it lies, fetched from the hub if need be.
+
+        Args:
+            weights: False: its config and vocabulary are enough.
+            tell: hears that no model was named.
+
+        Raises:
+            OptionError: a revision of no model.
+            FileError, MissingPackage: see `npgpt2.checkpoints.hub.resolve`.
+        """
+        from npgpt2.checkpoints.hub import EMBEDDED, embedded, resolve
+
+        if self.model is not None:
+            return resolve(self.model, self.revision, weights=weights)
+        if self.revision is not None:
+            raise OptionError("revision", "is of a model on the hub. Name it with --model")
+        tell(f"no --model: taking {EMBEDDED}, which is part of this package")
+        return embedded()  # whatever lies in this folder under that name
+
+
+@overload
+def open_model(
+    spec: ModelSpec, *, head: Literal[False] = False, tell: Tell = ..., progress: "Progress" = ...
+) -> "LanguageModel": ...
+@overload
+def open_model(
+    spec: ModelSpec, *, head: Literal[True], tell: Tell = ..., progress: "Progress" = ...
+) -> "HeadModel": ...
+def open_model(
+    spec: ModelSpec,
+    *,
+    head: bool = False,
+    tell: Tell = lambda text: None,
+    progress: "Progress" = lambda loop, what: loop,
+) -> Any:
+    """Open it: a model that writes, or with `head` one that labels.
+
+    Args:
+        tell: hears a line on what was taken where nothing was said.
+        progress: wraps the loop over tensors.
+
+    Raises:
+        NpGPT2Error: it cannot be opened, see `from_pretrained` of the engine's class.
+
+    >>> model = open_model(ModelSpec("tests/data/tiny"))
+    >>> str(model.generate("KING", max_new_tokens=2, temperature=0)[0])
+    'HA'
+    """
+    if spec.engine == "onnx":
+        from npgpt2_onnx.run.model import OnnxModel, OnnxWithHead
+
+        runner: type[OnnxModel] | type[OnnxWithHead] = OnnxWithHead if head else OnnxModel
+        model = runner.from_pretrained(
+            spec.folder(weights=False, tell=tell),
+            spec.precision,
+            device=spec.device or "cpu",
+            threads=spec.threads,
+            cache_dir=spec.graph_cache,
+        )
+        session = model.session
+        tell(f"{session.path.name} ({session.precision.name}) on {session.provider}")
+        return model
+    from npgpt2.gpt2 import GPT2
+    from npgpt2.heads import GPT2WithHead
+
+    kind: type[GPT2] | type[GPT2WithHead] = GPT2WithHead if head else GPT2
+    return kind.from_pretrained(
+        spec.folder(tell=tell), spec.dtype, strict=spec.strict, progress=progress
+    )

@@ -102,8 +102,8 @@ def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
     from npgpt2 import GPT2, GPT2Config
     from npgpt2.train import Settings
     from npgpt2.train.corpus import Batch
-    from npgpt2.train.gradients import Gradients
     from npgpt2.train.loop import workers
+    from npgpt2.train.loss import Gradients
     from npgpt2.train.ops import Drop
     from npgpt2.train.optimizer import AdamW
     from npgpt2.train.state import Arrays

@@ -63,6 +63,8 @@ def bench(
         OptionError: a batch, context, number of threads or of rounds out of range.
         FileError: a process failed; its last line says why.
     """
+    fp32 = {"numpy": None, "onnx": "fp32"}
+    variants = [replace(v, precision=v.precision or fp32[v.engine]) for v in variants]
     folder = variants[0].folder(weights=False)
     contexts = contexts_of(folder, batches, contexts, threads, rounds)
     work = {"batches": list(batches), "contexts": contexts, "threads": threads}

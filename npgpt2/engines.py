@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from npgpt2.base.errors import OptionError
-from npgpt2.base.options import option, require
+from npgpt2.base.options import described, option, require
 
 if TYPE_CHECKING:
     from npgpt2.base.files import Progress
@@ -22,6 +22,7 @@ Tell = Callable[[str], None]
 OF_ONNX = ("device", "precision", "threads", "graph_cache")
 
 
+@described
 @dataclass(frozen=True)
 class ModelSpec:
     """Which model, and how to open it.
@@ -37,17 +38,14 @@ class ModelSpec:
     """
 
     model: str | None = option(
-        None,
-        "a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the hub, "
-        "such as gpt2; by default $NPGPT2_MODEL, else shakespeare, a small model that is part of "
-        "this package",
-        "MODEL",
-    )
+        None, "a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the "
+        "hub, such as gpt2; by default $NPGPT2_MODEL, else shakespeare, a small model that is part "
+        "of this package", "MODEL",
+    )  # fmt: skip
     engine: str = option(
-        "numpy",
-        "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: {default})",
-        choices=("numpy", "onnx"),
-    )
+        "numpy", "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: "
+        "{default})", choices=("numpy", "onnx"),
+    )  # fmt: skip
     device: str | None = option(None, "of the onnx engine (default: cpu)", choices=("cpu", "cuda"))
     precision: str | None = option(
         None, "of the onnx engine (default: the first of these that the folder has)",
@@ -88,15 +86,11 @@ class ModelSpec:
         return os.fsencode(name).decode("utf-8", "replace")  # a folder's may be any bytes
 
     def folder(self, weights: bool = True, tell: Tell = lambda text: None) -> Path:
-        """Where it lies, fetched from the hub if need be.
-
-        Args:
-            weights: False: its config and vocabulary are enough.
-            tell: hears that no model was named.
+        """Where it lies, fetched from the hub if need be; `tell` hears that no model was named.
 
         Raises:
             OptionError: a revision of no model.
-            FileError, MissingPackage: see `npgpt2.checkpoints.hub.resolve`.
+            FileError, MissingPackage: see `hub.resolve`, which also tells of `weights`.
         """
         from npgpt2.checkpoints.hub import EMBEDDED, embedded, resolve
 
@@ -125,9 +119,7 @@ def open_model(
 ) -> Any:
     """Open it: a model that writes, or with `head` one that labels.
 
-    Args:
-        tell: hears a line on what was taken where nothing was said.
-        progress: wraps the loop over tensors.
+    `tell` hears a line on what was taken, `progress` wraps the loop over tensors.
 
     Raises:
         NpGPT2Error: it cannot be opened, see `from_pretrained` of the engine's class.

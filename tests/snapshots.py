@@ -189,7 +189,6 @@ def helps() -> Iterator[tuple[str, str]]:
 
 def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """A parser and those of its commands."""
-    parser.format_help()  # a command's has its arguments from then on
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

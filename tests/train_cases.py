@@ -10,7 +10,7 @@ from cases import SMALL, formula_tensors, ids
 from npgpt2 import GPT2Config
 from npgpt2.model.params import build_tree
 from npgpt2.train.corpus import Batch
-from npgpt2.train.gradients import Gradients
+from npgpt2.train.loss import Gradients
 from npgpt2.train.optimizer import AdamW, Flat, learning_rate
 
 STEPS, PEAK, WARMUP, ROWS, LENGTH = 10, 1e-2, 3, 4, 8

@@ -1,4 +1,4 @@
-"""What every room may use: errors, reading and writing files, options, threads, BLAS, arrays.
+"""What every folder may use: errors, files, options, threads, BLAS, arrays, an HTML page.
 
-Nothing here knows of GPT-2 or imports another room.
+Nothing here knows of GPT-2 or imports another folder.
 """

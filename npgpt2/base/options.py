@@ -3,15 +3,18 @@
 The command line makes its arguments of them, and the dataclass holds its values against them.
 """
 
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from npgpt2.base.errors import OptionError
 
 MOST = 2**31 - 1  # of whole numbers that count what is in memory
+T = TypeVar("T")
+
 KINDS = (bool, int, float, str)
 
 
@@ -36,11 +39,27 @@ def option(
         metavar: what stands for the value, in help.
         least, most: the range of a number, its ends included.
         above, below: the same without its ends.
-        expected: all of that in words, where numbers would not say it.
+        expected: the range in words, where it is not said as usual; `{least}` in it, and so on.
         choices: the texts that it may be.
         flag: what its argument is called, if not as the field.
     """
     return field(default=default, metadata=dict(locals()))
+
+
+def help_of(f: "Field[Any]") -> str:
+    """What a field says of itself."""
+    given = kind_of(f) in (int, float) and f.default is not None
+    text = f.metadata["help"].format(default=f"{f.default:g}" if given else f.default)
+    return str(text)
+
+
+def described(options: type[T]) -> type[T]:
+    """A dataclass whose docstring has what its fields say of themselves."""
+    lines = [f"    {f.name}: {help_of(f)}" for f in fields(options) if f.metadata]  # type: ignore[arg-type]
+    options.__doc__ = "\n".join(
+        [inspect.cleandoc(options.__doc__ or ""), "", "Attributes:", *lines]
+    )
+    return options
 
 
 def kind_of(f: "Field[Any]") -> Any:
@@ -86,7 +105,7 @@ def _is_in_range(value: float, kind: Any, said: Mapping[str, Any]) -> bool:
 
 def _in_words(kind: Any, said: Mapping[str, Any]) -> str:
     if said["expected"] or said["choices"]:
-        return str(said["expected"] or f"one of {', '.join(said['choices'])}")
+        return str(said["expected"].format(**said) or f"one of {', '.join(said['choices'])}")
     words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[kind]
     befores = {"least": "from", "above": "above", "most": "to", "below": "to below"}
     for name, before in befores.items():

@@ -1,7 +1,7 @@
 """The command `npgpt2`: parse, call, print. One file for each command; `options`, `inputs` and
 `output` serve them all.
 
-No other room imports it, and no argparse namespace leaves it.
+No other folder imports it or receives an argparse namespace.
 
 Results go to standard output; notes, timings and errors to standard error. An error is one line.
 
@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, NoReturn
 
 from npgpt2 import __version__
@@ -52,27 +52,7 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in this project's form.
-
-    That of a command gets its arguments when it is asked: they come from the dataclasses of what
-    the command calls, and no other command waits for these to be imported.
-    """
-
-    module: ModuleType | None = None
-
-    def fill(self) -> None:
-        module, self.module = self.module, None
-        if module is not None:
-            module.add_arguments(self)
-            self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-    def format_help(self) -> str:
-        self.fill()
-        return super().format_help()
-
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        self.fill()
-        return super().parse_known_args(*args, **kwargs)
+    """argparse, with its errors in this project's form."""
 
     def error(self, message: str) -> NoReturn:
         text = one_line(message.removeprefix("argument ").rstrip("."))
@@ -100,7 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.module = module
+        module.add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run=module.run, parser=command)
     return parser
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from npgpt2.base.errors import OptionError
-from npgpt2.cli.inputs import add_engine, add_model, given_prompt, spec_of
+from npgpt2.cli.inputs import add_engine, add_model, given_prompt, load_head
 from npgpt2.cli.options import add_options
-from npgpt2.cli.output import note, one_line, progress, say, table
-from npgpt2.engines import ModelSpec, open_model
+from npgpt2.cli.output import one_line, progress, say, table
+from npgpt2.engines import ModelSpec
 
 if TYPE_CHECKING:
     from npgpt2.heads import HeadModel
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     texts = [given_prompt(text, "TEXT") for text in args.texts]
-    model = open_model(spec_of(args), head=True, tell=note, progress=progress)
+    model = load_head(args)
     found = FUNCTIONS[model.config.head](model, texts)
     if args.json:
         say(json.dumps(result, ensure_ascii=False) for result in found)

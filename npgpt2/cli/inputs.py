@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +17,7 @@ from npgpt2.engines import ModelSpec, open_model
 if TYPE_CHECKING:
     from npgpt2.generation.language_model import LanguageModel
     from npgpt2.gpt2 import GPT2
+    from npgpt2.heads import HeadModel
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +38,21 @@ def spec_of(args: argparse.Namespace) -> ModelSpec:
 
 def load_engine(args: argparse.Namespace) -> "LanguageModel":
     spec = spec_of(args)
-    try:
+    with _graphs_told_of(spec):
         return open_model(spec, tell=note, progress=progress)
+
+
+def load_head(args: argparse.Namespace) -> "HeadModel":
+    spec = spec_of(args)
+    with _graphs_told_of(spec):
+        return open_model(spec, head=True, tell=note, progress=progress)
+
+
+@contextmanager
+def _graphs_told_of(spec: ModelSpec) -> Iterator[None]:
+    """Who names an exported folder to the NumPy engine is told of the other one."""
+    try:
+        yield
     except FileError as error:
         if spec.engine == "numpy" and spec.model and any(Path(spec.model).glob("onnx/*.onnx")):
             raise FileError(f"{error}. It has ONNX graphs: add --engine onnx to run them") from None

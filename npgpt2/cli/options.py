@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from npgpt2.base.options import KINDS, kind_of
+from npgpt2.base.options import KINDS, help_of, kind_of
 
 
 def whole(text: str) -> int:
@@ -37,9 +37,7 @@ def add_options(
     for name in names:
         f = known[name]
         kind, said = kind_of(f), f.metadata
-        number_given = kind in TYPES and f.default is not None
-        words = said["help"].format(default=f"{f.default:g}" if number_given else f.default)
-        told: dict[str, Any] = {"dest": name, "default": None, "help": words}
+        told: dict[str, Any] = {"dest": name, "default": None, "help": help_of(f)}
         if kind is bool:
             told["action"] = f"store_{str(not f.default).lower()}"
         elif kind not in KINDS:

@@ -14,6 +14,7 @@ from npgpt2.cli.inputs import add_engine, add_model, load_engine, spec_of
 from npgpt2.cli.options import add_options, options_of, whole
 from npgpt2.cli.output import note
 from npgpt2.engines import ModelSpec
+from npgpt2.serve.settings import Settings
 
 HELP = "serve a model over HTTP, in the words of OpenAI's API"
 EXAMPLES = """examples:
@@ -23,8 +24,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from npgpt2.serve.settings import Settings
-
     add_model(parser)
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -41,12 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.serve.settings import Settings
-
     if not 0 <= args.port <= 65535:
         raise OptionError("port", f"got {args.port}, expected 0 to 65,535")
     settings = Settings(**options_of(args, Settings))
-    keys = settings.keys()
+    keys, name = settings.keys(), spec_of(args).name
     import asyncio
     import ipaddress
 
@@ -73,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     def tell(text: str) -> None:
         note(f"{name} at {place}{only}. Ctrl-C ends it" if text == "ready" else text)
 
-    name = spec_of(args).name
     engine = Engine(lambda: load_engine(args), settings.slots, settings.queue, Metrics())
     service = Service(engine, name, args.debug)
     told = asyncio.run(serve(service, listener, settings.drain_seconds, hosts, keys, tell))

@@ -16,6 +16,7 @@ from typing import Any
 from npgpt2.base.threads import cores
 from npgpt2.cli.options import add_options, options_of
 from npgpt2.cli.output import bar, note, one_line, progress
+from npgpt2.train.settings import SHAPE, Settings
 
 HELP = "train a GPT-2 on text"
 EXAMPLES = """examples:
@@ -26,8 +27,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from npgpt2.train.settings import SHAPE, Settings
-
     parser.add_argument(
         "corpus", nargs="*", metavar="CORPUS",
         help="text files (UTF-8), or folders of *.txt; each file is a document, and "
@@ -50,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.train import Settings, train
+    from npgpt2.train import train
 
     settings = options_of(args, Settings)
     if not args.resume:

@@ -6,24 +6,29 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from npgpt2.base.errors import OptionError
-from npgpt2.base.options import option, require
+from npgpt2.base.options import described, option, require
 
 if TYPE_CHECKING:
     from npgpt2.base.arrays import Array
 
 GUESSES = 16
 
-rows = partial(option, metavar="N", least=1, most=4096, expected="a whole number from 1 up to 4096")
-share = partial(option, metavar="P", above=0, most=1, expected="a number above 0, up to 1")
+rows = partial(
+    option, metavar="N", least=1, most=4096, expected="a whole number from {least} up to {most}"
+)
+portion = partial(
+    option, metavar="P", above=0, most=1, expected="a number above {above}, up to {most}"
+)
 
 
+@described
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to write.
 
     They run in this order: logit bias, repetition penalty, temperature, top-k, top-p, min-p, which
     `npgpt2.generation.sampling` has one by one. An end-of-text token and the end of the context end
-    a text before `max_new_tokens`.
+    a text before `max_new_tokens`. A stop text is not part of the text that it ends.
 
     Raises:
         OptionError: a value outside its range.
@@ -36,18 +41,17 @@ class GenerationOptions:
     max_new_tokens: int = option(100, "at most N tokens (default: {default})", "N", least=1)
     temperature: float = option(
         0.8, "0 is greedy, below 1 sharper, above 1 flatter (default: {default})", "T",
-        least=0, expected="a number from 0 (greedy) up",
+        least=0, expected="a number from {least} (greedy) up",
     )  # fmt: skip
     top_k: int | None = option(
         None, "only the K most probable tokens (default: no limit)", "K",
-        least=1, expected="a whole number from 1. Leave it out for no limit",
+        least=1, expected="a whole number from {least}. Leave it out for no limit",
     )  # fmt: skip
-    top_p: float | None = share(
-        0.95,
-        "only the fewest tokens that have probability P together; 1 is no limit (default: "
+    top_p: float | None = portion(
+        0.95, "only the fewest tokens that have probability P together; 1 is no limit (default: "
         "{default})",
-    )
-    min_p: float | None = share(
+    )  # fmt: skip
+    min_p: float | None = portion(
         None, "only tokens P times as probable as the best, at least (default: no limit)"
     )
     # By id, what is added to its logit before anything else: at 100 and -100 a token is as good as
@@ -63,7 +67,7 @@ class GenerationOptions:
     stop: tuple[str, ...] = option((), "end before this text; may be given several times", "TEXT")
     seed: int | None = option(
         None, "the same seed, the same text (default: another one every time)", "S",
-        least=0, most=2**64 - 1, expected=f"a whole number from 0 up to {2**64 - 1}",
+        least=0, most=2**64 - 1, expected="a whole number from {least} up to {most}",
     )  # fmt: skip
     use_cache: bool = option(
         True, "compute the whole text again for every token: the same text, slowly",
@@ -73,10 +77,11 @@ class GenerationOptions:
         0,
         "guess up to N tokens from what stands in the text already and try them in one step: the "
         f"same text, sooner where it repeats itself (N: {GUESSES} where it is left out)", "N",
-        least=0, most=1024, expected="a whole number from 0 up to 1024",
+        least=0, most=1024, expected="a whole number from {least} up to {most}",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "use_cache", bool(self.use_cache))
         require(self)
         if not isinstance(self.logit_bias, Mapping):
             raise OptionError("logit_bias", f"got {self.logit_bias!r}, expected {{id: number}}")

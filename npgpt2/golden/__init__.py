@@ -1,6 +1,6 @@
 """Golden references: numbers to compare a port of GPT-2 with, and a diagnosis where they differ.
 
-What a number in a golden folder means changes only with the number of its schema.
+What a stored number means changes only with the version of the schema.
 """
 
 from npgpt2.golden.check import Report, check

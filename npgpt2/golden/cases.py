@@ -24,7 +24,7 @@ from npgpt2.model.config import GPT2Config
 from npgpt2.model.params import Params, build_tree, named_parameters
 from npgpt2.tokenizer.byte_pair import BytePairTokenizer
 from npgpt2.train.corpus import Batch
-from npgpt2.train.gradients import add_gradient, rows_of
+from npgpt2.train.loss import add_gradient, rows_of
 from npgpt2.train.model import Run
 from npgpt2.train.optimizer import AdamW, Flat
 

@@ -50,10 +50,10 @@ def read_dump(path: Path) -> dict[str, Dumped]:
         FileError: it cannot be read.
         GoldenError: it is of no known form, or damaged.
     """
-    read = _raw if path.is_dir() else _npz if path.suffix == ".npz" else _safetensors
     found: dict[str, Dumped] = {}
     try:
         with named_errors(path, inside=True):
+            read = _raw if path.is_dir() else _npz if path.suffix == ".npz" else _safetensors
             for name, tensor in read(path):
                 if name in found:
                     raise GoldenError(f"{path}: has {name!r} twice, expected once")

@@ -1,5 +1,5 @@
 """The reference, read in one sitting: GPT-2 from config and parameters to logits.
 
-Arrays in, arrays out: no weights files, no text, no command line. `ops` has the textbook form of
-each operation; where another form is faster, it is in `fast`.
+Arrays in, arrays out: no weights files, no text, no command line. `fast` has faster
+forms of two operations of `ops`.
 """

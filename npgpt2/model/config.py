@@ -135,7 +135,8 @@ class GPT2Config:
 
     def _require(self, name: str, good: bool, expected: str) -> None:
         if not good:
-            raise ConfigError(f"{name}: got {_short(getattr(self, name))}, expected {expected}")
+            text = f"{name}: got {_short(getattr(self, name))}, expected {expected}"
+            raise ConfigError(text) from None
 
     def _normalize_pruned_heads(self) -> None:
         """JSON's text keys become layer numbers, and each layer's heads a sorted tuple."""

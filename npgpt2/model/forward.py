@@ -115,7 +115,7 @@ def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
     """Each token looks at itself and at those before it."""
     qkv = tap("c_attn", linear(x, *p.c_attn))  # (B, T, 3·H·D)
     q, k, v = split(qkv, 3)
-    q, k, v = (split_heads(x, run.config) for x in (q[:, run.asked(layer)], k, v))
+    q, k, v = (split_heads(y, run.config) for y in (q[:, run.asked(layer)], k, v))
     if run.cache is not None:
         k, v = run.cache.write(layer, k, v)  # (B, H, S, D)
     y, probs = attention(

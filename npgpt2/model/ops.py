@@ -1,6 +1,7 @@
-"""The arithmetic of GPT-2 as a textbook has it: functions of arrays, in the dtype they are given.
+"""The arithmetic of GPT-2: pure functions on arrays, each returning the dtype it was given.
 
-Of `linear` and `attention` the model runs another form, which is in `fast`.
+Formulas are computed in place where that is as plain. `linear` and `attention` are the textbook's:
+the model runs the same in another form, from `fast`.
 
 Axes: B batch, T new tokens, S tokens attended to (past + new), H heads, D head_dim; `...` any.
 Scalars here are Python floats on purpose: a NumPy float64 scalar would promote float32 arrays.

@@ -1,7 +1,7 @@
 """An HTTP server with OpenAI's completions API over any engine, as one process or on Ray Serve.
 
-`guard` refuses by host and key, `protocol` by content, `engine` when the queue is full. Only the
-command line imports this room.
+`guard` refuses by host and key, `protocol` by what a request says, `engine` when the queue is full.
+Only the command line imports this folder.
 """
 
 from typing import Any

@@ -7,6 +7,8 @@ replica, which has slots and a queue of its own; what one replica has read of a 
 not. Patience with slow clients, and the address, are the proxies'.
 """
 
+import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -14,6 +16,7 @@ from typing import Any
 
 from npgpt2.base.errors import MissingPackage, OptionError
 from npgpt2.engines import ModelSpec, open_model
+from npgpt2.generation.language_model import LanguageModel
 from npgpt2.serve.api import Service, application
 from npgpt2.serve.engine import Engine
 from npgpt2.serve.guard import Guard
@@ -42,6 +45,7 @@ def app(args: Mapping[str, Any]) -> Any:
     for name, value in args.items():
         if name not in DEFAULTS:
             raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         number = isinstance(DEFAULTS[name], int) or name == "threads"
         chosen[name] = _number(name, value) if number and value is not None else value
     if isinstance(chosen["allow_host"], str):
@@ -74,7 +78,11 @@ def _number(name: str, value: Any) -> int:
 
 def _replica(spec: ModelSpec, settings: Settings) -> Guard:
     """The application of one replica, which opens the model before it takes requests."""
-    engine = Engine(lambda: open_model(spec), settings.slots, settings.queue, Metrics())
+
+    def opened() -> LanguageModel:
+        return open_model(spec, tell=lambda text: print(f"npgpt2: {text}", file=sys.stderr))
+
+    engine = Engine(opened, settings.slots, settings.queue, Metrics())
 
     @asynccontextmanager
     async def open_(_: Any) -> AsyncIterator[None]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from npgpt2.base.errors import FileError
 from npgpt2.base.files import read_text
-from npgpt2.base.options import option, require
+from npgpt2.base.options import described, option, require
 
 
+@described
 @dataclass(frozen=True)
 class Settings:
     """What it takes upon itself, and from whom.
@@ -19,15 +20,11 @@ class Settings:
 
     slots: int = option(
         8, "texts written at the same time (default: {default})", "N",
-        least=1, most=256, expected="1 to 256",
+        least=1, most=256, expected="{least} to {most}",
     )  # fmt: skip
     queue: int = option(
         64, "texts that may wait for a slot; more are refused (default: {default})", "N",
-        least=0, most=100_000, expected="0 to 100,000",
-    )  # fmt: skip
-    drain_seconds: float = option(
-        30, "what runs may take so long to finish when the server is told to end (default: "
-        "{default})", "S", least=0, most=86_400, expected="0 to 86,400",
+        least=0, most=100_000, expected="{least} to {most:,}",
     )  # fmt: skip
     api_key_file: str | None = option(
         None, "keys, one a line: every request but /livez needs one (default: none does)", "FILE"
@@ -38,6 +35,10 @@ class Settings:
         "known)",
         "NAME",
     )
+    drain_seconds: float = option(
+        30, "what runs may take so long to finish when the server is told to end (default: "
+        "{default})", "S", least=0, most=86_400, expected="{least} to {most:,}",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         require(self)

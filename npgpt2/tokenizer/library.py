@@ -25,7 +25,7 @@ class WholeTextDecoder:
         self._tokenizer, self._ids, self._sent = tokenizer, list[int](), 0
 
     def push(self, token: int) -> str:
-        if token >= self._tokenizer.size:  # a padded vocabulary: see _ByteDecoder
+        if token >= self._tokenizer.size:  # a padded vocabulary: see `byte_pair`
             return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)

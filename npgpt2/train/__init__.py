@@ -1,13 +1,24 @@
 """Training with NumPy: operations with their backward pass, AdamW, runs that resume after a kill.
 
-The result is an ordinary checkpoint. Only `golden/` and the command line import this room.
+The result is an ordinary checkpoint. Only `golden/` and the command line import this folder.
 
 >>> from npgpt2.train import gradients, train
 """
 
-from npgpt2.train.gradients import gradients
-from npgpt2.train.listener import Listener
-from npgpt2.train.loop import train
-from npgpt2.train.settings import Settings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Listener", "Settings", "gradients", "train"]
+if TYPE_CHECKING:
+    from npgpt2.train.listener import Listener as Listener
+    from npgpt2.train.loop import train as train
+    from npgpt2.train.loss import gradients as gradients
+    from npgpt2.train.settings import Settings as Settings
+
+_HOMES = {"Listener": "listener", "Settings": "settings", "gradients": "loss", "train": "loop"}
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'npgpt2.train' has no attribute {name!r}")
+    return getattr(import_module(f"npgpt2.train.{_HOMES[name]}"), name)

@@ -32,8 +32,8 @@ from npgpt2.model.params import build_tree, named_parameters, param_shapes
 from npgpt2.tokenizer.interface import end_id
 from npgpt2.train import log
 from npgpt2.train.corpus import Batch, Windows, load_ids, validation_batches
-from npgpt2.train.gradients import Gradients
 from npgpt2.train.listener import Listener
+from npgpt2.train.loss import Gradients
 from npgpt2.train.ops import Drop
 from npgpt2.train.optimizer import AdamW, Flat, learning_rate
 from npgpt2.train.picture import draw

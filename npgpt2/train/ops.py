@@ -10,7 +10,7 @@ tree that is built like theirs, and returns the gradient of the input. What a fo
 lives in the closure, and goes with it. `back` works in place on what was saved, so it is called
 once; `dy` stays as it is, and may itself be what is returned.
 
-Axes as in `npgpt2.model.ops`, whose forwards these call where nothing has to be kept.
+Axes as in `npgpt2.model.ops`, whose forwards (or those of `fast`) these call where nothing is kept.
 """
 
 import hashlib

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 from npgpt2.base.errors import OptionError
-from npgpt2.base.options import MOST, option, require
-from npgpt2.model.config import GPT2Config
+from npgpt2.base.options import MOST, described, option, require
 
 SHAPE = {"n_layer": 6, "n_head": 6, "n_embd": 192, "n_positions": 256}  # of a model from scratch
 
+checkpoint = partial(option, metavar="MODEL", expected="the name of a checkpoint")
 count = partial(option, metavar="N", least=1, most=MOST)
 
 
@@ -18,11 +18,13 @@ def share(default: float, text: str, metavar: str = "X") -> Any:
     return option(default, text, metavar, least=0, below=1.0)
 
 
+@described
 @dataclass(frozen=True)
 class Settings:
     """The options of `npgpt2 train`. Frozen and validated.
 
-    None means: not said, and then as the help says. With the same number of threads, the same bits.
+    None means: not said, and then as it says there. `npgpt2 train` sets `threads`, which is 1 here;
+    with the same number, the same bits. Where wte is frozen, a tied head is as well.
 
     Raises:
         OptionError: a value of the wrong type or range, or two that exclude each other.
@@ -32,14 +34,8 @@ class Settings:
     16
     """
 
-    init: str | None = option(
-        None, "fine-tune a checkpoint folder or a model of the hub", "MODEL",
-        expected="the name of a checkpoint",
-    )  # fmt: skip
-    tokenizer: str | None = option(
-        None, "take its vocabulary (default: train one)", "MODEL",
-        expected="the name of a checkpoint",
-    )  # fmt: skip
+    init: str | None = checkpoint(None, "fine-tune a checkpoint folder or a model of the hub")
+    tokenizer: str | None = checkpoint(None, "take its vocabulary (default: train one)")
     vocab_size: int | None = option(
         None, "tokens of the vocabulary to train, at most (default: 2048)", "N", least=0, most=MOST
     )
@@ -76,21 +72,18 @@ class Settings:
         1.0, "a gradient longer than this is shortened to it (default: {default})", "X", above=0.0
     )
     dropout: float | None = option(
-        None,
-        "of embeddings, attention and residuals (default: 0.1; with --init the model's)", "P",
-        least=0, most=1.0,
+        None, "of embeddings, attention and residuals (default: 0.1; with --init the model's)",
+        "P", least=0, most=1.0,
     )  # fmt: skip
     average: float = share(
-        0.0,
-        "make the model from a running mean of the weights, which keeps X of itself at each step: "
-        "0.995 is the last 200 steps or so (default: {default}, the weights themselves)",
-    )
+        0.0, "make the model from a running mean of the weights, which keeps X of itself at each "
+        "step: 0.995 is the last 200 steps or so (default: {default}, the weights themselves)",
+    )  # fmt: skip
     freeze_embeddings: bool = option(False, "leave wte and wpe as they are")
     recompute: bool = option(
-        False,
-        "keep only the inputs of blocks for the way back: less memory, a third more work, the same "
-        "bits",
-    )
+        False, "keep only the inputs of blocks for the way back: less memory, a third more work, "
+        "the same bits",
+    )  # fmt: skip
     val_fraction: float = share(
         0.1, "of the characters, at the end, kept for validation (default: {default})", "F"
     )
@@ -102,10 +95,9 @@ class Settings:
         least=0, most=2**64 - 1,
     )  # fmt: skip
     threads: int = count(
-        1,
-        "share a batch out among N; another N, other last digits. Each holds a gradient of its own "
-        "(default: one for each core)",
-    )
+        1, "share a batch out among N; another N, other last digits. Each holds a gradient of its "
+        "own (default: one for each core)",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         require(self)
@@ -114,6 +106,8 @@ class Settings:
         if self.init is None:
             if self.tokenizer is not None and self.vocab_size is not None:
                 raise OptionError("vocab_size", "given beside tokenizer, which has its own size")
+            from npgpt2.model.config import GPT2Config
+
             GPT2Config(**self.shape)  # validates
             return
         for name in ("tokenizer", "vocab_size", *SHAPE):

@@ -25,8 +25,9 @@ SECONDS, TRIES, HANG = 1.0, 3, 60.0
 MEGABYTES = 100  # of memory, beside the bytes of the files
 CEILING = 3 << 30  # bytes of address space: no input can take the machine along
 
-READ = ("formats/", "files.py", "config.py", "checkpoint.py", "tokenizer.py")
 ROOT = Path(npgpt2.__file__).parent
+READ = ("checkpoints/", "tokenizer/", "base/files.py", "base/impostors.py", "model/config.py")
+assert all((ROOT / name).exists() for name in READ)
 
 
 class Outcome(NamedTuple):

@@ -26,7 +26,7 @@ from npgpt2.model.params import Embedding, LayerNorm, Linear, build_tree, named_
 from npgpt2.train import gradients as public
 from npgpt2.train import model, ops, optimizer
 from npgpt2.train.corpus import Batch
-from npgpt2.train.gradients import Gradients
+from npgpt2.train.loss import Gradients
 from npgpt2.train.model import Rows, Run
 from npgpt2.train.ops import NO_DROP, Drop
 from npgpt2.train.optimizer import AdamW, Flat, learning_rate

@@ -1,7 +1,7 @@
 """A graph under construction: values are known by identity and get their names as they are tapped.
 
 A node is named by its path (`/h.3/attn/c_attn/MatMul`), a value by its tap name (`h.3.attn.c_attn`)
-or, where nobody taps it, by the node that made it. So a graph reads in Netron as model.py reads.
+or, where nobody taps it, by the node that made it. So a graph reads in Netron as forward.py reads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -350,9 +350,6 @@ def _picked(logprobs: Array, ids: Array) -> float:
     return float(np.take_along_axis(logprobs[:, :-1], ids[:, 1:, None], -1).sum())
 
 
-# ── a lens ───────────────────────────────────────────────────────────────────────────────────────
-
-
 def check_lens(path: Path, model: GPT2) -> None:
     """Run a lens in float32 on the states between a model's blocks, beside NumPy.
 

@@ -499,7 +499,7 @@ def test_a_page_of_the_124m_shape_within_a_second(watched, tmp_path):
         counts = page.context.new_cdp_session(page)
         counts.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(path.as_uri())
-        page.wait_for_function("performance.getEntriesByName('drawn').length")
+        page.wait_for_function("() => performance.getEntriesByName('drawn').length")
         found = counts.send("Performance.getMetrics")["metrics"]
         times.append({metric["name"]: metric["value"] for metric in found}["ThreadTime"])
     print(f"drawn after {times} s of the processor")

@@ -64,6 +64,9 @@ def on_pool(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+            for thread in threading.enumerate():  # at exit Python writes into what it is closing
+                if type(thread).__name__ == "_ExecutorManagerThread":
+                    thread.join(5)
 
 
 _worker: Worker | None = None

@@ -1,20 +1,34 @@
-"""The README's blocks of code, for those who run them: `.ci/run` and `test_readme.py`."""
+"""The blocks of code of README and docs, for those who run them: `.ci/run` and `test_readme.py`."""
 
 import re
 import sys
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Pages whose commands and Python are run, in this order and in one folder.
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("run", "explain", "onnx", "train", "golden")),
+)
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page, language):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def shell():
-    """Every command line of the README, without its comment."""
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
-    return [re.sub(r"\s+# .*", "", line) for line in lines]
+    """Every command line, without its comment; of the README those of its table as well."""
+    lines = [
+        line
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line
+    ]
+    table = re.findall(r"^\| .* \| `(npgpt2 [^`]+)` \|", README, re.MULTILINE)
+    return list(dict.fromkeys(re.sub(r"\s+# .*", "", line) for line in [*lines, *table]))
 
 
 def setup():

@@ -1,4 +1,4 @@
-"""What the README says is run."""
+"""What README and docs say is run."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme_commands import README, blocks, setup, usage
+from readme_commands import PAGES, README, blocks, setup, usage
 from safetensors.numpy import save_file
 
 from npgpt2 import GPT2, __version__
@@ -22,7 +22,7 @@ WEB_MODULES = os.environ.get("WEB_MODULES")
 
 def test_two_commands_do_all_set_up():
     first, second = setup()
-    assert first.endswith('.venv/bin/npgpt2 generate "O Romeo, "')
+    assert first.endswith('.venv/bin/npgpt2 generate "O Romeo,"')
     assert second.endswith(".venv/bin/pytest")
 
 
@@ -33,12 +33,21 @@ SENTENCES = [
 ]
 
 
+# What the Python of a page prints, in part.
+PRINTED = {
+    "README.md": ["(1, 2, 2048) (1, 8, 2, 2) KVCache(layers=6"],
+    "docs/run.md": [" | length\n", "(1, 3, 2048) float32"],
+    "docs/onnx.md": ["OnnxModel(model_gqa.onnx, fp32, CPUExecutionProvider"],
+}
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Every command of the README, run in its order, in one folder."""
+    """Every command, run in the order of the pages, in one folder."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "lang.txt").write_text("\n".join(SENTENCES * 7) + "\n")
     (folder / "TEXT").write_text(" ".join(f"{i} {line}" for i in range(60) for line in SENTENCES))
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in SENTENCES))
     (folder / "DIR").symlink_to(ROOT / "tests/data/tiny")
     shown = {}
     model = GPT2.from_pretrained(ROOT / "tests/data/tiny")
@@ -48,7 +57,13 @@ def done(tmp_path_factory):
     save_file(shown, folder / "DUMP")
     if WEB_MODULES:
         (folder / "node_modules").symlink_to(WEB_MODULES)
-    return {command: run(command, folder) for command in usage() if not wants_npm(command)}
+    there = (command for command in usage() if not wants_npm(command) and not serves(command))
+    return {command: run(command, folder) for command in there}
+
+
+def serves(command):
+    """Until it is told to end: `tests/serve` does that."""
+    return command.startswith("npgpt2 serve")
 
 
 def wants_npm(command):
@@ -65,7 +80,7 @@ def run(command, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", usage())
+@pytest.mark.parametrize("command", [command for command in usage() if not serves(command)])
 def test_a_command(command, done):
     if wants_npm(command):
         if not WEB_MODULES:
@@ -87,20 +102,36 @@ def test_the_first_lesson_is_learnt(done):
     assert lesson.stdout.startswith(" what the interpreter reads.")
 
 
-def test_the_python(capsys):
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python(page, capsys):
+    """Blocks of a page follow each other: one finds what the one before it left on the disk."""
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})
     out = capsys.readouterr().out
-    assert "(1, 3, 2048) (1, 8, 3, 3) KVCache(layers=6" in out
-    assert "OnnxModel(model_gqa.onnx, fp32, CPUExecutionProvider" in out
+    for words in PRINTED.get(page, ()):
+        assert words in out
+
+
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+    rooms = README.partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    assert rooms.count("\n| `") <= 15
+
+
+def anchors(page):
+    """The ends of links to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_lead_somewhere():
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, link) for page in pages
-             for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))]  # fmt: skip
-    assert len(links) >= 4
-    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+    wrong = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for path, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", page.read_text("utf-8")):
+            target = page.parent / path if path else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                wrong.append((page.name, path + anchor))
+    assert wrong == []
 
 
 def test_the_changelog_begins_with_this_version():
@@ -113,15 +144,26 @@ def paragraphs(path, most):
     return " ".join(" ".join(doc.split("\n\n")[:most]).split())
 
 
+def rows(page):
+    text = (ROOT / page).read_text("utf-8")
+    return dict(re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", text, re.MULTILINE))
+
+
 def test_the_rooms_are_the_tree_in_the_words_of_their_docstrings():
-    """Two paragraphs of each folder; of a file that stands beside them, one."""
-    table = README.partition("\n## Rooms\n")[2].partition("\n## ")[0]
-    said = dict(re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", table, re.MULTILINE))
-    expected = {}
+    """Two paragraphs of each folder; of a file that stands beside them, and in the README, one."""
+    expected, first = {}, {}
     for package in ("npgpt2", "export/npgpt2_onnx"):
         for path in (ROOT / package).rglob("*/__init__.py"):
-            expected[f"{path.parent.relative_to(ROOT).as_posix()}/"] = paragraphs(path, 2)
+            name = f"{path.parent.relative_to(ROOT).as_posix()}/"
+            expected[name], first[name] = paragraphs(path, 2), paragraphs(path, 1)
         for path in (ROOT / package).glob("[!_]*.py"):
-            expected[path.relative_to(ROOT).as_posix()] = paragraphs(path, 1)
+            name = path.relative_to(ROOT).as_posix()
+            expected[name] = first[name] = paragraphs(path, 1)
+    said = rows("docs/architecture.md")
     assert {name: text for name, text in said.items() if "npgpt2" in name} == expected
-    assert said.keys() - expected.keys() == {"tests/", "benchmarks/"}
+    others = {name for name in said.keys() - expected.keys() if "/" in name}
+    assert others == {"tests/", "benchmarks/"}
+    short = {name: text for name, text in rows("README.md").items() if "npgpt2" in name}
+    assert short.items() <= first.items()
+    folders = {name for name in expected if name.endswith("/")}
+    assert folders - short.keys() == {"npgpt2/checkpoints/formats/"}

@@ -29,10 +29,13 @@ def ids(
 ) -> Array:
     """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
     x = array(name, value)
+    if x.dtype.kind == "U":
+        raise InputError(f"{name}: got text, expected ids. Encode it first: [model.encode(text)]")
     if x.dtype.kind not in "iu":
         raise InputError(f"{name}: got {x.dtype} numbers, expected whole ones")
     if x.shape != shape if shape else x.ndim != 2 or not x.size:
-        raise InputError(f"{name}: got shape {x.shape}, expected {shape or '(B, T)'}")
+        hint = ". For one text give [ids]" if not shape and x.ndim == 1 and x.size else ""
+        raise InputError(f"{name}: got shape {x.shape}, expected {shape or '(B, T)'}{hint}")
     bad = (x < 0) | (x >= below)
     if ignore is not None:
         bad &= x != ignore

@@ -150,7 +150,9 @@ class GPT2(LanguageModel):
         return self.params.wte.weight.dtype
 
     def __repr__(self) -> str:
-        return f"GPT2({self.num_parameters:,} parameters, {self.dtype}, {self.config})"
+        name = f"{self.folder.name}: " if self.folder else ""
+        size = f"{self.num_parameters:,} parameters, {self.dtype}"
+        return f"GPT2({name}{size}; {self._in_words()})"
 
     @property
     def num_parameters(self) -> int:

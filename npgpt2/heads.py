@@ -250,7 +250,8 @@ class GPT2WithHead(HeadModel):
         return HeadOutput(start_logits=y[..., 0], end_logits=y[..., 1])
 
     def __repr__(self) -> str:
-        return f"GPT2WithHead({self.config.architectures[0]}, {self.body.dtype}, {self.config})"
+        kind = self.config.architectures[0]
+        return f"GPT2WithHead({kind}, {self.body.dtype}; {self._in_words()})"
 
     def states(self, ids: Array, mask: Array | None = None) -> Array:
         """(B, T) ids → (B, T, C), what stands under the head."""

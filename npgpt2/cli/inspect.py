@@ -133,6 +133,8 @@ def show_tensor(args: argparse.Namespace) -> None:
     if name not in arrays:
         close = difflib.get_close_matches(name, arrays, 1)
         hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all"
+        if name == "lm_head.weight":  # not among those of a tied one
+            hint = "The head is tied: it is wte.weight"
         raise TensorNotFound(f"{args.tensor}: no parameter {name!r} in the checkpoint. {hint}")
     array = arrays[name]
     if match["index"] is not None:

@@ -103,11 +103,31 @@ class TextModel:
         self._require_ids(ids)
         return [int(token) for token in ids]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids as text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: an id that is not in the vocabulary, or no vocabulary.
+
+        >>> from npgpt2 import GPT2
+        >>> GPT2.from_pretrained("tests/data/tiny").decode([84, 258, 346, 299])
+        'the king'
+        """
+        return self.tokenizer.decode(ids)
+
     def ids(self, text: Prompt) -> list[int]:
         """A text of any length as ids of the vocabulary. Raises as `encode` does."""
         ids = self._ids(text)
         self._require_ids(ids)
         return [int(token) for token in ids]
+
+    def _in_words(self) -> str:
+        """The model's shape, for `repr`."""
+        c = self.config
+        return (
+            f"{c.n_layer} layers of {c.n_head} heads, width {c.n_embd}, "
+            f"context {c.n_positions:,}, vocabulary {c.vocab_size:,}"
+        )
 
     @cached_property
     def has_vocabulary(self) -> bool:
@@ -252,6 +272,9 @@ class LanguageModel(TextModel, ABC):
         Args:
             options: those of `GenerationOptions`.
 
+        Raises:
+            OptionError, InputError, TokenizerError: at the call; see `generate`.
+
         >>> from npgpt2 import GPT2
         >>> model = GPT2.from_pretrained("tests/data/tiny")
         >>> list(model.stream("O Romeo, ", max_new_tokens=5, temperature=0))
@@ -260,9 +283,8 @@ class LanguageModel(TextModel, ABC):
         chosen = GenerationOptions(**options)
         if chosen.num_samples > 1:
             raise OptionError("num_samples", "a stream is one text. Use generate for several")
-        for piece in self.pieces([self.encode(prompt)], chosen):
-            if piece.text:
-                yield piece.text
+        pieces = self.pieces([self.encode(prompt)], chosen)
+        return (piece.text for piece in pieces if piece.text)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
         """The texts that follow one prompt or several: a list, `num_samples` for each, in order.

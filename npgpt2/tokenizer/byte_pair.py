@@ -85,6 +85,9 @@ class BytePairTokenizer:
             "npgpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
         )
 
+    def __repr__(self) -> str:
+        return f"BytePairTokenizer({self.size:,} tokens, {len(self._added)} of them added)"
+
     @property
     def size(self) -> int:
         return len(self._pieces)

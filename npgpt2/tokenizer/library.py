@@ -90,6 +90,9 @@ class LibraryTokenizer:
                 raise TokenizerError(f"{path.parent}: {token!r} has id {wanted}, expected {got}")
         return cls(library)
 
+    def __repr__(self) -> str:
+        return f"LibraryTokenizer({self.size:,} tokens, {type(self._library.model).__name__})"
+
     @property
     def size(self) -> int:
         return self._size

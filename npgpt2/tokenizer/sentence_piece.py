@@ -40,6 +40,9 @@ class SentencePieceTokenizer:
         # Most models put a space before every text.
         self._prefixed = self.piece(self._library.encode("a")[0]).startswith(SPACE_SIGN)
 
+    def __repr__(self) -> str:
+        return f"SentencePieceTokenizer({self.size:,} tokens, {len(self._added)} of them added)"
+
     @property
     def size(self) -> int:
         return max(self._count - 1, *self._texts) + 1

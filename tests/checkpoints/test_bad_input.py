@@ -1420,7 +1420,11 @@ def test_too_little_to_score(run):
         ([[1.5]], "input_ids: got float64 numbers, expected whole ones"),
         ([[True]], "input_ids: got bool numbers, expected whole ones"),
         ([[2**70]], "input_ids: got object numbers, expected whole ones"),
-        ([1, 2], "input_ids: got shape (2,), expected (B, T)"),
+        ([1, 2], "input_ids: got shape (2,), expected (B, T). For one text give [ids]"),
+        (
+            "O Romeo",
+            "input_ids: got text, expected ids. Encode it first: [model.encode(text)]",
+        ),
         ([[]], "input_ids: got float64 numbers, expected whole ones"),
         ([[5] * 129], "input_ids: more tokens than the context holds: 129 > 128"),
     ],

@@ -223,6 +223,7 @@ def test_inspect_a_prompt(npgpt2, model):
     ("args", "code", "words"),
     [
         (["wte.wieght"], 3, "Did you mean wte.weight?"),
+        (["lm_head.weight"], 3, "The head is tied: it is wte.weight"),
         (["wte.weight[5"], 2, "TENSOR: got 'wte.weight[5'"),
         (["wte.weight[600]"], 2, "index 600 is out of bounds"),
         (["wte.weight[1:2:3:4]"], 2, "too many colons"),

@@ -112,6 +112,15 @@ def test_text_that_may_become_a_stop_text_is_held_back():
     assert rest.take(last=True) == "a…"
 
 
+def test_a_stream_refuses_at_the_call(model):
+    with pytest.raises(TypeError, match="colour"):
+        model.stream("KING", colour=3)
+    with pytest.raises(OptionError, match="top_p"):
+        model.stream("KING", top_p=3)
+    with pytest.raises(InputError, match="is empty"):
+        model.stream("")
+
+
 def test_stream_is_generate(model):
     for seed in range(3):
         [text] = model.generate("KING", seed=seed, max_new_tokens=60)

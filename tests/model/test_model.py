@@ -1,5 +1,7 @@
 """The forward pass as a whole: what has to be the same however it is cut, padded or cached."""
 
+import re
+
 import numpy as np
 import pytest
 from cases import EMBEDS, HEAD_MASK, IDS, LABELS, LEFT, RIGHT, SMALL, STATES
@@ -374,5 +376,8 @@ def test_outputs_by_name_and_what_they_look_like(small):
     out = model(IDS)
     assert out["logits"] is out.logits
     assert out == out != model(IDS)
-    assert repr(model).startswith("GPT2(")
+    assert re.fullmatch(
+        r"GPT2\([\d,]+ parameters, float64; 3 layers of 3 heads, width \d+, context \d+, "
+        r"vocabulary \d+\)", repr(model)
+    )  # fmt: skip
     assert hash(model.config) == hash(small().config)

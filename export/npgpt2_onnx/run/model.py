@@ -3,6 +3,7 @@
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class _Opened:
 
     heads: tuple[str, ...]
     instead: str
+    _in_words: Callable[[], str]
 
     def __init__(self, session: Session, folder: Path | None = None) -> None:
         self.session, self.folder, self.config = session, folder, session.config
@@ -75,7 +77,7 @@ class _Opened:
     def __repr__(self) -> str:
         s = self.session
         name = type(self).__name__
-        return f"{name}({s.path.name}, {s.precision.name}, {s.provider}, {self.config})"
+        return f"{name}({s.path.name}, {s.precision.name}, {s.provider}; {self._in_words()})"
 
 
 class OnnxWithHead(_Opened, HeadModel):

@@ -70,7 +70,7 @@ def test_a_folder_with_one_graph_opens_that(runner, kind, folders):
     assert runner.session.provider == "CPUExecutionProvider"
     assert isinstance(runner.stepper(), STEPPERS[kind])
     assert runner.folder == folders[kind]
-    for word in (runner.session.path.name, "fp32", "CPUExecutionProvider", "n_layer=3"):
+    for word in (runner.session.path.name, "fp32", "CPUExecutionProvider", "3 layers of "):
         assert word in repr(runner)
 
 

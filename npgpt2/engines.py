@@ -43,8 +43,8 @@ class ModelSpec:
         "of this package", "MODEL",
     )  # fmt: skip
     engine: str = option(
-        "numpy", "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: "
-        "{default})", choices=("numpy", "onnx"),
+        "", "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: what the "
+        "folder holds)", choices=("numpy", "onnx"),
     )  # fmt: skip
     device: str | None = option(None, "of the onnx engine (default: cpu)", choices=("cpu", "cuda"))
     precision: str | None = option(
@@ -63,6 +63,8 @@ class ModelSpec:
     revision: str | None = option(None, "branch, tag or commit of a model on the hub")
 
     def __post_init__(self) -> None:
+        if not self.engine:
+            object.__setattr__(self, "engine", _engine_for(self.model))
         require(self)
         if self.engine == "numpy":
             for name in OF_ONNX:
@@ -100,6 +102,16 @@ class ModelSpec:
             raise OptionError("revision", "is of a model on the hub. Name it with --model")
         tell(f"no --model: taking {EMBEDDED}, which is part of this package")
         return embedded()  # whatever lies in this folder under that name
+
+
+def _engine_for(model: str | None) -> str:
+    """ONNX Runtime for a folder that has graphs and no checkpoint beside them."""
+    if model is None or not os.path.isdir(model):
+        return "numpy"
+    folder = Path(model)
+    weights = ("*.safetensors*", "*.bin*", "*.pt", "*.ckpt*", "checkpoint")
+    graphs = any(folder.glob("onnx/*.onnx")) or any(folder.glob("*.onnx"))
+    return "onnx" if graphs and not any(any(folder.glob(name)) for name in weights) else "numpy"
 
 
 @overload

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 HELP = "write, score or embed every row of a file, on all cores or many machines"
 EXAMPLES = """examples:
   npgpt2 batch prompts.jsonl -o OUT --task generate --max-new-tokens 40
-  npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx
-  npgpt2 batch texts.parquet -o OUT --task score --model DIR --engine onnx --resume
+  npgpt2 batch texts.parquet -o OUT --task score --model EXPORTED
+  npgpt2 batch texts.parquet -o OUT --task score --model EXPORTED --resume
   npgpt2 batch FOLDER -o OUT --task embed --ray 10.0.0.1:6379"""
 
 Work = Callable[[list[Any], str], Iterator[Any]]  # parts that are left, and the folder

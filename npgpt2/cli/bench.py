@@ -98,7 +98,7 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> list[ModelSpec]:
     checkpoint = any(folder.glob("*.safetensors*"))
     variants = []
     if args.engine == "numpy" or (args.engine == "all" and checkpoint):
-        variants.append(ModelSpec(str(folder)))
+        variants.append(ModelSpec(str(folder), "numpy"))
     if args.engine == "numpy":
         return variants
     there = list(dict.fromkeys(precision for precision, _ in graphs_in(folder)))

@@ -33,7 +33,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 def spec_of(args: argparse.Namespace) -> ModelSpec:
     """The model that a command line names, with what it says of how to open it."""
-    return ModelSpec(**options_of(args, ModelSpec))
+    told = options_of(args, ModelSpec)
+    if not hasattr(args, "engine"):  # a command that has no other
+        told["engine"] = "numpy"
+    return ModelSpec(**told)
 
 
 def load_engine(args: argparse.Namespace) -> "LanguageModel":
@@ -50,12 +53,12 @@ def load_head(args: argparse.Namespace) -> "HeadModel":
 
 @contextmanager
 def _graphs_told_of(spec: ModelSpec) -> Iterator[None]:
-    """Who names an exported folder to the NumPy engine is told of the other one."""
+    """Who gives the NumPy engine an exported folder is told of the other engine."""
     try:
         yield
     except FileError as error:
         if spec.engine == "numpy" and spec.model and any(Path(spec.model).glob("onnx/*.onnx")):
-            raise FileError(f"{error}. It has ONNX graphs: add --engine onnx to run them") from None
+            raise FileError(f"{error}. It has ONNX graphs: --engine onnx runs them") from None
         raise
 
 

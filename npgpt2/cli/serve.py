@@ -19,7 +19,7 @@ from npgpt2.serve.settings import Settings
 HELP = "serve a model over HTTP, in the words of OpenAI's API"
 EXAMPLES = """examples:
   npgpt2 serve
-  npgpt2 serve --model OUT --engine onnx --slots 16
+  npgpt2 serve --model EXPORTED --slots 16
   npgpt2 serve --host 0.0.0.0 --api-key-file keys.txt --allow-host gpt2.example.org"""
 
 

@@ -1,6 +1,6 @@
 """The same server on several machines: a Ray Serve application.
 
-    serve run npgpt2.serve:app model=DIR engine=onnx replicas=4
+    serve run npgpt2.serve:app model=DIR replicas=4
 
 https://docs.ray.io/en/latest/serve/index.html. Ray's proxies hear the requests and give each to a
 replica, which has slots and a queue of its own; what one replica has read of a prompt, another has

@@ -609,6 +609,21 @@ def test_the_graph_that_is_kept(npgpt2, folder, tmp_path):
         assert (code, out) == (0, "HAM:\nIt is\n"), err
 
 
+def test_the_engine_is_the_one_for_what_the_folder_holds(npgpt2, folder, tmp_path):
+    """And the line about the graph says so. Where a checkpoint lies beside graphs it is NumPy."""
+    argv = ("generate", "KING", *GREEDY, "--model")
+    told = npgpt2(*argv, folder, "--engine", "onnx")
+    assert told[1] == npgpt2(*argv, folder)[1] == npgpt2(*argv, folder, "--precision", "fp32")[1]
+    assert "(fp32) on CPU" in npgpt2(*argv, folder)[2]
+    assert npgpt2("inspect", "--model", TINY)[0] == 0
+    both = tmp_path / "both"
+    shutil.copytree(TINY, both)
+    assert npgpt2("export", both, "--share-weights")[0] == 0
+    code, out, err = npgpt2(*argv, both)
+    assert (code, out) == (0, told[1])
+    assert "on CPU" not in err
+
+
 ENGINE = {
     "device": (["--device", "cpu"], "--device: is an option of the onnx engine. Add --engine onnx"),
     "precision": (["--precision", "fp32"], "--precision: is an option of the onnx engine"),
@@ -641,7 +656,7 @@ def test_engine_usage(refused, folder, tmp_path, monkeypatch, command, args, wor
 def test_the_wrong_folder_for_an_engine(refused, folder, tmp_path, command):
     onnx_engine = ("--engine", "onnx")
     argv = (command, "KING LEAR", "--model")
-    refused(4, "It has ONNX graphs: add --engine onnx to run them", *argv, folder)
+    refused(4, "It has ONNX graphs: --engine onnx runs them", *argv, folder, "--engine", "numpy")
     refused(4, "has no ONNX graph.* npgpt2 export MODEL -o DIR", *argv, TINY, *onnx_engine)
     refused(4, "has no ONNX graph", *argv, tmp_path, *onnx_engine)
     refused(4, "no such folder", *argv, tmp_path / "none", *onnx_engine)

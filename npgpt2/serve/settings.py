@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npgpt2.base.errors import FileError
-from npgpt2.base.files import read_text
 from npgpt2.base.options import described, option, require
 
 
@@ -50,6 +49,8 @@ class Settings:
             FileError: it cannot be read, holds none, or one that no client can send.
             InputError: it is not UTF-8.
         """
+        from npgpt2.base.files import read_text  # every command imports this file
+
         if self.api_key_file is None:
             return []
         lines = [line.strip() for line in read_text(Path(self.api_key_file)).splitlines()]

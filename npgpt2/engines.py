@@ -15,7 +15,8 @@ from npgpt2.base.options import described, option, require
 if TYPE_CHECKING:
     from npgpt2.base.files import Progress
     from npgpt2.generation.language_model import LanguageModel
-    from npgpt2.heads import HeadModel
+    from npgpt2.gpt2 import GPT2
+    from npgpt2.heads import GPT2WithHead, HeadModel
 
 Tell = Callable[[str], None]
 
@@ -154,10 +155,11 @@ def open_model(
         session = model.session
         tell(f"{session.path.name} ({session.precision.name}) on {session.provider}")
         return model
-    from npgpt2.gpt2 import GPT2
-    from npgpt2.heads import GPT2WithHead
-
-    kind: type[GPT2] | type[GPT2WithHead] = GPT2WithHead if head else GPT2
+    kind: type[GPT2] | type[GPT2WithHead]
+    if head:
+        from npgpt2.heads import GPT2WithHead as kind
+    else:
+        from npgpt2.gpt2 import GPT2 as kind
     return kind.from_pretrained(
         spec.folder(tell=tell), spec.dtype, strict=spec.strict, progress=progress
     )

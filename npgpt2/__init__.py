@@ -1,10 +1,10 @@
 """GPT-2 in NumPy: `from npgpt2 import GPT2`.
 
-Names are imported when they are first used, so that the command line can prepare the process (the
-BLAS kernel, see `npgpt2.base.blas`) before NumPy is loaded, and `npgpt2 --help` answers at once.
+Names are imported on first use. So the command line can set up the process before NumPy loads (the
+BLAS kernel, see `npgpt2.base.blas`), and `npgpt2 --help` answers at once.
 """
 
-TYPE_CHECKING = False  # for type checkers it is true; `typing` is not imported, see `__main__.py`
+TYPE_CHECKING = False  # true for type checkers; `typing` is not imported, see `__main__.py`
 if TYPE_CHECKING:
     from typing import Any
 

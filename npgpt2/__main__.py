@@ -1,17 +1,17 @@
-"""The command `npgpt2`, and `python -m npgpt2`.
+"""Entry point of `npgpt2` and of `python -m npgpt2`.
 
-Nothing is imported before Ctrl-C is heard, by this file or `npgpt2/__init__.py`: as Python hears
-it, it shows a traceback.
+This file and `npgpt2/__init__.py` import nothing before the Ctrl-C handler is set: until then,
+Ctrl-C would show a traceback.
 """
 
 
 def main() -> int:
-    """Run this process's command line; returns the exit code."""
+    """Run the command line of this process and return its exit code."""
     try:
         from npgpt2.base import interrupt
 
         interrupt.hear()
-    except KeyboardInterrupt:  # it came before it was heard
+    except KeyboardInterrupt:  # Ctrl-C came before the handler was set
         from npgpt2.base import interrupt
 
         interrupt.end()

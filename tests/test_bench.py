@@ -119,7 +119,7 @@ def test_graphs_that_are_not_there_are_made_for_the_while(npgpt2, tiny, tmp_path
     (["--rounds", "0"], 2, "--rounds: got 0, expected 1 to 1000"),
     (["--threads", "-1"], 2, "--threads: got -1, expected 1 to 1024"),
     (["--engine", "numpy", "--precision", "int8"], 2, "--precision: is of the onnx engine"),
-    (["--json", "/nowhere/at/all.json"], 4, "its folder is not there"),
+    (["--json", "/nowhere/at/all.json"], 4, "its folder does not exist"),
 ])  # fmt: skip
 def test_wrong_options_before_anything_takes_long(npgpt2, tiny, flags, code, text):
     got, out, err = npgpt2("bench", "--model", tiny, *flags)

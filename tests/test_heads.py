@@ -472,11 +472,11 @@ def test_verify_and_inspect_and_check(cli, tmp_path, tiny):
     out = export(folder, tmp_path / "out")
     code, text, _ = cli("verify", out, "--against", folder)
     assert code == 0
-    assert "42 of 42 parameters are the checkpoint's" in text
+    assert "42 of 42 parameters match the checkpoint" in text
     assert "batch padded left" in text
     code, _, err = cli("verify", out, "--text", tiny / "config.json")
     assert (code, err) == (
-        2, "npgpt2: error: --text: measures a language model, got a GPT2ForQuestionAnswering\n"
+        2, "npgpt2: error: --text: got a GPT2ForQuestionAnswering, expected a language model\n"
     )  # fmt: skip
     assert cli("inspect", "--model", folder)[1].endswith("; the head is qa_outputs\n")
     assert cli("inspect", "qa_outputs.weight[0, 0]", "--model", folder)[0] == 0

@@ -5,8 +5,8 @@ No other folder imports it or receives an argparse namespace.
 
 Results go to standard output; notes, timings and errors to standard error. An error is one line.
 
-Exit codes: 0 done, 1 a check failed, 2 usage, 3 bad input, 4 reading or writing failed, 130 Ctrl-C
-(and a training that was told to end, and saved), 129 and 143 told to end (SIGHUP, SIGTERM).
+Exit codes: 0 success, 1 a check failed, 2 usage error, 3 bad input, 4 reading or writing failed,
+129 SIGHUP, 130 Ctrl-C (or a training run that was stopped and saved its state), 143 SIGTERM.
 """
 
 import argparse
@@ -52,7 +52,7 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its errors in this project's form."""
+    """`ArgumentParser` that prints its errors in this project's one-line form."""
 
     def error(self, message: str) -> NoReturn:
         text = one_line(message.removeprefix("argument ").rstrip("."))
@@ -87,9 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
+    """Run one command line and return its exit code."""
     choose_kernel()  # before NumPy is imported
-    if sys.stderr is None:  # closed: print would take standard output in its place
+    if sys.stderr is None:  # closed: print would write to standard output instead
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         print(
@@ -97,37 +97,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 4
-    for stream in (sys.stdout, sys.stderr):  # the same bytes under every locale and system
+    for stream in (sys.stdout, sys.stderr):  # the same bytes in every locale and on every system
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     warnings.showwarning = _show_warning
-    # What NumPy meets in damaged weights: the loader has warned, and the logits are checked.
+    # Damaged weights make NumPy warn. The loader has warned already, and the logits are checked.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="npgpt2")
     args = argparse.Namespace(debug=False)
     try:
         with _cleared_up():
             args, left = build_parser().parse_known_args(argv)
             if left:
-                hint = "" if any(word.startswith("-") for word in left) else ": a text needs quotes"
+                hint = "" if any(word.startswith("-") for word in left) else ": put text in quotes"
                 args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `| head -1`: the reader has what it wanted
+    except BrokenPipeError:  # `| head -1`: the reader wants no more output
         discard_output()
         return 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error.__cause__, SystemExit):  # a library that was being imported says
-            raise error.__cause__ from None  # ImportError, from what it was told
+        if isinstance(error.__cause__, SystemExit):  # a signal came during an import: the
+            raise error.__cause__ from None  # library raised ImportError from it
         if isinstance(error.__cause__, KeyboardInterrupt):
             print(file=sys.stderr)
             return 130
         try:
             sys.stdout.flush()
-        except OSError:  # the disk is full: likely the very error
+        except OSError:  # the disk is full: probably the cause of the error itself
             discard_output()
         text, code = _explain(error)
         with suppress(BrokenPipeError):
@@ -139,30 +139,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _cleared_up() -> Iterator[None]:
-    """Told to end, a command leaves nothing half-written behind, as after Ctrl-C.
+    """Let a command remove unfinished files when a signal stops it, as Ctrl-C does.
 
-    One that has begun nothing ends at once; after Ctrl-C if it is importing.
+    A command without unfinished files ends at once; on Ctrl-C, only while it imports.
     """
-    names = "SIGTERM", "SIGHUP", "SIGBREAK"  # on Windows SIGBREAK is that the window is closed
+    names = "SIGTERM", "SIGHUP", "SIGBREAK"  # SIGBREAK: Windows closes the window
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # not nohup
     before = signal.getsignal(signal.SIGINT)
     keys = before in (signal.default_int_handler, interrupt.end)
-    if threading.current_thread() is not threading.main_thread():  # a program that calls `main`
+    if threading.current_thread() is not threading.main_thread():  # another program calls `main`
         ours, keys = [], False
 
-    told: list[int] = []
+    received: list[int] = []
 
     def unfinished() -> bool:
-        files = sys.modules.get("npgpt2.base.files")  # None, or a part of it while it is imported
+        files = sys.modules.get("npgpt2.base.files")  # None or incomplete during its import
         return bool(getattr(files, "is_unfinished", bool)())
 
     def stop(number: int, _: Any) -> None:
         if not unfinished():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        if not told:  # clearing up is not interrupted
-            told.append(number)
+        if not received:  # a second signal does not interrupt the cleanup
+            received.append(number)
             sys.exit(128 + number)
 
     def stop_here(_: int, frame: FrameType | None) -> None:
@@ -181,8 +181,8 @@ def _cleared_up() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         if keys:
             signal.signal(signal.SIGINT, before)
-        if told:  # also where it came in a callback, whose exceptions nobody hears of
-            sys.exit(128 + told[0])
+        if received:  # also if it came in a callback that swallows exceptions
+            sys.exit(128 + received[0])
 
 
 def _importing(frame: FrameType | None) -> bool:
@@ -194,7 +194,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _explain(error: Exception) -> tuple[str, int]:
-    """One line, and the exit code."""
+    """Return the error's text in one line, and the exit code."""
     if isinstance(error, errors.OptionError):
         positional = error.option.isupper()  # as in the usage line
         flag = error.option if positional else "--" + error.option.replace("_", "-")

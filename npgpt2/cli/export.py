@@ -1,8 +1,8 @@
-"""Turn a checkpoint into an ONNX folder that clients load as it is.
+"""Export a checkpoint to a folder of ONNX graphs.
 
-ONNX Runtime, optimum, onnxruntime-genai and transformers.js read the same folder. The weights are
-copied, never traced: no PyTorch is imported. Every graph is run against NumPy before the folder
-appears; one that is there is replaced only with --force, and only by a good one.
+ONNX Runtime, optimum, onnxruntime-genai and transformers.js load this folder as it is. The export
+traces nothing and needs no PyTorch. It compares every graph with NumPy before the folder appears.
+It replaces an existing export only with --force, and only after the new one has passed this check.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from npgpt2.cli.options import whole
 from npgpt2.cli.output import note, one_line, progress, table
 
-HELP = "turn a checkpoint into an ONNX folder"
+HELP = "export a checkpoint to ONNX"
 EXAMPLES = """examples:
   npgpt2 export shakespeare -o shakespeare-onnx
   npgpt2 export gpt2 -o gpt2-onnx
@@ -27,40 +27,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", metavar="DIR", help="the folder to make")
     parser.add_argument(
         "--precision", action="append", choices=("fp32", "fp16", "int8", "int4"),
-        help="of the weights; may be given several times (default: fp32)",
+        help="precision of the weights; can be repeated (default: fp32)",
     )  # fmt: skip
     parser.add_argument(
         "--graph", action="append", choices=("portable", "gqa", "mha", "all"),
-        help="portable: operators of ai.onnx; gqa: ONNX Runtime's GroupQueryAttention over a "
-        "shared cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; may be given "
-        "several times (default: portable and, where its head size allows, gqa)",
+        help="portable: only standard operators (ai.onnx); gqa: ONNX Runtime's GroupQueryAttention "
+        "on a shared KV cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; can "
+        "be repeated (default: portable, and gqa if the head size is a multiple of 8)",
     )  # fmt: skip
     parser.add_argument(
         "--share-weights", action="store_true",
-        help="write no weights: the graphs lie beside the checkpoint's model.safetensors and point "
-        "into it (float32)",
+        help="write no weights: put the graphs into the checkpoint's folder and let them read its "
+        "model.safetensors (float32)",
     )  # fmt: skip
     parser.add_argument(
         "--attentions", action="store_true",
-        help="hidden states and the portable graph's attention maps as outputs",
+        help="add hidden states as outputs, and attention maps to the portable graph",
     )  # fmt: skip
     parser.add_argument(
         "--taps", action="store_true",
-        help="every intermediate of the portable graph as an output, named as in NumPy",
+        help="add every intermediate value of the portable graph as an output, named as in NumPy",
     )  # fmt: skip
     parser.add_argument(
         "--opset", type=whole, metavar="N",
-        help="of ai.onnx, from 17; from 23 on the portable graph uses its Attention, which no "
-        "browser has on WebGPU (default: 17)",
+        help="opset of ai.onnx, 17 or later; from 23 the portable graph uses the Attention "
+        "operator, which browsers cannot run on WebGPU (default: 17)",
     )  # fmt: skip
     parser.add_argument(
-        "--triton", metavar="DIR", help="also lay out a Triton Inference Server repository there"
+        "--triton", metavar="DIR", help="also write a model repository for Triton Inference Server"
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace an export that is there, by a good one"
+        "--force", action="store_true", help="replace an existing export once the new one is good"
     )
     parser.add_argument(
-        "--no-verify", action="store_true", help="do not run the graphs against NumPy"
+        "--no-verify", action="store_true", help="do not compare the graphs with NumPy"
     )
 
 
@@ -91,15 +91,15 @@ def run(args: argparse.Namespace) -> int:
         for path in _written(folder, args.share_weights)
     ]
     print("\n".join(table([(one_line(f"in {folder}"), "bytes"), *rows], "lr")))
-    proved = "not verified" if args.no_verify else "verified against NumPy"
+    verified = "not verified" if args.no_verify else "verified against NumPy"
     if not any((folder / name).exists() for name in WHOLE):
-        note(f"{folder}: has no vocabulary: ids go in and come out, no text")
-    note(f"{proved}, {time.perf_counter() - started:.1f} s")
+        note(f"{folder}: has no vocabulary, so it takes and returns token ids, not text")
+    note(f"{verified}, {time.perf_counter() - started:.1f} s")
     return 0
 
 
 def _written(folder: Path, shared: bool) -> list[Path]:
-    """The files of an export; of one that shares weights, those that it put beside them."""
+    """Return the files of an export; with shared weights, only those that the export added."""
     if shared:
         return sorted([*folder.glob("model*.onnx"), *folder.glob("genai_config.json")])
     return sorted(path for path in folder.rglob("*") if path.is_file())

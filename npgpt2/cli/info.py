@@ -1,4 +1,4 @@
-"""Versions, BLAS and threads, ONNX Runtime's devices, the machine, where models are looked for."""
+"""Show versions, BLAS and its threads, ONNX Runtime's devices, the machine, and model locations."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from npgpt2.base.blas import describe, simd
 from npgpt2.base.errors import FileError
 from npgpt2.base.threads import cores
 
-HELP = "versions, BLAS and threads, devices, the machine, where models are looked for"
+HELP = "show versions, BLAS, devices, the machine, and where models are searched"
 EXAMPLES = "example:\n  npgpt2 info"
 
 PACKAGES = ("numpy", "safetensors", "tiktoken", "onnx", "onnxruntime")
@@ -32,13 +32,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"BLAS:     {describe()}")
     print(f"ONNX:     {_providers()}")
     print(f"machine:  {machine()}")
-    print("models are looked for, in this order:")
+    print("models are searched in this order:")
     print("  --model MODEL, else $NPGPT2_MODEL: " + (os.environ.get("NPGPT2_MODEL") or "not set"))
-    print(f"  else the one that is part of this package: {_embedded()}")
+    print(f"  else the model in this package: {_embedded()}")
     print(
-        "  as a folder: config.json, model.safetensors, tokenizer.json or vocab.json + merges.txt"
+        "  a folder has config.json, model.safetensors, tokenizer.json or vocab.json + merges.txt"
     )
-    print(f"  as a name on the hub, in its cache: {_hub()}")
+    print(f"  a name is a model on the hub; in its cache: {_hub()}")
     return 0
 
 
@@ -61,11 +61,11 @@ def _version(package: str) -> str:
 
 
 def _providers() -> str:
-    """What ONNX Runtime can run on here."""
+    """List the devices that ONNX Runtime can use here."""
     try:
         import onnxruntime
     except ImportError as error:
-        return f"onnxruntime does not load ({error})"
+        return f"cannot import onnxruntime ({error})"
     names = onnxruntime.get_available_providers()
     return "runs on " + ", ".join(name.removesuffix("ExecutionProvider") for name in names)
 

@@ -1,4 +1,4 @@
-"""What comes in: the model that a command line names, and text."""
+"""Inputs of the commands: the model that a command line names, and text."""
 
 import argparse
 import os
@@ -26,34 +26,34 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """What computes: NumPy on a checkpoint, or ONNX Runtime on what was exported from one."""
+    """Add the engine's options: NumPy runs a checkpoint, ONNX Runtime an exported folder."""
     engine = parser.add_argument_group("engine")
     add_options(engine, ModelSpec, "engine", "device", "precision", "threads", "graph_cache")
 
 
 def spec_of(args: argparse.Namespace) -> ModelSpec:
-    """The model that a command line names, with what it says of how to open it."""
-    told = options_of(args, ModelSpec)
-    if not hasattr(args, "engine"):  # a command that has no other
-        told["engine"] = "numpy"
-    return ModelSpec(**told)
+    """Return the model that a command line names, and the options to open it with."""
+    given = options_of(args, ModelSpec)
+    if not hasattr(args, "engine"):  # a command with NumPy as its only engine
+        given["engine"] = "numpy"
+    return ModelSpec(**given)
 
 
 def load_engine(args: argparse.Namespace) -> "LanguageModel":
     spec = spec_of(args)
-    with _graphs_told_of(spec):
+    with _hint_at_graphs(spec):
         return open_model(spec, tell=note, progress=progress)
 
 
 def load_head(args: argparse.Namespace) -> "HeadModel":
     spec = spec_of(args)
-    with _graphs_told_of(spec):
+    with _hint_at_graphs(spec):
         return open_model(spec, head=True, tell=note, progress=progress)
 
 
 @contextmanager
-def _graphs_told_of(spec: ModelSpec) -> Iterator[None]:
-    """Who gives the NumPy engine an exported folder is told of the other engine."""
+def _hint_at_graphs(spec: ModelSpec) -> Iterator[None]:
+    """Add a hint to the error if the NumPy engine is given an exported folder."""
     try:
         yield
     except FileError as error:
@@ -63,7 +63,7 @@ def _graphs_told_of(spec: ModelSpec) -> Iterator[None]:
 
 
 def load_model(args: argparse.Namespace, **how: Any) -> "GPT2":
-    """Of a command that has no other engine than NumPy."""
+    """Load a checkpoint for a command that runs only on NumPy."""
     spec = replace(spec_of(args), **how)
     return cast("GPT2", open_model(spec, tell=note, progress=progress))
 
@@ -73,17 +73,17 @@ def model_folder(args: argparse.Namespace, weights: bool = True) -> Path:
 
 
 def named(source: str) -> Path:
-    """A path as it is; what is none, by its name: the embedded model, or the hub's."""
+    """Return an existing path as it is, else the folder of the embedded model or the hub's."""
     from npgpt2.checkpoints.hub import resolve
 
     return Path(source) if os.path.exists(source) else resolve(source)
 
 
 def given_text(argument: str, what: str) -> str:
-    """An argument of the command line; `-` is standard input.
+    """Return the text of an argument; `-` reads standard input.
 
     Raises:
-        InputError: it is not UTF-8.
+        InputError: the text is not UTF-8.
         FileError: standard input is closed.
     """
     from npgpt2.base.files import utf8
@@ -101,7 +101,7 @@ def given_text(argument: str, what: str) -> str:
 
 
 def given_prompt(argument: str, what: str) -> str:
-    """`given_text`, less one newline at the end of standard input: a shell puts it there."""
+    """Return `given_text` without the newline that a shell adds at the end of standard input."""
     text = given_text(argument, what)
     if argument == "-":
         text = text.removesuffix("\n").removesuffix("\r")

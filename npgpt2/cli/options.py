@@ -1,4 +1,4 @@
-"""Arguments that are the fields of a dataclass: see `npgpt2.base.options`."""
+"""Command-line arguments made from the fields of a dataclass: see `npgpt2.base.options`."""
 
 import argparse
 from dataclasses import fields
@@ -11,7 +11,7 @@ def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number") from None
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer") from None
 
 
 def number(text: str) -> float:
@@ -28,28 +28,28 @@ TYPES = {int: whole, float: number}
 def add_options(
     parser: argparse._ActionsContainer, options: type, *names: str, **changes: Any
 ) -> None:
-    """Add an argument for each of these fields. One that is not given is None.
+    """Add an argument for each of these fields. An argument that is not given is None.
 
     Args:
-        changes: to what `add_argument` is told.
+        changes: replace arguments of `add_argument`.
     """
     known = {f.name: f for f in fields(options)}
     for name in names:
         f = known[name]
-        kind, said = kind_of(f), f.metadata
-        told: dict[str, Any] = {"dest": name, "default": None, "help": help_of(f)}
+        kind, meta = kind_of(f), f.metadata
+        arguments: dict[str, Any] = {"dest": name, "default": None, "help": help_of(f)}
         if kind is bool:
-            told["action"] = f"store_{str(not f.default).lower()}"
+            arguments["action"] = f"store_{str(not f.default).lower()}"
         elif kind not in KINDS:
-            told |= {"action": "append", "metavar": said["metavar"]}
+            arguments |= {"action": "append", "metavar": meta["metavar"]}
         else:
-            told |= {"metavar": said["metavar"], "choices": said["choices"]}
-            told["type"] = TYPES.get(kind, str)
-        flag = said["flag"] or f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, **{**told, **changes})
+            arguments |= {"metavar": meta["metavar"], "choices": meta["choices"]}
+            arguments["type"] = TYPES.get(kind, str)
+        flag = meta["flag"] or f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, **{**arguments, **changes})
 
 
 def options_of(args: argparse.Namespace, options: type) -> dict[str, Any]:
-    """Of these fields, those that the command line gave."""
+    """Return the fields that the command line gave, by name."""
     values = {f.name: getattr(args, f.name, None) for f in fields(options)}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What goes out: lines, notes, progress, tables, files."""
+"""Output of the commands: lines, notes, progress, tables, files."""
 
 import os
 import sys
@@ -12,26 +12,26 @@ from npgpt2.base.errors import FileError, MissingPackage, OptionError, printable
 
 T = TypeVar("T")
 
-EVERY = 30  # seconds between two lines about what takes long
+EVERY = 30  # seconds between two progress lines
 
 
 def require_place(option: str, file: str) -> None:
-    """Asked before anything takes long: whether the file of an option could be written.
+    """Check that the file of an option can be written, before the slow work starts.
 
     Raises:
-        OptionError: it names none.
-        FileError: its folder is not there.
+        OptionError: the name is empty or `-`.
+        FileError: it is a folder, or its folder does not exist.
     """
     if file in ("", "-"):
         raise OptionError(option, f"got {file!r}, expected the name of a file to write")
     if os.path.isdir(file):  # Path.is_dir raises where a name is too long
         raise FileError(f"{file}: is a folder, expected the name of a file to write")
     if not Path(file).absolute().parent.is_dir():
-        raise FileError(f"{file}: its folder is not there, expected one to write to")
+        raise FileError(f"{file}: its folder does not exist, expected one to write to")
 
 
 def write_file(file: str, text: str) -> None:
-    """A text, whole or not at all. Raises FileError where it cannot be written."""
+    """Write a text, whole or not at all. Raises FileError if it cannot be written."""
     from npgpt2.base.files import output, write_text
 
     with output(Path(file)) as work:
@@ -39,8 +39,7 @@ def write_file(file: str, text: str) -> None:
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines. A reader that goes away has what it wanted; what follows is done all the same,
-    and the exit code tells what was found."""
+    """Print lines. After a closed pipe the command still finishes: its exit code counts, too."""
     try:
         for line in lines:
             print(line)
@@ -50,12 +49,12 @@ def say(lines: Iterable[str]) -> None:
 
 
 def discard_output() -> None:
-    """Nobody takes the rest; without this Python would try to write it at exit."""
+    """Drop the rest of the output after a closed pipe; Python would try to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
-    """A line for the person, not for the pipe."""
+    """Print a note to standard error, for the user and not for a pipe."""
     print(f"npgpt2: {text}", file=sys.stderr, flush=True)
 
 
@@ -66,12 +65,15 @@ def progress(
     size: Callable[[T], int] = lambda item: 1,
     unit: str = "it",
 ) -> Iterator[T]:
-    """A bar on a terminal for what takes over two seconds (with the extra `progress`); elsewhere a
-    line each half minute, once the item is done that took so long.
+    """Iterate over a loop and report its progress if it takes over two seconds.
+
+    A terminal shows a bar (with the extra `progress`). Otherwise a line appears at most every half
+    minute, after the item that was running at that time.
 
     Args:
-        total: of all sizes; by default the loop's length.
-        size: how much an item is.
+        total: sum of all sizes; by default the number of items.
+        size: function that returns the size of an item.
+        unit: what the sizes count, such as " rows".
     """
     shown, begun, done = None, time.monotonic(), 0
     if total is None and isinstance(loop, Sized):
@@ -90,17 +92,16 @@ def progress(
 def bar(
     what: str, done: int, total: int | None, unit: str, begun: float | None = None, **options: Any
 ) -> Any:
-    """tqdm's bar where there are a terminal and tqdm, else `Lines`, which are used in the same way.
+    """Return tqdm's bar if there is a terminal and tqdm is installed, else `Lines` (same methods).
 
     Args:
-        begun: on the monotonic clock, when nothing was done yet; None: now, and what is done was
-            done before.
-        options: of tqdm's alone.
+        begun: start time on the monotonic clock; None: now, and `done` was done in an earlier run.
+        options: passed to tqdm only.
     """
     what = one_line(what)
     if sys.stderr.isatty():
         try:
-            # When it is needed: importing it takes longer than many a command.
+            # Imported only here: the import takes longer than many commands.
             from tqdm import tqdm
         except ImportError:
             note(f"{what} … (pip install 'npgpt2[progress]' shows a bar)")
@@ -109,15 +110,15 @@ def bar(
                 desc=what, initial=done, total=total, leave=False, file=sys.stderr, unit=unit,
                 **_shape(), **options,
             )  # fmt: skip
-            if begun is not None:  # the time left is reckoned from there
+            if begun is not None:  # tqdm estimates the time left from there
                 drawn.start_t -= time.monotonic() - begun
             return drawn
     return Lines(what, done, total, unit, begun)
 
 
 def _shape() -> dict[str, int]:
-    """For tqdm, which asks the terminal and draws nothing where it says that it has no columns and
-    no rows. Some do, of containers or in CI."""
+    """Return tqdm's size options for a terminal that reports no columns, as some do in containers
+    and CI: tqdm would draw nothing there."""
     try:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:
@@ -126,14 +127,14 @@ def _shape() -> dict[str, int]:
 
 
 class Lines:
-    """What a bar says, as a line each half minute. Its methods are tqdm's."""
+    """The report of a progress bar as a line every half minute. Its methods are tqdm's."""
 
     def __init__(
         self, what: str, done: int, total: int | None, unit: str, begun: float | None
     ) -> None:
         self._what, self._more = what, ""
         self._done, self._total, self._unit = done, total, "" if unit == "it" else unit
-        self._before = done if begun is None else 0  # what the time since then was not spent on
+        self._before = done if begun is None else 0  # done by an earlier run: no part of the speed
         self._begun = time.monotonic() if begun is None else begun
         self._next = self._begun + EVERY
         self.update(0)
@@ -143,7 +144,7 @@ class Lines:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + EVERY
-            with suppress(OSError):  # nobody reads: no reason to end
+            with suppress(OSError):  # a closed stderr must not stop the work
                 note(self._line(now - self._begun))
 
     def _line(self, seconds: float) -> str:
@@ -163,10 +164,10 @@ class Lines:
         self._more = f", {text}"
 
     def clear(self) -> None:
-        """A line that is printed needs no clearing."""
+        """Do nothing: a printed line needs no clearing."""
 
     def close(self) -> None:
-        """There is nothing to remove."""
+        """Do nothing: there is no bar to remove."""
 
 
 def _in_words(seconds: float) -> str:
@@ -177,7 +178,7 @@ def _in_words(seconds: float) -> str:
 
 
 def require_matplotlib() -> None:
-    """Asked before anything takes long. Raises MissingPackage."""
+    """Check for matplotlib before the slow work starts. Raises MissingPackage."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -185,7 +186,7 @@ def require_matplotlib() -> None:
 
 
 def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:
-    """Columns side by side; `right` says r or l for each."""
+    """Yield the lines of a table; `right` has r or l for each column's alignment."""
     lines = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -197,7 +198,7 @@ def table(rows: Iterable[Iterable[Any]], right: str) -> Iterable[str]:
 
 
 def one_line(text: str) -> str:
-    """Text with words from files in it, fit for a terminal: not too long, and on one line."""
+    """Make a text with words from files safe for a terminal: on one line and not too long."""
     if len(text) > 2000:
         text = f"{text[:1000]} … {text[-1000:]}"
     return printable(text)

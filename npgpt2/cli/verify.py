@@ -1,10 +1,10 @@
-"""Hold an exported folder against NumPy.
+"""Verify an exported folder: compare its graphs with NumPy.
 
-Every graph runs prompts, steps, an empty past, chunks and padded batches beside the NumPy model
-with the same weights; the table has the worst differences, each as a part of the largest value.
-With --against, the weights are compared with the checkpoint's as well. With --text, what each
-precision costs on a text: perplexity, KL divergence, how often the first choice stays the same.
-Exit code 1 where one is over its bound.
+Every graph and the NumPy model with the same weights run the same inputs: prompts, decode steps,
+an empty KV cache, chunks and padded batches. The table shows the largest difference of each case,
+relative to the largest value. --against also compares the weights with the checkpoint's. --text
+measures each precision on a text: perplexity, KL divergence and top-1 agreement with float32.
+The exit code is 1 if a difference exceeds its bound.
 """
 
 import argparse
@@ -16,26 +16,27 @@ from npgpt2.base.errors import FileError, InputError, OptionError
 from npgpt2.cli.options import whole
 from npgpt2.cli.output import note, progress, say, table
 
-HELP = "hold an exported ONNX folder against NumPy"
+HELP = "compare an exported ONNX folder with NumPy"
 EXAMPLES = """examples:
   npgpt2 verify DIR
   npgpt2 verify DIR --against gpt2 --text book.txt"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="one that 'npgpt2 export' wrote")
+    parser.add_argument("folder", metavar="DIR", help="a folder that 'npgpt2 export' wrote")
     parser.add_argument(
         "--against", metavar="MODEL",
-        help="the checkpoint it came from, a folder or a name on the hub: its weights are compared",
+        help="compare the weights with this checkpoint, a folder or a name on the hub",
     )  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
         "--text", metavar="FILE",
-        help="a text to measure the precisions on, against --against or the fp32 graph's weights",
+        help="measure the precisions on this text, compared with --against or the fp32 graph's "
+        "weights",
     )  # fmt: skip
     parser.add_argument(
         "--window", type=whole, metavar="N",
-        help="tokens of that text at a time (default: the context)",
+        help="length of a window of the text, in tokens (default: the model's context)",
     )  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     graphs = {key: Exported.open(path) for key, path in require_graphs(folder).items()}
     config = next(iter(graphs.values())).config
     if args.text is not None and config.head != "lm_head":
-        raise OptionError("text", f"measures a language model, got a {config.architectures[0]}")
+        raise OptionError("text", f"got a {config.architectures[0]}, expected a language model")
     ids = _text(args, folder, config.n_positions)
     model: GPT2 | GPT2WithHead | None = None
     if args.against:
@@ -65,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
             worst = max(wrong or found, key=lambda row: row.error)
             good &= not wrong
             say([
-                f"{graph.path.name}: {len(found) - len(wrong)} of {len(found)} parameters are the "
-                f"checkpoint's but for rounding; the farthest is {worst.parameter}, "
+                f"{graph.path.name}: {len(found) - len(wrong)} of {len(found)} parameters match "
+                f"the checkpoint up to rounding; the largest difference is in {worst.parameter}: "
                 f"{_apart(worst.error)}{_mark(worst.good)}"
             ])  # fmt: skip
     rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
@@ -84,21 +85,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int] | None:
-    """The ids of --text, read before anything takes long."""
+    """Return the ids of --text. Called before the slow work, so that errors come early."""
     from npgpt2.base.files import read_text
     from npgpt2.tokenizer.load import load_tokenizer
 
     if args.text is None:
         if args.window is not None:
-            raise OptionError("window", "is about a text. Add --text FILE")
+            raise OptionError("window", "is used only with --text. Add --text FILE")
         return None
     if args.window is not None and not 2 <= args.window <= n_positions:
         raise OptionError(
-            "window", f"got {args.window}, expected a whole number from 2 to {n_positions}"
+            "window", f"got {args.window}, expected an integer from 2 to {n_positions}"
         )
     ids = load_tokenizer(folder).encode(read_text(Path(args.text)))
     if len(ids) < 2:
-        raise InputError(f"{args.text}: has {len(ids)} tokens, expected two at least")
+        raise InputError(f"{args.text}: has {len(ids)} tokens, expected at least two")
     return ids
 
 
@@ -112,12 +113,12 @@ def _quality(
         exact = [graph for (precision, _), graph in graphs.items() if precision == "fp32"]
         if not exact:
             raise FileError(
-                f"{folder}: has no fp32 graph to compare with. Name the checkpoint: --against MODEL"
+                f"{folder}: has no fp32 graph to compare with. Give the checkpoint: --against MODEL"
             )
         model = reference(exact[0], "float32")
     sessions = [Session(graph.path) for graph in graphs.values()]
     found = quality(ids, sessions, model, window, progress)
-    head = ("graph", "perplexity", "change", "KL, nats", "same first", "")
+    head = ("graph", "perplexity", "change", "KL, nats", "top-1 agreement", "")
     say(table([head, *(
         (q.graph, f"{q.perplexity:.4f}", f"{q.change:+.4%}", f"{q.kl:.1e}", f"{q.top1:.2%}",
          _mark(q.good)) for q in found
@@ -126,7 +127,7 @@ def _quality(
 
 
 def _apart(error: float) -> str:
-    return "of another shape, or not finite" if math.isinf(error) else f"by {error:.2g}"
+    return "another shape, or not finite" if math.isinf(error) else f"{error:.2g}"
 
 
 def _mark(good: bool) -> str:

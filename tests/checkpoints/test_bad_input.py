@@ -1575,7 +1575,7 @@ OPTIONS = {
 ARGUMENTS = [
     ("--max-new-tokens", "0", f"got 0, {WHOLE}"),
     ("--max-new-tokens", "-1", f"got -1, {WHOLE}"),
-    ("--max-new-tokens", "1e9", "got '1e9', expected a whole number. See 'npgpt2 generate --help'"),
+    ("--max-new-tokens", "1e9", "got '1e9', expected an integer. See 'npgpt2 generate --help'"),
     ("--temperature", "nan", "got nan, expected a number from 0 (greedy) up"),
     ("--temperature", "-1", "got -1.0, expected a number from 0 (greedy) up"),
     ("--temperature", "inf", "got inf, expected a number from 0 (greedy) up"),
@@ -1590,7 +1590,7 @@ ARGUMENTS = [
     pytest.param(
         "--seed",
         "9" * 5000,
-        "got '999…9', expected a whole number. See 'npgpt2 generate --help'",
+        "got '999…9', expected an integer. See 'npgpt2 generate --help'",
         id="5,000 digits",
     ),
     ("--stop", "", "got [''], expected texts that are not empty"),
@@ -1643,7 +1643,7 @@ COMMAND_LINES = {
     "a text without quotes": (
         ["tokenize", "O", "Romeo"],
         2,
-        "unrecognized arguments: Romeo: a text needs quotes. See 'npgpt2 tokenize --help'",
+        "unrecognized arguments: Romeo: put text in quotes. See 'npgpt2 tokenize --help'",
     ),
     "an empty model": (["tokenize", "a", "--model", ""], 4, f"'': {NO_FOLDER}"),
     "two things": (

@@ -311,7 +311,7 @@ WRONG = {
         2, "--max-new-tokens: got 0, expected a whole number from 1"),
     ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),
     ("a", "-o", "none/such.html"): (
-        4, "none/such.html: its folder is not there, expected one to write to"),
+        4, "none/such.html: its folder does not exist, expected one to write to"),
     ("a", "--force"): (2, "--force: is of a live page. Add --live, or leave it out"),
     ("a", "--node-modules", "x"): (
         2, "--node-modules: is of a live page. Add --live, or leave it out"),

@@ -429,7 +429,7 @@ def test_a_vocabulary_without_weights(npgpt2, tiny, tmp_path):
 @pytest.mark.parametrize("command", ["score", "tokenize"])
 @pytest.mark.parametrize(("file", "code", "text"), [
     ("", 2, "--html: got '', expected the name of a file to write"),
-    ("no/p.html", 4, "no/p.html: its folder is not there, expected one to write to"),
+    ("no/p.html", 4, "no/p.html: its folder does not exist, expected one to write to"),
     (".", 4, ".: is a folder, expected the name of a file to write"),
 ])  # fmt: skip
 def test_a_page_that_cannot_be_written(

@@ -290,7 +290,7 @@ def test_beside_a_tensors_numbers(npgpt2, tiny, tmp_path):
     (["--prompt", "x", "--plot", "w.png"], 2,
      "--plot: is of weights, got a prompt as well. Leave one out"),
     (["--plot", ""], 2, "--plot: got '', expected the name of a file to write"),
-    (["--plot", "no/w.png"], 4, "no/w.png: its folder is not there, expected one to write to"),
+    (["--plot", "no/w.png"], 4, "no/w.png: its folder does not exist, expected one to write to"),
     (["--plot", "."], 4, ".: is a folder, expected the name of a file to write"),
     (["wte.weight[3:3]", "--plot", "w.png"], 2,
      "--plot: got wte.weight[3:3] without a number, expected some"),

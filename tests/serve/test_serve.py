@@ -812,7 +812,7 @@ def test_control_c_and_a_second_time():
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["--port", "-1"], 2, "--port: got -1, expected 0 to 65,535"),
     (["--port", "70000"], 2, "--port: got 70000, expected 0 to 65,535"),
-    (["--port", "x"], 2, "--port: got 'x', expected a whole number. See 'npgpt2 serve --help'"),
+    (["--port", "x"], 2, "--port: got 'x', expected an integer. See 'npgpt2 serve --help'"),
     (["--slots", "0"], 2, "--slots: got 0, expected 1 to 256"),
     (["--slots", "257"], 2, "--slots: got 257, expected 1 to 256"),
     (["--queue", "-1"], 2, "--queue: got -1, expected 0 to 100,000"),

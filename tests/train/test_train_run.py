@@ -1138,7 +1138,7 @@ BAD = {
     "--init m": "--vocab-size: given beside init (m), which has its own. Leave it out",
     "--tokenizer m": "--vocab-size: given beside tokenizer, which has its own size",
     "--schedule linear": "--schedule: invalid choice: 'linear'",
-    "--steps 1.5": "--steps: got '1.5', expected a whole number. See 'npgpt2 train --help'",
+    "--steps 1.5": "--steps: got '1.5', expected an integer. See 'npgpt2 train --help'",
     "--lr fast": "--lr: got 'fast', expected a number. See 'npgpt2 train --help'",
     "--step 5": "unrecognized arguments: --step 5",
 }

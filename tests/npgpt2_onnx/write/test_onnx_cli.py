@@ -222,8 +222,8 @@ USAGE = {
     "opset 16": ([MODEL, "-o", "out", "--opset", "16"], "--opset: got 16, expected .* from 17 to"),
     "opset 99": ([MODEL, "-o", "out", "--opset", "99"], "--opset: got 99, expected .* from 17 to"),
     "opset -1": ([MODEL, "-o", "out", "--opset", "-1"], "--opset: got -1, expected"),
-    "opset true": ([MODEL, "-o", "out", "--opset", "true"], "--opset: got 'true', expected a who"),
-    "opset 17.0": ([MODEL, "-o", "out", "--opset", "17.0"], "--opset: got '17.0', expected a who"),
+    "opset true": ([MODEL, "-o", "out", "--opset", "true"], "--opset: got 'true', expected an int"),
+    "opset 17.0": ([MODEL, "-o", "out", "--opset", "17.0"], "--opset: got '17.0', expected an int"),
     "precision": ([MODEL, "-o", "out", "--precision", "fp31"], "--precision: invalid choice: 'fp"),
     "FP32": ([MODEL, "-o", "out", "--precision", "FP32"], "--precision: invalid choice: 'FP32'"),
     "two in one": ([MODEL, "-o", "out", "--precision", "fp32,int8"], "--precision: invalid choice"),
@@ -413,7 +413,7 @@ def test_verify_against_another_checkpoint(npgpt2, folder, shared):
 
 
 def quality(out):
-    """graph → perplexity, change, KL, same first."""
+    """graph → perplexity, change, KL, top-1 agreement."""
     rows = out[out.index("perplexity") :].splitlines()[1:]
     return {r.split()[0]: [float(v.rstrip("%")) for v in r.split()[1:5]] for r in rows}
 
@@ -445,8 +445,8 @@ def test_verify_on_a_text(npgpt2, precisions, text):
     ("data", "code", "words"),
     [
         (None, 4, r"text\.txt: No such file or directory"),
-        (b"", 3, r"text.*: has 0 tokens, expected two at least"),
-        (b"a", 3, r"text.*: has 1 tokens?, expected two at least"),
+        (b"", 3, r"text.*: has 0 tokens, expected at least two"),
+        (b"a", 3, r"text.*: has 1 tokens?, expected at least two"),
         (b"ab\xff", 3, r"text\.txt: not UTF-8 at byte 2, expected text\. Convert it"),
     ],
 )
@@ -480,7 +480,7 @@ def test_verify_on_a_text_needs_something_to_compare_with(npgpt2, tmp_path, text
     folder = export(TINY, tmp_path / "out", precisions="int8", graphs="gqa")
     code, _, err = npgpt2("verify", folder, "--text", text)
     assert code == 4
-    assert "has no fp32 graph to compare with. Name the checkpoint: --against MODEL" in err
+    assert "has no fp32 graph to compare with. Give the checkpoint: --against MODEL" in err
     code, out, _ = npgpt2("verify", folder, "--text", text, "--against", TINY)
     assert quality(out).keys() == {"model_quantized_gqa.onnx"}
 

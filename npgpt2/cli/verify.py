@@ -2,8 +2,9 @@
 
 Every graph and the NumPy model with the same weights run the same inputs: prompts, decode steps,
 an empty KV cache, chunks and padded batches. The table shows the largest difference of each case,
-relative to the largest value. --against also compares the weights with the checkpoint's. --text
-measures each precision on a text: perplexity, KL divergence and top-1 agreement with float32.
+relative to the largest value. It checks the graphs, not their precision. --against also compares
+the weights with the checkpoint's. --text measures each precision on a text, compared with float32:
+perplexity, KL divergence and top-1 agreement.
 The exit code is 1 if a difference exceeds its bound.
 """
 
@@ -73,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     rows = verify({key: graph.path for key, graph in graphs.items()}, progress)
     good &= all(row.good for row in rows)
     writes = config.head == "lm_head"
+    hint = "; --text FILE measures that" if writes and ids is None else ""
+    say([f"difference from NumPy with the same rounded weights: checks the graph, not the precision"
+         f"{hint}"])  # fmt: skip
     head = ("graph", "case", "logits", "keys, values" if writes else "", "bound", "")
     say(table([head, *(
         (r.graph, r.case, f"{r.logits:.1e}", f"{r.presents:.1e}" if writes else "",
@@ -118,11 +122,16 @@ def _quality(
         model = reference(exact[0], "float32")
     sessions = [Session(graph.path) for graph in graphs.values()]
     found = quality(ids, sessions, model, window, progress)
+    say(["difference from NumPy in float32: measures the precision"])
     head = ("graph", "perplexity", "change", "KL, nats", "top-1 agreement", "")
     say(table([head, *(
         (q.graph, f"{q.perplexity:.4f}", f"{q.change:+.4%}", f"{q.kl:.1e}", f"{q.top1:.2%}",
          _mark(q.good)) for q in found
     )], "lrrrrl"))  # fmt: skip
+    size = min(window or model.config.n_positions, len(ids))
+    score = "; 'npgpt2 score' uses overlapping windows, so its perplexity differs"
+    note(f"perplexity in windows of {size:,} tokens without overlap"
+         f"{score if size < len(ids) else ''}")  # fmt: skip
     return all(q.good for q in found)
 
 

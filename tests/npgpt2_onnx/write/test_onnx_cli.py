@@ -347,7 +347,11 @@ def test_export_with_shared_weights(npgpt2, tmp_path):
 def test_verify(npgpt2, folder):
     code, out, err = npgpt2("verify", folder)
     assert (code, err) == (0, "npgpt2: all within bounds\n")
-    head, *rows = out.splitlines()
+    about, head, *rows = out.splitlines()
+    assert about == (
+        "difference from NumPy with the same rounded weights: checks the graph, not the precision; "
+        "--text FILE measures that"
+    )
     assert head.split() == ["graph", "case", "logits", "keys,", "values", "bound"]
     assert {row.split()[0] for row in rows} == {"model.onnx", "model_gqa.onnx"}
     for case in ("prompt, then steps", "empty past again", "chunks", "batch", "batch padded right"):
@@ -426,7 +430,12 @@ def perplexity(text, size):
 
 
 def test_verify_on_a_text(npgpt2, precisions, text):
-    code, out, _ = npgpt2("verify", precisions, "--text", text)
+    code, out, err = npgpt2("verify", precisions, "--text", text)
+    about, second = (line for line in out.splitlines() if line.startswith("difference from NumPy"))
+    assert about.endswith(" weights: checks the graph, not the precision")
+    assert second.endswith(" in float32: measures the precision")
+    score = "; 'npgpt2 score' uses overlapping windows, so its perplexity differs\n"
+    assert err.startswith(f"npgpt2: perplexity in windows of 128 tokens without overlap{score}")
     found = quality(out)
     assert len(found) == 4
     assert code == ("OVER THE BOUND" in out)
@@ -437,8 +446,20 @@ def test_verify_on_a_text(npgpt2, precisions, text):
     assert fp32[3] == 100
     assert fp32[2] < fp16[2] < int4[2]
     assert int4[0] > fp32[0]
-    narrow = quality(npgpt2("verify", precisions, "--text", text, "--window", "16")[1])
+    _, out, err = npgpt2("verify", precisions, "--text", text, "--window", "16")
+    assert err.startswith(f"npgpt2: perplexity in windows of 16 tokens without overlap{score}")
+    narrow = quality(out)
     assert narrow["model_gqa.onnx"][0] == pytest.approx(perplexity(text.read_text(), 16), rel=1e-4)
+
+
+def test_verify_on_a_text_of_one_window(npgpt2, folder, text):
+    """There `score` has the same window, and the same perplexity."""
+    text.write_text("The king is dead, long live the king.\n")
+    _, out, err = npgpt2("verify", folder, "--text", text)
+    count = len(load_tokenizer(TINY).encode(text.read_text()))
+    assert err.startswith(f"npgpt2: perplexity in windows of {count} tokens without overlap\n")
+    scored = json.loads(npgpt2("score", text, "--model", TINY, "--json")[1])
+    assert quality(out)["model_gqa.onnx"][0] == pytest.approx(scored["perplexity"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -636,7 +657,7 @@ ENGINE = {
     "no such precision": (["--engine", "onnx", "--precision", "x"], "--precision: invalid choice"),
     "threads 0": (["--engine", "onnx", "--threads", "0"], "--threads: got 0, expected a whole nu"),
     "threads -1": (["--engine", "onnx", "--threads", "-1"], "--threads: got -1, expected a whole"),
-    "threads x": (["--engine", "onnx", "--threads", "x"], "--threads: got 'x', expected a whole"),
+    "threads x": (["--engine", "onnx", "--threads", "x"], "--threads: got 'x', expected an int"),
     "threads 1.5": (["--engine", "onnx", "--threads", "1.5"], "--threads: got '1.5', expected a"),
     "threads 1e9": (["--engine", "onnx", "--threads", "1000000000"], "--threads: got 1000000000"),
     "an empty cache": (["--engine", "onnx", "--graph-cache", ""], "--graph-cache: "),

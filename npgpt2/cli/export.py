@@ -24,7 +24,9 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder or a name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
-    parser.add_argument("-o", "--out", metavar="DIR", help="the folder to make")
+    parser.add_argument(
+        "-o", "--out", metavar="DIR", help="folder to write; required unless --share-weights"
+    )
     parser.add_argument(
         "--precision", action="append", choices=("fp32", "fp16", "int8", "int4"),
         help="precision of the weights; can be repeated (default: fp32)",

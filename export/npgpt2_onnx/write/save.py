@@ -127,7 +127,7 @@ def export(
         target = source if out is None else Path(out)
         _share(plan, target, force, proof, progress)
     elif out is None:
-        raise OptionError("out", "no folder was named, expected one to write. Give -o DIR")
+        raise OptionError("out", "got none, expected the folder to write. Give -o DIR")
     else:
         target = Path(out)
         _write_folder(plan, target, force, proof, progress)

@@ -186,6 +186,11 @@ def test_export_makes_what_was_asked(npgpt2, tmp_path, args, graphs):
     assert {f.name for f in (tmp_path / "out" / "onnx").glob("*.onnx")} == graphs
 
 
+def test_export_says_when_it_needs_a_folder(npgpt2):
+    _, out, _ = npgpt2("export", "--help")
+    assert "--out DIR folder to write; required unless --share-weights" in " ".join(out.split())
+
+
 @pytest.mark.parametrize("opset", [17, 18, 20, 21, 23, 24])
 def test_export_in_every_opset(npgpt2, tmp_path, opset):
     if not loads(opset):
@@ -215,7 +220,7 @@ def test_a_name_does_not_write_to_the_terminal(npgpt2, tmp_path):
 MODEL = str(TINY)
 USAGE = {
     "no model": (["-o", "out"], "the following arguments are required: MODEL"),
-    "no folder": ([MODEL], "--out: no folder was named, expected one to write. Give -o DIR"),
+    "no folder": ([MODEL], "--out: got none, expected the folder to write. Give -o DIR"),
     "an empty folder": ([MODEL, "-o", ""], "--out: "),
     "an option for a folder": ([MODEL, "-o", "--force"], "-o/--out: expected one argument"),
     "two models": ([MODEL, MODEL, "-o", "out"], "unrecognized arguments: "),

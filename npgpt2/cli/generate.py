@@ -15,7 +15,7 @@ from npgpt2.cli.inputs import add_engine, add_model, given_prompt, load_engine
 from npgpt2.cli.options import FILTERS, add_options, options_of, whole
 from npgpt2.cli.output import note, progress
 from npgpt2.engines import ModelSpec
-from npgpt2.generation.options import GUESSES, GenerationOptions
+from npgpt2.generation.options import DRAFT_TOKENS, GenerationOptions
 
 HELP = "write text that follows a prompt"
 EXAMPLES = """examples:
@@ -46,13 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(how_much, GenerationOptions, "max_new_tokens", "stop", "num_samples")
     how = parser.add_argument_group("computing and printing")
     add_options(how, GenerationOptions, "use_cache")
-    add_options(how, GenerationOptions, "speculate", type=guesses, nargs="?", const=GUESSES)
+    lookup = {"type": draft_tokens, "nargs": "?", "const": DRAFT_TOKENS}
+    add_options(how, GenerationOptions, "prompt_lookup", **lookup)
     add_engine(parser)
     add_options(parser, ModelSpec, "dtype", "strict")
     how.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
 
-def guesses(text: str) -> int:
+def draft_tokens(text: str) -> int:
     try:
         return whole(text)
     except argparse.ArgumentTypeError as error:

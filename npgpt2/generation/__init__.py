@@ -1,4 +1,4 @@
-"""Generating and scoring text: options, sampling filters, beams, speculation, batching, perplexity.
+"""Generate and score text: options, sampling filters, beams, prompt lookup, batching, perplexity.
 
-It is given logits and a tokenizer: it opens no file and does not know which engine computes.
+It takes logits and a tokenizer. It opens no file and does not depend on the engine.
 """

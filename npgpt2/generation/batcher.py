@@ -1,13 +1,13 @@
-"""Continuous batching: texts that join and leave a running batch, each as if it were alone.
+"""Continuous batching: texts join and leave a running batch; each is the same as if it ran alone.
 
-One `step` reads a piece or two of prompts, so that a long one does not stall those who write, and
-then writes a token of every text that is past its prompt. Nothing here knows of threads or of a
-network: the server steps when somebody waits, bulk work until nobody does.
+One `step` prefills at most two chunks of prompts, so that a long prompt does not stall the texts in
+decode, and then generates one token of every text in decode. There are no threads and no network
+here: the server calls `step` while a request waits, bulk work calls it until all texts are done.
 
 Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative Models",
 https://www.usenix.org/conference/osdi22/presentation/yu
 
-Axes: B rows that write, T tokens, V vocabulary.
+Axes: B rows in decode, T tokens, V vocabulary.
 """
 
 from collections import OrderedDict, deque
@@ -23,31 +23,31 @@ from npgpt2.generation.generate import sound
 from npgpt2.generation.language_model import Piece, Writing
 from npgpt2.generation.slots import Block, Slots
 
-# Tokens of a prompt read at a time, always from its beginning: a prompt is cut the same way
-# whoever is in the batch, so its keys and values are the same to the last bit. 64 are read at 0.96
-# to 0.99 of the speed of 256 (124M, two cores).
+# Tokens of a prompt per prefill call, counted from its beginning: a prompt is cut the same way
+# whatever else is in the batch, so its keys and values are the same to the last bit. Chunks of 64
+# reach 0.96 to 0.99 of the speed of chunks of 256 (124M, two cores).
 CHUNK = 64
 
-# Such pieces between two tokens of those who write: they wait for five or six of their steps at
-# most. Two, since a step with few rows costs nearly what one with many does.
+# Chunks between two decode steps: a decode step waits for five or six times its own duration at
+# most. Two, because a step with few rows takes nearly as long as one with many.
 PIECES = 2
 
-PREFIX_BYTES = 256 << 20  # of keys and values of prompts that were read, kept for the next
+PREFIX_BYTES = 256 << 20  # keys and values of earlier prompts, kept for later prompts
 
 
 @dataclass(eq=False)
 class Job:
-    """A text that somebody waits for.
+    """A text to generate, and its callbacks.
 
     Attributes:
-        text: nothing of it is written yet.
-        tell: hears each piece, and the logits (V,) that its token was chosen from.
-        fail: hears what went wrong; nothing comes after it.
-        tell_prompt: where it is there, hears the logits (T, V) of the tokens after each of the
-            prompt's from `start` on, piece by piece: `tell_prompt(start, logits)`.
-        reads_only: the prompt is read and nothing written: one piece without a token ends it.
-        gone: set by who waits no longer, from any thread: the next step frees its slot.
-        reused: tokens of the prompt that were known from an earlier one.
+        text: the text, with no token generated yet.
+        tell: callback for each piece, with the logits (V,) from which its token was chosen.
+        fail: callback for an error; no other call follows.
+        tell_prompt: optional callback `tell_prompt(start, logits)` for each chunk of the prompt:
+            the logits (T, V) of the tokens after those from `start` on.
+        reads_only: prefill the prompt and generate nothing; one piece without a token ends it.
+        gone: set, from any thread, to cancel the job: the next step frees its slot.
+        reused: tokens of the prompt taken from the prefix cache.
     """
 
     text: Writing
@@ -63,25 +63,25 @@ class Job:
 
 
 class Batcher:
-    """Moves jobs on, over the slots of an engine.
+    """Runs jobs in the slots of an engine.
 
     Attributes:
-        waiting: jobs without a slot, first come first served.
-        reading: the job whose prompt is being read.
-        writing: those that write, job i in slot i.
+        waiting: jobs without a slot, in order of arrival.
+        reading: the job in prefill.
+        writing: the jobs in decode, job i in slot i.
 
     >>> from npgpt2 import GPT2, GenerationOptions
     >>> model = GPT2.from_pretrained("tests/data/tiny")
     >>> options = GenerationOptions(temperature=0, max_new_tokens=4)
     >>> batcher = Batcher(model.slots(2))
     >>> text: list[str] = []
-    >>> for prompt in ("O Romeo, ", "KING"):
+    >>> for prompt in ("O Romeo,", "KING"):
     ...     row = model.writing(model.encode(prompt), options)
     ...     batcher.add(Job(row, lambda piece, _: text.append(piece.text), print))
     >>> while batcher.step():
     ...     pass
     >>> text
-    ['or', 'H', 'A', ' e', 'M', 'l', ':', 'se']
+    ['\\n', 'H', 'A', 'I', 'M', 't', ':', ' is']
     """
 
     def __init__(self, slots: Slots, prefix_bytes: int = PREFIX_BYTES) -> None:
@@ -90,24 +90,24 @@ class Batcher:
         self.waiting: deque[Job] = deque()
         self.reading: Job | None = None
         self.writing: list[Job] = []
-        self._slot = 0  # of the job that reads
+        self._slot = 0  # of the job in prefill
 
     def add(self, job: Job) -> None:
         self.waiting.append(job)
 
     @property
     def jobs(self) -> list[Job]:
-        """All that somebody waits for."""
+        """All jobs that have not ended."""
         reading = [] if self.reading is None else [self.reading]
         return [*self.writing, *reading, *self.waiting]
 
     @property
     def busy(self) -> int:
-        """Slots that are taken."""
+        """The number of slots in use."""
         return len(self.writing) + (self.reading is not None)
 
     def step(self) -> bool:
-        """Move on by `PIECES` of prompts and one token a text; False: nobody waits any more."""
+        """Prefill up to `PIECES` chunks and decode one token per text; False if no job is left."""
         self._drop()
         for _ in range(PIECES):
             if self.reading is None and self.waiting and len(self.writing) < self.slots.count:
@@ -119,7 +119,7 @@ class Batcher:
         return bool(self.waiting or self.busy)
 
     def _drop(self) -> None:
-        """Nobody waits for these any more."""
+        """Remove cancelled jobs."""
         if any(job.gone for job in self.waiting):
             self.waiting = deque(job for job in self.waiting if not job.gone)
         if self.reading is not None and self.reading.gone:
@@ -130,9 +130,9 @@ class Batcher:
                 self._leave(slot)
 
     def _begin(self, job: Job) -> None:
-        """A slot, and in it what is known of the prompt already."""
+        """Give the job a slot, and restore what the prefix cache has of its prompt."""
         self.reading, self._slot = job, len(self.writing)
-        if job.tell_prompt is None:  # else it wants the logits of every token
+        if job.tell_prompt is None:  # else it needs the logits of every token
             for block in self._prefixes.known(job.prompt):
                 self.slots.restore(self._slot, block)
                 job.reused += CHUNK
@@ -163,7 +163,7 @@ class Batcher:
             job.tell(Piece(0, "", (), "length"), logits)
             return
         slot = len(self.writing)
-        if self._slot != slot:  # others have left since it began
+        if self._slot != slot:  # other jobs have left since it began
             self.slots.move(self._slot, slot)
         self.writing.append(job)
         self._choose([slot], logits[None])
@@ -172,7 +172,7 @@ class Batcher:
         ids = np.array([job.text.seen[-1] for job in self.writing])
         try:
             logits = self.slots.step(ids)
-        except Exception as error:  # the engine's: of none is known what is in its slot
+        except Exception as error:  # from the engine: the content of every slot is unknown
             failed, self.writing = self.writing, []
             for slot, job in enumerate(failed):
                 self.slots.clear(slot)
@@ -181,14 +181,14 @@ class Batcher:
         self._choose(range(len(ids)), logits)
 
     def _choose(self, slots: Sequence[int], logits: Array) -> None:
-        """Each slot's next token by its logits (B, V); who has ended leaves."""
+        """Choose each slot's next token from its logits (B, V); texts that have ended leave."""
         pieces: dict[int, Piece | Exception] = {}
 
         def choose(i: int) -> None:
             text = self.writing[slots[i]].text
             try:
                 pieces[i] = text.piece(0, *text.choose(sound(logits[i])))
-            except Exception as error:  # NaN in one row is nothing to the others
+            except Exception as error:  # NaN in one row does not affect the others
                 pieces[i] = error
 
         spread(choose, range(len(slots)))
@@ -212,10 +212,10 @@ class Batcher:
 
 
 class Prefixes:
-    """Keys and values of beginnings of prompts, in blocks of `CHUNK` tokens: those used last.
+    """Prefix cache: keys and values of the first tokens of prompts, in blocks of `CHUNK` tokens.
 
-    A block is found by all ids up to its end. It holds what reading gave, so a text behind it is
-    the same to the last bit.
+    The key of a block is all ids up to its end. A block is what prefill computed, so a text after
+    it is the same to the last bit. The least recently used blocks are dropped first.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -223,8 +223,8 @@ class Prefixes:
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
 
     def known(self, prompt: Sequence[int]) -> list[Block]:
-        """The blocks that a prompt begins with. Its last token is never among them: whoever asks
-        wants the logits after it."""
+        """The cached blocks that a prompt begins with. They never contain its last token: the
+        logits after it are needed."""
         found = []
         for end in range(CHUNK, len(prompt), CHUNK):
             key = _key(prompt[:end])
@@ -235,8 +235,8 @@ class Prefixes:
         return found
 
     def keep(self, ids: Sequence[int], block: Callable[[], Block]) -> None:
-        """Keep the block that these ids end with; where there is no room, what was used longest
-        ago goes."""
+        """Cache the block that ends with these ids; drop the least recently used ones if the cache
+        is full."""
         key = _key(ids)
         if key in self._blocks:
             self._blocks.move_to_end(key)

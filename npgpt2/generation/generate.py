@@ -1,7 +1,7 @@
-"""The loops that write: sampling (greedy is its limit) and beam search.
+"""The generation loops: sampling (greedy is its limit) and beam search.
 
-They know no text, no files and no model: they take a `Stepper`, which the NumPy model and ONNX
-Runtime both offer, and give ids.
+They know nothing of text, files or models: they take a `Stepper`, which the NumPy model and ONNX
+Runtime both provide, and yield ids.
 
 Axes: B rows of the batch, T new tokens, V vocabulary.
 """
@@ -17,11 +17,11 @@ from npgpt2.generation import sampling
 from npgpt2.generation.options import GenerationOptions
 from npgpt2.generation.scoring import log_softmax
 
-Ended = Callable[[int, list[int]], bool]  # (row, ids written so far) → has a stop text appeared?
+Ended = Callable[[int, list[int]], bool]  # (row, ids so far) → whether a stop text has appeared
 
 
 class Stepper(Protocol):
-    """One conversation with a model: it remembers what it was given."""
+    """A model with a past: each call continues where the last one ended."""
 
     def __call__(self, ids: Array) -> Array:
         """Take T new tokens (B, T) int64; return the logits (B, V) of the token after the last."""
@@ -31,29 +31,29 @@ class Stepper(Protocol):
 
 
 class Rewindable(Stepper, Protocol):
-    """A `Stepper` that tells what it thinks of every token, and can forget the last."""
+    """A `Stepper` that can return the logits of every token, and can drop the last tokens."""
 
     def __call__(self, ids: Array, every: bool = False) -> Array:
-        """As a `Stepper`; with `every` the logits (B, T, V) of the token after every one."""
+        """As a `Stepper`; with `every`, the logits (B, T, V) of the token after each."""
 
     def rewind(self, tokens: int) -> None:
-        """Forget the last so many tokens."""
+        """Drop the last `tokens` tokens."""
 
 
 class Row:
-    """One text on its way: what it holds, and the numbers that it draws.
+    """One text during generation: its ids so far, and its own random numbers.
 
-    Which rows are computed beside it, and how often it has moved between them, is nothing to it.
+    The other rows of the batch, and its place among them, make no difference to it.
 
     Args:
         prompt: its ids.
         options: with `seed` set.
-        n_positions: of the model: the context ends the text.
-        eos: ids that end it, and are not written.
-        sample: which of its prompt's texts it is: it picks the random numbers.
+        n_positions: the model's context; the text ends when it is full.
+        eos: ids that end the text; they are not part of it.
+        sample: index of this text among those of its prompt; it selects the random numbers.
 
     Attributes:
-        seen: the prompt, and what was written behind it.
+        seen: the ids of the prompt and of the text so far.
     """
 
     def __init__(
@@ -69,14 +69,15 @@ class Row:
         self._uniforms = sampling.uniforms(options.seed or 0, sample)
 
     def ended(self) -> bool:
-        """Asked after each token: has a stop text come? Ids know of none."""
+        """Called after each token: whether a stop text has appeared. Plain ids have none."""
         return False
 
     def choose(self, logits: Array) -> tuple[int | None, str | None]:
-        """Logits (V,) of the next token → its id, and why the text ends with it.
+        """Choose the next id from its logits (V,).
 
-        The id is None where it is an end-of-text token; the reason None where the text goes on,
-        else "eos", "stop", "length" or "context".
+        Returns:
+            the id, or None for an end-of-text token; and None while the text goes on, else the
+            reason of its end: "eos", "stop", "length" or "context".
         """
         token = self._options.next_token(logits, self.seen, self._uniforms)
         if token in self._eos:
@@ -91,21 +92,21 @@ class Row:
 
 
 class Token(NamedTuple):
-    """One step of one row. `id` is None where the row ended without writing one."""
+    """One step of one row. `id` is None if the row ended with an end-of-text token."""
 
     row: int
     id: int | None
-    finish: str | None  # None: it goes on; "eos", "stop", "length" or "context"
+    finish: str | None  # None while it goes on; else "eos", "stop", "length" or "context"
 
 
 def write(step: Stepper, rows: Sequence[Row]) -> Iterator[Token]:
-    """Write on behind several prompts at once, a token for each row in turn.
+    """Continue several prompts at once, one token for each row in turn.
 
     Args:
-        step: fresh, and told of the padding that `left_padded` puts in before the prompts.
+        step: fresh, and created with the mask of `left_padded` for these prompts.
 
     Yields:
-        each row's tokens. The last of a row says why it ends; an end-of-text id is not written.
+        each row's tokens; the last one of a row has the reason of its end.
 
     Raises:
         CheckpointError: the logits hold NaN or infinity.
@@ -127,7 +128,7 @@ def write(step: Stepper, rows: Sequence[Row]) -> Iterator[Token]:
 
 
 class Beam(NamedTuple):
-    """A text that beam search ended: `score` is its mean log-probability per token, in nats."""
+    """A finished text of beam search: `score` is its mean log-probability per token, in nats."""
 
     ids: list[int]
     score: float
@@ -142,11 +143,11 @@ def beam_search(
     eos: frozenset[int] = frozenset(),
     ended: Ended = lambda row, ids: False,
 ) -> list[Beam]:
-    """The most probable continuations of one prompt, best first: `num_samples` of them.
+    """The `num_samples` most probable continuations of one prompt, best first.
 
-    As transformers does it with its defaults (length_penalty 1, early_stopping False): a text's
-    score is its mean log-probability, its end-of-text token counted; the search ends when no
-    running text could still beat the worst of `num_beams` ended ones.
+    The same as transformers with its defaults (length_penalty 1, early_stopping False): the score
+    of a text is its mean log-probability, including its end-of-text token; the search ends when no
+    running text can beat the worst of the `num_beams` finished ones.
 
     Raises:
         CheckpointError: the logits hold NaN or infinity.
@@ -156,7 +157,7 @@ def beam_search(
         max(1, min(options.max_new_tokens, room)),
         ("length" if options.max_new_tokens <= room else "context"),
     )
-    # So many that `num_beams` can run on even if every one of the best ends here.
+    # Enough candidates that `num_beams` can go on even if all the best ones end here.
     width = max(2, 1 + len(eos)) * options.num_beams
     running: list[list[int]] = [[]]
     scores = np.zeros(1)
@@ -202,7 +203,7 @@ def _log_probs(
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
-    """Prompts as one block (B, T) of ids, padded on the left, and its mask (None where none is).
+    """Prompts as ids (B, T), padded on the left, and their mask (B, T) (None without padding).
 
     >>> left_padded([[5], [6, 7]])
     (array([[0, 5],
@@ -218,11 +219,11 @@ def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Array, Array | None]:
 
 
 def sound(logits: Array) -> Array:
-    """The logits (..., V), of which none is NaN or +∞. (−∞ is a token that is never written.)
+    """Check logits (..., V) and return them. −∞ is allowed: such a token is never generated.
 
     Raises:
-        CheckpointError: one is.
+        CheckpointError: they contain NaN or +∞.
     """
     if not np.isfinite(logits.max(-1)).all():
-        raise CheckpointError("logits: NaN or infinity. The weights hold such numbers, or overflow")
+        raise CheckpointError("logits: NaN or infinity. The weights have them, or values overflow")
     return logits

@@ -1,7 +1,7 @@
-"""Text in, text out, over any engine: what GPT2 and the ONNX runner have in common.
+"""Text in, text out, on any engine: the methods that GPT2 and OnnxModel have in common.
 
-An engine gives `stepper` and `logits`; everything a user calls to write or to score text is here,
-once.
+An engine implements `stepper`, `logits`, `slots` and `hidden`; everything that a user calls to
+generate, score or embed text is here.
 
 Axes: B rows of the batch, P tokens of a prompt, T tokens, V vocabulary.
 """
@@ -21,9 +21,9 @@ from npgpt2.base.arrays import Array
 from npgpt2.base.errors import CheckpointError, FileError, InputError, OptionError, TokenizerError
 from npgpt2.generation.generate import Rewindable, Row, beam_search, left_padded, sound, write
 from npgpt2.generation.options import GenerationOptions
+from npgpt2.generation.prompt_lookup import PromptLookup
 from npgpt2.generation.scoring import Batch, Score, token_logprobs
 from npgpt2.generation.slots import Slots
-from npgpt2.generation.speculate import Speculating
 from npgpt2.model.config import GPT2Config
 from npgpt2.tokenizer.interface import END, TextDecoder, Tokenizer
 
@@ -33,7 +33,7 @@ Prompt: TypeAlias = str | Sequence[int]
 class Piece(NamedTuple):
     """What one step adds to one text. `row` counts the samples of the first prompt, then the next.
 
-    `finish` is None until the row's last piece: "eos", "stop", "length" or "context".
+    `finish` is None before the row's last piece, there "eos", "stop", "length" or "context".
     """
 
     row: int
@@ -44,9 +44,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Completion:
-    """One text that was written, without its prompt.
+    """One generated text, without its prompt.
 
-    `ids` are all that were written; a stop text, and what follows it, is not in `text`.
+    `ids` are all generated ids; `text` ends before a stop text.
     """
 
     text: str
@@ -59,20 +59,20 @@ class Completion:
 
 
 class TextModel:
-    """Takes text, or the ids that it becomes.
+    """A model that takes text or ids.
 
     Attributes:
         config: the model's shape.
-        folder: where it comes from; None where it comes from no folder.
+        folder: the checkpoint's folder; None for a model that was not loaded from one.
     """
 
     config: GPT2Config
     folder: Path | None = None
-    _vocabulary: Callable[[], Tokenizer] | None = None  # None: only ids go in
+    _vocabulary: Callable[[], Tokenizer] | None = None  # None: the model takes ids only
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's vocabulary, read when it is first used.
+        """The model's tokenizer, loaded on first use.
 
         Raises:
             FileError, TokenizerError, MissingPackage: see `npgpt2.load_tokenizer`.
@@ -82,10 +82,10 @@ class TextModel:
         return self._vocabulary()
 
     def encode(self, prompt: Prompt, what: str = "prompt") -> list[int]:
-        """A prompt as ids the model can take; errors call it `what`.
+        """Encode a prompt to ids that fit the context. Error messages call it `what`.
 
         Raises:
-            InputError: empty, longer than the context, or an id outside the vocabulary.
+            InputError: it is empty, longer than the context, or has an id outside the vocabulary.
             TokenizerError: text that is not Unicode.
 
         >>> from npgpt2 import GPT2
@@ -98,16 +98,16 @@ class TextModel:
                              f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
         if not ids:
             first = self._first() if what == "prompt" else ""
-            hint = f". To write from nothing, begin with {first!r}" if first else ""
-            raise InputError(f"{what}: is empty, expected one token at least{hint}")
+            hint = f". To generate without a prompt, begin with {first!r}" if first else ""
+            raise InputError(f"{what}: is empty, expected at least one token{hint}")
         self._require_ids(ids)
         return [int(token) for token in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids as text; bytes that are not UTF-8 become U+FFFD.
+        """Decode ids to text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            TokenizerError: an id that is not in the vocabulary, or no vocabulary.
+            TokenizerError: an id is not in the vocabulary, or the model has no vocabulary.
 
         >>> from npgpt2 import GPT2
         >>> GPT2.from_pretrained("tests/data/tiny").decode([84, 258, 346, 299])
@@ -116,7 +116,7 @@ class TextModel:
         return self.tokenizer.decode(ids)
 
     def ids(self, text: Prompt) -> list[int]:
-        """A text of any length as ids of the vocabulary. Raises as `encode` does."""
+        """Encode a text of any length to ids. Raises what `encode` raises."""
         ids = self._ids(text)
         self._require_ids(ids)
         return [int(token) for token in ids]
@@ -131,15 +131,15 @@ class TextModel:
 
     @cached_property
     def has_vocabulary(self) -> bool:
-        """Whether there is one: ids go in and out without."""
+        """Whether the model has a vocabulary; without one it takes and returns ids only."""
         try:
             return self._vocabulary is not None and self.tokenizer is not None
         except FileError:
             return False
 
     def _first(self) -> str:
-        """How a prompt spells the token that texts begin with; empty where none is known."""
-        if "tokenizer" not in self.__dict__:  # ids only, so far: no reason to read it
+        """How to write the first token of a text in a prompt; "" if there is no such token."""
+        if "tokenizer" not in self.__dict__:  # only ids so far: no reason to load it
             return END
         known, bos = self.tokenizer, self.config.bos_token_id
         named = [known.piece(bos)] if bos is not None and 0 <= bos < known.size else []
@@ -163,7 +163,7 @@ class TextModel:
 
 
 class LanguageModel(TextModel, ABC):
-    """Writes and scores text."""
+    """A model that generates, scores and embeds text."""
 
     @abstractmethod
     def stepper(
@@ -172,33 +172,34 @@ class LanguageModel(TextModel, ABC):
         """A fresh `Rewindable`.
 
         Args:
-            mask: the prompts' (B, P) padding mask, False where padding.
-            room: tokens in all, as far as is known: so many fit without moving what is cached.
+            mask: the prompts' padding mask (B, P) bool, False for padding.
+            use_cache: False computes the whole text again in every step.
+            room: the expected length of the texts in tokens: the first capacity of the KV cache.
         """
 
     @abstractmethod
     def logits(self, ids: Array) -> Array:
-        """Ids (B, T) → logits (B, T, V), without a past."""
+        """Ids (B, T) → logits (B, T, V), without a KV cache."""
 
     @abstractmethod
     def slots(self, count: int) -> Slots:
-        """Room for so many texts that join and leave."""
+        """`count` slots for continuous batching."""
 
     @abstractmethod
     def hidden(self, ids: Array) -> Array:
-        """Ids (B, T) → the last hidden states (B, T, C), which the head reads; without a past."""
+        """Ids (B, T) → the last hidden states (B, T, C), ln_f's output; without a KV cache."""
 
     def pieces(
         self,
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
-        told: Callable[[int], None] = lambda tokens: None,
+        on_step: Callable[[int], None] = lambda tokens: None,
     ) -> Iterator[Piece]:
-        """Write on behind several encoded prompts at once; text comes as it is made.
+        """Continue several encoded prompts at once; yields text as it is generated.
 
         Text is held back while it may be half a character or the beginning of a stop text. A row
-        is the same alone and in a batch: same seed, same text. `told` hears how many tokens each
-        step gave, where `options.speculate` makes them several.
+        is the same alone and in a batch: same seed, same text. With `options.prompt_lookup`,
+        `on_step` is called with the number of tokens that each step gave.
         """
         if options.seed is None and not options.greedy and options.num_beams == 1:
             options = replace(options, seed=fresh_seed())
@@ -212,30 +213,31 @@ class LanguageModel(TextModel, ABC):
             for prompt in prompts
             for sample in range(options.num_samples)
         ]
-        if options.speculate and len(texts) > 1:
-            raise OptionError("speculate", f"is for one text at a time, got {len(texts)} prompts")
+        if options.prompt_lookup and len(texts) > 1:
+            what = f"works on one text at a time, got {len(texts)} prompts"
+            raise OptionError("prompt_lookup", what)
         ids, mask = left_padded([text.seen for text in texts])
-        most, context = options.speculate, self.config.n_positions
+        most, context = options.prompt_lookup, self.config.n_positions
         room = min(ids.shape[1] + options.max_new_tokens + (most or 0), context)
         one = self.stepper(mask, options.use_cache, room)
-        step = Speculating(one, most, context, told) if most else one
+        step = PromptLookup(one, most, context, on_step) if most else one
         for n, token, finish in write(step, texts):
             yield texts[n].piece(n, token, finish)
 
     def writing(
         self, prompt: Sequence[int], options: GenerationOptions, sample: int = 0
     ) -> "Writing":
-        """A text behind an encoded prompt, of which nothing is written yet.
+        """A text that continues an encoded prompt; nothing of it is generated yet.
 
         Args:
             options: with `seed` set, unless greedy.
-            sample: which of the prompt's texts it is.
+            sample: index of the text among those of its prompt.
 
         Raises:
-            OptionError: a stop text, but no vocabulary; an id of `logit_bias` outside of it.
+            OptionError: a stop text without a vocabulary; an id of `logit_bias` outside of it.
         """
         if options.stop and not self.has_vocabulary:
-            raise OptionError("stop", "this model has no vocabulary, so no text to stop at")
+            raise OptionError("stop", "needs a vocabulary, and this model has none. Leave it out")
         vocabulary = self.config.vocab_size
         if (token := max(options.logit_bias, default=0)) >= vocabulary:
             raise OptionError("logit_bias", f"has the id {token}, expected 0 to {vocabulary - 1}")
@@ -255,51 +257,51 @@ class LanguageModel(TextModel, ABC):
         beams = beam_search(
             self.stepper(None, options.use_cache), prompt, options,
             self.config.n_positions, self.config.eos_token_ids,
-            # No parent held a stop text: a new one ends in the last token and begins, every token
-            # having a byte at least, within so many of them.
+            # The text before this token had no stop text. A new one ends in this token, and every
+            # token has at least one byte: so it lies within the last `reach` tokens.
             ended=lambda _, ids: bool(options.stop) and text_of(ids[-reach:]).stopped,
         )  # fmt: skip
         for i, beam in enumerate(beams):
             yield Piece(row + i, text_of(beam.ids).take(last=True), tuple(beam.ids), beam.finish)
 
     def decoder(self) -> TextDecoder | None:
-        """A decoder of this model's vocabulary; None where it has none."""
+        """A streaming decoder for this model's vocabulary; None if it has none."""
         return self.tokenizer.decoder() if self.has_vocabulary else None
 
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
-        """The text that follows a prompt, piece by piece; whole characters only.
+        """Generate a text that continues a prompt; yields it in pieces of whole characters.
 
         Args:
-            options: those of `GenerationOptions`.
+            options: fields of `GenerationOptions`.
 
         Raises:
             OptionError, InputError, TokenizerError: at the call; see `generate`.
 
         >>> from npgpt2 import GPT2
         >>> model = GPT2.from_pretrained("tests/data/tiny")
-        >>> list(model.stream("O Romeo, ", max_new_tokens=5, temperature=0))
-        ['or', ' e', 'l', 'se', ',']
+        >>> list(model.stream("O Romeo,", max_new_tokens=5, temperature=0))
+        ['\\n', 'I', 't', ' is', ' a']
         """
         chosen = GenerationOptions(**options)
         if chosen.num_samples > 1:
-            raise OptionError("num_samples", "a stream is one text. Use generate for several")
+            raise OptionError("num_samples", "a stream has one text. Use generate for several")
         pieces = self.pieces([self.encode(prompt)], chosen)
         return (piece.text for piece in pieces if piece.text)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **options: Any) -> list[Completion]:
-        """The texts that follow one prompt or several: a list, `num_samples` for each, in order.
+        """Generate texts that continue one or several prompts: `num_samples` for each, in order.
 
         Args:
-            prompts: text or ids, or a list of these; of different lengths as they come.
-            options: those of `GenerationOptions`.
+            prompts: text or ids, or a list of these, of any lengths.
+            options: fields of `GenerationOptions`.
 
         Raises:
             OptionError, InputError, TokenizerError: see `GenerationOptions` and `encode`.
 
         >>> from npgpt2 import GPT2
         >>> model = GPT2.from_pretrained("tests/data/tiny")
-        >>> [c.text for c in model.generate(["O Romeo, ", "KING"], max_new_tokens=4, temperature=0)]
-        ['or else', 'HAM:']
+        >>> [c.text for c in model.generate(["O Romeo,", "KING"], max_new_tokens=4, temperature=0)]
+        ['\\nIt is', 'HAM:']
         """
         chosen = GenerationOptions(**options)
         encoded = [self.encode(prompt) for prompt in _each(prompts)]
@@ -319,18 +321,18 @@ class LanguageModel(TextModel, ABC):
         return mean
 
     def embeds(self, texts: Sequence[Sequence[int]]) -> Array:
-        """`embed` of several encoded texts in one call, (B, C).
+        """`embed` for several encoded texts in one call, (B, C) float32.
 
         Raises:
-            CheckpointError: the states hold NaN or infinity.
+            CheckpointError: the hidden states contain NaN or infinity.
         """
         block = np.zeros((len(texts), max(map(len, texts))), np.int64)
         for row, ids in enumerate(texts):
-            block[row, : len(ids)] = ids  # padded on the right: nothing sees it
+            block[row, : len(ids)] = ids  # padded on the right: no token attends to padding
         states = self.hidden(block)
         if not np.isfinite(states).all():
             raise CheckpointError(
-                "hidden states: NaN or infinity. The weights hold such numbers, or overflow"
+                "hidden states: NaN or infinity. The weights have them, or values overflow"
             )
         means = [x[: len(ids)].mean(0, np.float64) for x, ids in zip(states, texts, strict=True)]
         return np.stack(means).astype(np.float32)
@@ -341,7 +343,7 @@ class LanguageModel(TextModel, ABC):
         stride: int | None = None,
         progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
     ) -> Score:
-        """Log-probability of each token of a text of any length, by a sliding window.
+        """The log-probability of each token of a text of any length, with a sliding window.
 
         Args:
             text: text or ids.
@@ -361,7 +363,7 @@ class LanguageModel(TextModel, ABC):
         progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
         together: int = 0,
     ) -> list[Score]:
-        """`score` of several encoded texts; `together`: see `scoring.token_logprobs`."""
+        """`score` for several encoded texts; `together`: see `scoring.token_logprobs`."""
         arrays = [np.array(ids, np.int64) for ids in texts]
         found = token_logprobs(
             lambda ids: sound(self.logits(ids)),
@@ -381,14 +383,14 @@ class LanguageModel(TextModel, ABC):
 
 
 def fresh_seed() -> int:
-    """A seed nobody has chosen, short enough to be typed again."""
+    """A random seed, short enough to type."""
     return int.from_bytes(os.urandom(4), "little")
 
 
 def collect(
     prompts: Sequence[list[int]], num_samples: int, pieces: Iterable[Piece]
 ) -> list[Completion]:
-    """Pieces, as they came, put together: one `Completion` a row."""
+    """Join pieces into one `Completion` for each row."""
     texts: dict[int, list[str]] = defaultdict(list)
     written: dict[int, list[int]] = defaultdict(list)
     finishes: dict[int, str] = {}
@@ -403,7 +405,7 @@ def collect(
 
 
 class Writing(Row):
-    """A row that is read as text, too."""
+    """A `Row` with its text: it decodes the ids and looks for stop texts."""
 
     def __init__(
         self,
@@ -421,19 +423,19 @@ class Writing(Row):
         return self._text.push(self.seen[-1])
 
     def piece(self, row: int, token: int | None, finish: str | None) -> Piece:
-        """What `choose` gave, as the row of this number shows it."""
+        """The piece of row number `row` for what `choose` returned."""
         ids = () if token is None else (token,)
         return Piece(row, self._text.take(finish is not None), ids, finish)
 
 
 class _GrowingText:
-    """The text of one row: what is safe to show, and whether a stop text has come."""
+    """The text of one row: what can be shown already, and whether a stop text has appeared."""
 
     def __init__(self, decoder: TextDecoder | None, stops: tuple[str, ...]) -> None:
         self._decoder, self._stops, self._held, self.stopped = decoder, stops, "", False
 
     def push(self, token: int) -> bool:
-        """Add a token; True once the text holds a stop text, which is cut off."""
+        """Add a token; True once the text contains a stop text, which is cut off."""
         if self._decoder:
             self._held += self._decoder.push(token)
             found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
@@ -442,13 +444,13 @@ class _GrowingText:
         return self.stopped
 
     def take(self, last: bool) -> str:
-        """Text that nothing to come can change; with `last`, all the rest."""
+        """Text that later tokens cannot change; with `last`, all the rest."""
         if last:
             if self._decoder and not self.stopped:
                 self._held += self._decoder.finish()
             safe = len(self._held)
         else:
-            # The longest end of the text that is the beginning of a stop text has to wait.
+            # Hold back the longest end of the text that may begin a stop text.
             begun = (n for stop in self._stops
                      for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
                      if self._held.endswith(stop[:n]))  # fmt: skip
@@ -458,10 +460,10 @@ class _GrowingText:
 
 
 def _each(prompts: Any) -> list[Prompt]:
-    """One prompt or several → several. Numbers are one prompt, of ids."""
+    """One prompt or several → a list of prompts. A list of integers is one prompt of ids."""
     one = isinstance(prompts, (str, bytes)) or not isinstance(prompts, (Sequence, np.ndarray))
     if not one and not len(prompts):
-        raise InputError("prompts: the list is empty, expected one prompt at least")
+        raise InputError("prompts: the list is empty, expected at least one prompt")
     if one or not any(isinstance(prompt, (Sequence, np.ndarray)) for prompt in prompts):
         return [prompts]
     return list(prompts)

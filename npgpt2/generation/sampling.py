@@ -1,7 +1,7 @@
-"""From logits to the next id: filters, each logits → logits, and a draw from one uniform number.
+"""From logits to the next id: filters, each logits → logits, and a draw with one uniform number.
 
-All of it in float64, whatever the model computes in, so that a port that holds the same logits and
-the same uniforms draws the same ids. A token that is ruled out has the logit −∞.
+All of it is in float64, whatever dtype the model computes in, so that a port with the same logits
+and the same uniform numbers draws the same ids. A token that is filtered out has the logit −∞.
 
 Axes: V vocabulary.
 """
@@ -15,7 +15,7 @@ from npgpt2.model.ops import softmax
 
 
 def logit_bias(logits: Array, bias: Mapping[int, float]) -> Array:
-    """What is wished for by hand, by id, added to the logits (..., V).
+    """Add the bias of each id to the logits (..., V).
 
     >>> logit_bias(np.array([1.0, 2.0]), {0: 0.5, 1: -100})
     array([  1.5, -98. ])
@@ -26,7 +26,7 @@ def logit_bias(logits: Array, bias: Mapping[int, float]) -> Array:
 
 
 def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Array:
-    """Make ids that were seen less likely: logits above 0 divided by `penalty`, below multiplied.
+    """Make seen ids less likely: divide logits above 0 by `penalty`, multiply those below.
 
     Keskar et al. 2019, CTRL, https://arxiv.org/abs/1909.05858, section 4.1
 
@@ -39,7 +39,7 @@ def repetition_penalty(logits: Array, seen: Sequence[int], penalty: float) -> Ar
 
 
 def temperature(logits: Array, t: float) -> Array:
-    """logits / t, taken from the largest down so that a tiny t cannot overflow.
+    """(logits − max) / t: with the largest at 0, a tiny t cannot overflow upwards.
 
     >>> temperature(np.array([1.0, 3.0]), 0.5)
     array([-4.,  0.])
@@ -50,7 +50,7 @@ def temperature(logits: Array, t: float) -> Array:
 
 
 def top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest, and all that equal the k-th.
+    """Keep the k largest logits, and all that equal the k-th.
 
     Fan, Lewis and Dauphin 2018, https://arxiv.org/abs/1805.04833
 
@@ -62,8 +62,8 @@ def top_k(logits: Array, k: int) -> Array:
 
 
 def top_p(logits: Array, p: float) -> Array:
-    """Keep the fewest tokens that together have probability p: the one that crosses p is kept,
-    and all that equal it.
+    """Keep the fewest tokens whose probabilities sum to p: up to the one that crosses p, and all
+    that equal it.
 
     Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
 
@@ -90,11 +90,11 @@ def min_p(logits: Array, p: float) -> Array:
 
 
 def draw(logits: Array, uniform: float) -> int:
-    """The id at which the running sum of probabilities, in the order of ids, passes `uniform`.
+    """The first id at which the cumulative sum of probabilities exceeds `uniform`.
 
     Args:
         logits: (V,); −∞ is never drawn.
-        uniform: from 0 up to, not including, 1.
+        uniform: in [0, 1).
 
     >>> [draw(np.log([0.25, 0.25, 0.5]), u) for u in (0.0, 0.24, 0.26, 0.999)]
     [0, 0, 1, 2]
@@ -106,10 +106,10 @@ def draw(logits: Array, uniform: float) -> int:
 
 
 def uniforms(seed: int, sample: int) -> Iterator[float]:
-    """One uniform number per token, for one sample of one seed.
+    """Uniform random numbers in [0, 1), one per token, for one sample of one seed.
 
-    Counter-based (Philox), so that samples need not be drawn in order: a row draws the same
-    numbers alone and in a batch.
+    The generator is counter-based (Philox): a row draws the same numbers alone and in a batch,
+    in whatever order the rows are drawn.
 
     >>> stream = uniforms(seed=7, sample=0)
     >>> round(next(stream), 6), round(next(stream), 6)

@@ -16,14 +16,14 @@ from npgpt2.base.errors import InputError, OptionError
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What a model thinks of a text.
+    """The log-probabilities that a model gives to a text.
 
     Attributes:
         ids: (T,) int64.
-        logprobs: (T,) float64, natural logarithm; NaN where a token had nothing before it.
-        bytes: of the tokens that were scored, as text.
-        tokens: how many were scored.
-        nats: the sum of −log-probability over them.
+        logprobs: (T,) float64, natural logarithm; NaN for a token that was not scored.
+        bytes: number of bytes of the scored tokens.
+        tokens: number of scored tokens.
+        nats: sum of the negative log-probabilities.
     """
 
     ids: Array
@@ -40,7 +40,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean −log-probability; infinite where that overflows, NaN of nothing."""
+        """exp of the mean negative log-probability; infinite on overflow, NaN without tokens."""
         if not self.tokens:
             return math.nan
         mean = self.nats / self.tokens
@@ -48,7 +48,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """NaN for a model without a vocabulary, whose tokens have no bytes."""
+        """Nats / ln 2 / bytes; NaN for a model without a vocabulary, whose tokens have no bytes."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
@@ -60,7 +60,7 @@ class Window(NamedTuple):
     stop: int
 
 
-Batch: TypeAlias = list[tuple[int, Window]]  # of texts by their numbers
+Batch: TypeAlias = list[tuple[int, Window]]  # (index of the text, window)
 
 
 def windows(length: int, size: int, stride: int) -> Iterator[Window]:
@@ -91,16 +91,16 @@ def token_logprobs(
     progress: Callable[[Iterable[Batch], str], Iterable[Batch]] = lambda loop, what: loop,
     together: int = 0,
 ) -> list[Array]:
-    """Log-probability of each token given those before it in its window.
+    """The log-probability of each token, given those before it in its window.
 
     Args:
         logits_of: ids (B, T) → logits (B, T, V).
-        texts: of each the ids (T,) int64.
-        size: of the window, the model's n_positions at most.
-        stride: how far the window moves; by default half of it. Smaller gives more context to each
-            token and takes longer.
-        together: windows of about one length share a call, up to so many tokens, padding
-            included. 0: each has its own.
+        texts: the ids (T,) int64 of each text.
+        size: tokens of the window, at most the model's n_positions.
+        stride: tokens that the window moves by; by default half the window. A smaller stride gives
+            each token more context and takes longer.
+        together: the most tokens of one call, including padding; windows of similar length share
+            it. 0: one window per call.
 
     Returns:
         (T,) float64 for each text, NaN where a token was not scored.
@@ -111,7 +111,7 @@ def token_logprobs(
     """
     stride = max(1, size // 2) if stride is None else stride
     if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride <= size:
-        raise OptionError("stride", f"got {stride!r}, expected a whole number from 1 to {size}")
+        raise OptionError("stride", f"got {stride!r}, expected an integer from 1 to {size}")
     for ids in texts:
         require_two(ids)
     found = [np.full(len(ids), np.nan) for ids in texts]
@@ -123,7 +123,7 @@ def token_logprobs(
     ]
     for batch in progress(list(batches(todo, together)), "scoring"):
         width = max(window.stop - window.start for _, window in batch) - 1
-        block = np.zeros((len(batch), width), np.int64)  # padded on the right: nothing sees it
+        block = np.zeros((len(batch), width), np.int64)  # padded on the right, never attended to
         for row, (n, (start, _, stop)) in enumerate(batch):
             block[row, : stop - 1 - start] = texts[n][start : stop - 1]
         logits = logits_of(block)
@@ -134,16 +134,15 @@ def token_logprobs(
 
 
 def require_two(ids: Sequence[int] | Array) -> None:
-    """Raises InputError of a text of which nothing can be scored."""
+    """Raises InputError for a text with no token to score."""
     if len(ids) < 2:
         raise InputError(
-            f"text: has {len(ids)} tokens, expected two at least: "
-            "the first has nothing to be predicted from"
+            f"text: has {len(ids)} tokens, expected at least two: the first token has no context"
         )
 
 
 def batches(todo: Sequence[tuple[int, Window]], together: int) -> Iterator[Batch]:
-    """Windows in groups of about one length, the longest first, each of up to so many tokens."""
+    """Group windows of similar length, longest first, into batches of at most `together` tokens."""
     if together:
         todo = sorted(todo, key=lambda item: item[1].start - item[1].stop)
     batch: Batch = []
@@ -158,10 +157,10 @@ def batches(todo: Sequence[tuple[int, Window]], together: int) -> Iterator[Batch
 
 
 def logprobs_of(logits: Array, targets: Array) -> Array:
-    """log softmax of logits (T, V), of one target each, (T,) float64.
+    """log softmax(logits)[target] for logits (T, V) and targets (T,) → (T,) float64.
 
-    Exponentials in the logits' own precision, sums and differences in float64: of float32 logits
-    within 1e-7, in 0.3 of the time that `cross_entropy` takes for them in float64.
+    Exponentials are in the logits' own dtype, sums and differences in float64. For float32 logits
+    this is within 1e-7 of `cross_entropy` in float64, in 0.3 of the time.
 
     >>> logprobs_of(np.log([[0.25, 0.75]]), np.array([1])).round(6)
     array([-0.287682])
@@ -175,7 +174,7 @@ def logprobs_of(logits: Array, targets: Array) -> Array:
 
 
 def log_softmax(x: Array) -> Array:
-    """log softmax over the last axis, always in float64.
+    """log softmax over the last axis, (..., V) → (..., V) float64.
 
     >>> log_softmax(np.zeros((1, 4), "f4")).round(6)
     array([[-1.386294, -1.386294, -1.386294, -1.386294]])
@@ -187,11 +186,11 @@ def log_softmax(x: Array) -> Array:
 
 
 def cross_entropy(logits: Array, targets: Array, ignore_index: int = -100) -> Array:
-    """−log softmax(logits)[target] for each row, by log-sum-exp; 0 where the target is ignored.
+    """−log softmax(logits)[target] for each row, with log-sum-exp; 0 if the target is ignored.
 
     Args:
         logits: (..., V).
-        targets: (...) ids.
+        targets: ids (...).
 
     Returns:
         (...) in nats.

@@ -1,12 +1,12 @@
-"""Texts of any length in one cache, side by side: they join and leave between two steps.
+"""Slots: texts of different lengths in one KV cache, which join and leave between two steps.
 
-A `Stepper` is given its rows together and they grow together. Here each row, a slot, has a length
-of its own: a prompt is read into one while the others stand, and then a token is written behind
-each. What a row's logits are, to the last bit, does not depend on the rows beside it: a matrix
-product sums in an order that depends on how many rows it has, so each engine says how many it has
-to be given for that (`padded`).
+The rows of a `Stepper` begin and grow together. Here each row, a slot, has its own length: a prompt
+is prefilled into one slot while the others wait, and a decode step appends one token to each. The
+logits of a row are the same to the last bit whatever the other rows are. The order of the sums in a
+matrix product depends on its number of rows, so each engine says how many rows it must be given
+(`padded`).
 
-Axes: B rows, H heads (of the layer), T new tokens, S tokens held, D head_dim, V vocabulary.
+Axes: B rows, H heads (of the layer), T new tokens, D head_dim, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -18,18 +18,18 @@ from npgpt2.base.arrays import Array
 from npgpt2.model.cache import KVCache
 from npgpt2.model.config import GPT2Config
 
-Block = list[Array]  # by layer, keys and values (2, H, T, D) of some tokens of a text
+Block = list[Array]  # for each layer, keys and values (2, H, T, D) of some tokens of a text
 
 
 class Slots(ABC):
-    """Slots with one engine behind them.
+    """The slots of one engine.
 
     Args:
-        count: how many; all of their memory is asked for at once.
+        count: number of slots; the memory of all is allocated at once.
         dtype: of keys and values.
 
     Attributes:
-        lengths: (B,), tokens that each slot holds.
+        lengths: (B,) int64, the number of tokens in each slot.
 
     >>> from npgpt2 import GPT2
     >>> slots = GPT2.from_pretrained("tests/data/tiny").slots(2)
@@ -44,27 +44,27 @@ class Slots(ABC):
         self.lengths = np.zeros(count, np.int64)
         self._cache = KVCache(config, count, config.n_positions, dtype)
 
-    # ── what an engine gives ─────────────────────────────────────────────────────────────────────
+    # ── implemented by an engine ─────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def padded(self, rows: int) -> int:
-        """So many rows a step has to compute, for each to be the same whatever the others are."""
+        """How many rows a step must compute so that the other rows do not change a row's result."""
 
     @abstractmethod
     def _prefill(self, slot: int, ids: Array, every: bool) -> Array:
-        """Ids (1, T) behind what a slot holds → logits (1, T, V) with `every`, else (1, 1, V)."""
+        """Append ids (1, T) to a slot → logits (1, T, V) with `every`, else (1, 1, V)."""
 
     @abstractmethod
     def _step(self, ids: Array) -> Array:
-        """Ids (B, 1) behind what the first B slots hold → logits (B, 1, V)."""
+        """Append ids (B, 1) to the first B slots → logits (B, 1, V)."""
 
-    # ── what is done with them ───────────────────────────────────────────────────────────────────
+    # ── common to all engines ────────────────────────────────────────────────────────────────────
 
     def prefill(self, slot: int, ids: Array, every: bool = False) -> Array:
-        """Put T tokens (T,) behind what a slot holds.
+        """Append T tokens, ids (T,), to a slot.
 
         Returns:
-            the logits (V,) of the token after the last; with `every` (T, V), after each.
+            the logits (V,) of the token after the last; with `every`, (T, V), after each.
         """
         logits = self._prefill(slot, ids[None], every)[0]
         self.lengths[slot] += len(ids)
@@ -72,13 +72,13 @@ class Slots(ABC):
         return logits if every else last
 
     def step(self, ids: Array) -> Array:
-        """Put a token (B,) behind what each of the first B slots holds.
+        """Append one token, ids (B,), to each of the first B slots.
 
         Returns:
-            (B, V), the logits of the token after it.
+            the logits (B, V) of the token after it.
         """
         rows = len(ids)
-        # What stands in for missing rows is written behind what other slots hold, and forgotten.
+        # Zeros fill the missing rows: they land after the text of other slots, and are ignored.
         filled = np.zeros((self.padded(rows), 1), np.int64)
         filled[:rows, 0] = ids
         logits = self._step(filled)[:rows, 0]
@@ -86,7 +86,7 @@ class Slots(ABC):
         return logits
 
     def move(self, source: int, target: int) -> None:
-        """A slot's text goes to another slot, and leaves its own empty."""
+        """Move a slot's text to another slot; the source becomes empty."""
         held = self.lengths[source]
         for layer in range(len(self._cache)):
             for buffer in self._cache.room(layer):
@@ -95,16 +95,16 @@ class Slots(ABC):
         self.clear(source)
 
     def clear(self, slot: int) -> None:
-        """Forget a slot's text. What lies there is not read again: not even NaN does harm."""
+        """Empty a slot. Its old values, even NaN, are never read again."""
         self.lengths[slot] = 0
 
     def block(self, slot: int, start: int, stop: int) -> Block:
-        """A copy of the keys and values of some tokens."""
+        """A copy of the keys and values of tokens `start` to `stop` of a slot."""
         layers = range(len(self._cache))
         return [np.stack([b[slot, :, start:stop] for b in self._cache.room(n)]) for n in layers]
 
     def restore(self, slot: int, block: Block) -> None:
-        """Put a block behind what a slot holds, as if its tokens had been read again."""
+        """Append a block to a slot, as if its tokens had been prefilled."""
         start = self.lengths[slot]
         stop = start + block[0].shape[2]
         for layer, pair in enumerate(block):
@@ -114,14 +114,14 @@ class Slots(ABC):
 
 
 class RaggedCache(KVCache):
-    """A `KVCache` of rows that differ in length: one new token each, behind its own last.
+    """A `KVCache` of rows of different lengths: each gets one new token after its own last.
 
-    `length` is that of the longest.
+    `length` is that of the longest row.
     """
 
     @classmethod
     def over(cls, cache: KVCache, lengths: Array) -> "RaggedCache":
-        """The first rows of a cache, in its memory, with so many tokens in each."""
+        """The first rows of a cache, in the same memory; row i has `lengths[i]` tokens."""
         ragged = cls.__new__(cls)
         ragged.__dict__ |= cache.rows(0, len(lengths)).__dict__
         ragged.length, ragged.lengths = int(lengths.max()), lengths + 1

@@ -66,7 +66,7 @@ def test_scores_and_embeddings_are_those_of_one_at_a_time(tmp_path, truth):
     batch(source, "-o", tmp_path / "scores", "--task", "score", "--workers", 1, code=1)
     for found, text in zip(results(tmp_path / "scores"), texts, strict=True):
         if len(truth.ids(text)) < 2:
-            assert found["error"].startswith("text: has 1 tokens, expected two at least")
+            assert found["error"].startswith("text: has 1 tokens, expected at least two")
             continue
         score = truth.score(text)
         assert found["tokens"] == score.tokens
@@ -129,7 +129,7 @@ def test_errors_and_ids_of_text_in_parquet(tmp_path):
     assert [row["id"] for row in found] == ["a", None, "c"]
     assert [row["error"] for row in found] == [
         None, "prompt: got null, expected text or ids",
-        "prompt: is empty, expected one token at least. To write from nothing, begin with "
+        "prompt: is empty, expected at least one token. To generate without a prompt, begin with "
         "'<|endoftext|>'",
     ]  # fmt: skip
     assert found[0]["text"]
@@ -178,10 +178,10 @@ BAD = [
     (b'{"prompt": [true]}', "prompt: got a list, expected text or ids"),
     (b'{"prompt": [512]}', "prompt: has the id 512, expected 0 to 511"),
     (b'{"prompt": [-1]}', "prompt: has the id -1, expected 0 to 511"),
-    (b'{"prompt": []}', "prompt: is empty, expected one token at least. To write from nothing, "
-                        "begin with '<|endoftext|>'"),
-    (b'{"prompt": ""}', "prompt: is empty, expected one token at least. To write from nothing, "
-                        "begin with '<|endoftext|>'"),
+    (b'{"prompt": []}', "prompt: is empty, expected at least one token. To generate without a "
+                        "prompt, begin with '<|endoftext|>'"),
+    (b'{"prompt": ""}', "prompt: is empty, expected at least one token. To generate without a "
+                        "prompt, begin with '<|endoftext|>'"),
     (b'{"prompt": "\\ud800"}', "text: a lone surrogate (U+D800) at character 0, expected Unicode"),
     (b'{"prompt": [' + b"5, " * 128 + b"5]}",
      "prompt: is longer than the context: 129 > 128 tokens. Shorten it"),
@@ -240,7 +240,7 @@ def test_rows_that_a_model_fails_over_fail_alone(tmp_path, truth):
         assert "2 of 4 rows could not be done" in said
         errors = [row.get("error") for row in results(tmp_path / task)]
         what = "hidden states" if task == "embed" else "logits"
-        nan = f"{what}: NaN or infinity. The weights hold such numbers, or overflow"
+        nan = f"{what}: NaN or infinity. The weights have them, or values overflow"
         assert errors == [None, nan, None, nan]
 
 
@@ -488,7 +488,7 @@ def test_wrong_commands(tmp_path, run):
         ([source, "-o", out, "--task", "score", "--seed", 1], 2,
          "--seed: is for --task generate. score does not write"),
         ([source, "-o", out, "--task", "generate", "--top-p", 2], 2,
-         "--top-p: got 2.0, expected a number above 0, up to 1"),
+         "--top-p: got 2.0, expected a number above 0 and up to 1"),
         ([tmp_path / "no.jsonl", "-o", out, "--task", "score"], 4,
          f"{tmp_path}/no.jsonl: No such file or directory"),
         ([other, "-o", out, "--task", "score"], 4, f"{other}: ends in '.csv', expected {kinds}"),

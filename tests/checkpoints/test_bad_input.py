@@ -872,7 +872,7 @@ def test_nan_and_infinity_are_said(poisoned, run, value, name):
 def test_no_text_from_nan_or_infinity(poisoned, run, value):
     folder = poisoned(value)
     model = GPT2.from_pretrained(folder)
-    words = "logits: NaN or infinity. The weights hold such numbers, or overflow"
+    words = "logits: NaN or infinity. The weights have them, or values overflow"
     for options in ({"temperature": 0}, {"seed": 1}, {"num_beams": 2}):
         with pytest.raises(CheckpointError, match=f"^{words}$"):
             model.generate("KING", **options)
@@ -1326,7 +1326,7 @@ def test_a_vocabulary_of_berts(wordpieces, refused, file, data, words):
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────
 
 EMPTY = (
-    "prompt: is empty, expected one token at least. To write from nothing, begin with "
+    "prompt: is empty, expected at least one token. To generate without a prompt, begin with "
     "'<|endoftext|>'"
 )
 LONGER = "prompt: is longer than the context: {} > 128 tokens. Shorten it"
@@ -1370,7 +1370,7 @@ def test_a_prompt(model, prompt, words):
 @pytest.mark.parametrize(
     ("prompts", "words"),
     [
-        ([], "prompts: the list is empty, expected one prompt at least"),
+        ([], "prompts: the list is empty, expected at least one prompt"),
         (["KING", ""], EMPTY),
         (["KING", [262, -1]], "prompt: has the id -1, expected 0 to 511"),
         (["KING", 5], "prompt: got 5, expected text or ids"),
@@ -1397,7 +1397,7 @@ def test_several_prompts(model, prompts, words):
         (5, "prompt: got 5, expected text or ids"),
         (
             [5],
-            "text: has 1 tokens, expected two at least: the first has nothing to be predicted from",
+            "text: has 1 tokens, expected at least two: the first token has no context",
         ),
     ],
 )
@@ -1408,7 +1408,7 @@ def test_what_cannot_be_scored(model, text, words):
 
 
 def test_too_little_to_score(run):
-    text = "text: has 0 tokens, expected two at least: the first has nothing to be predicted from"
+    text = "text: has 0 tokens, expected at least two: the first token has no context"
     assert run("score", "", "--model", TINY) == (3, "", f"npgpt2: error: {text}\n")
 
 
@@ -1547,20 +1547,21 @@ def test_a_megabyte_on_the_command_line(run):
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
 
 WHOLE = "expected a whole number from 1"
-SEED = "expected a whole number from 0 up to 18446744073709551615"
+INTEGER = "expected an integer from 1"
+SEED = "expected an integer from 0 to 18446744073709551615"
 NAN, INFINITY = float("nan"), float("inf")
 # The values of an option, and what was expected.
 OPTIONS = {
     "max_new_tokens": ([0, -1, 1.5, 1e9, True, "5", None], WHOLE),
-    "num_samples": ([0, -1, 4097, 10**9], f"{WHOLE} up to 4096"),
-    "num_beams": ([0, -1, 4097, 10**9], f"{WHOLE} up to 4096"),
-    "top_k": ([0, -1, 2.5, True], f"{WHOLE}. Leave it out for no limit"),
+    "num_samples": ([0, -1, 4097, 10**9], f"{INTEGER} to 4096"),
+    "num_beams": ([0, -1, 4097, 10**9], f"{INTEGER} to 4096"),
+    "top_k": ([0, -1, 2.5, True], f"{INTEGER}. Leave it out for no limit"),
     "temperature": (
         [NAN, -1, INFINITY, -INFINITY, "1", None, True, 10**400],
         "expected a number from 0 (greedy) up",
     ),
-    "top_p": ([0, 1.5, -0.1, NAN, INFINITY, "0.5"], "expected a number above 0, up to 1"),
-    "min_p": ([0, 1.5, -0.1, NAN, INFINITY, "0.5"], "expected a number above 0, up to 1"),
+    "top_p": ([0, 1.5, -0.1, NAN, INFINITY, "0.5"], "expected a number above 0 and up to 1"),
+    "min_p": ([0, 1.5, -0.1, NAN, INFINITY, "0.5"], "expected a number above 0 and up to 1"),
     "repetition_penalty": (
         [0, -1, NAN, INFINITY, 1e-320, 1e300],
         "expected a number from 1e-100 to 1e100",
@@ -1580,11 +1581,11 @@ ARGUMENTS = [
     ("--temperature", "-1", "got -1.0, expected a number from 0 (greedy) up"),
     ("--temperature", "inf", "got inf, expected a number from 0 (greedy) up"),
     ("--temperature", "hot", "got 'hot', expected a number. See 'npgpt2 generate --help'"),
-    ("--top-k", "0", f"got 0, {WHOLE}. Leave it out for no limit"),
-    ("--top-k", "-1", f"got -1, {WHOLE}. Leave it out for no limit"),
-    ("--top-p", "0", "got 0.0, expected a number above 0, up to 1"),
-    ("--top-p", "1.5", "got 1.5, expected a number above 0, up to 1"),
-    ("--min-p", "1.5", "got 1.5, expected a number above 0, up to 1"),
+    ("--top-k", "0", f"got 0, {INTEGER}. Leave it out for no limit"),
+    ("--top-k", "-1", f"got -1, {INTEGER}. Leave it out for no limit"),
+    ("--top-p", "0", "got 0.0, expected a number above 0 and up to 1"),
+    ("--top-p", "1.5", "got 1.5, expected a number above 0 and up to 1"),
+    ("--min-p", "1.5", "got 1.5, expected a number above 0 and up to 1"),
     ("--seed", "-1", f"got -1, {SEED}"),
     ("--seed", str(2**70), f"got {2**70}, {SEED}"),
     pytest.param(
@@ -1595,8 +1596,8 @@ ARGUMENTS = [
     ),
     ("--stop", "", "got [''], expected texts that are not empty"),
     ("--repetition-penalty", "0", "got 0.0, expected a number from 1e-100 to 1e100"),
-    ("--num-samples", "0", f"got 0, {WHOLE} up to 4096"),
-    ("--num-beams", "0", f"got 0, {WHOLE} up to 4096"),
+    ("--num-samples", "0", f"got 0, {INTEGER} to 4096"),
+    ("--num-beams", "0", f"got 0, {INTEGER} to 4096"),
     (
         "--dtype",
         "float16",
@@ -1675,7 +1676,7 @@ COMMAND_LINES = {
     "stride": (
         ["score", "a b c", "--stride", "0", "--model", TINY],
         2,
-        "--stride: got 0, expected a whole number from 1 to 128",
+        "--stride: got 0, expected an integer from 1 to 128",
     ),
     "empty prompt": (["generate", "", "--model", TINY], 3, EMPTY),
 }

@@ -293,8 +293,8 @@ def test_a_bias_is_added_before_anything_else(model):
 
 @pytest.mark.parametrize(("bias", "said"), [
     ([1], "logit_bias: got [1], expected {id: number}"),
-    ({-1: 1}, "logit_bias: got -1, expected a whole number from 0. It is a token's id"),
-    ({"5": 1}, "logit_bias: got '5', expected a whole number from 0. It is a token's id"),
+    ({-1: 1}, "logit_bias: got -1, expected a token id, an integer from 0"),
+    ({"5": 1}, "logit_bias: got '5', expected a token id, an integer from 0"),
     ({5: 101}, "logit_bias: got 101, expected a number from -100 to 100"),
     ({5: float("nan")}, "logit_bias: got nan, expected a number from -100 to 100"),
     ({512: 1}, "logit_bias: has the id 512, expected 0 to 511"),

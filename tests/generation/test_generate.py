@@ -200,9 +200,9 @@ def test_logits_of_nan_are_an_error():
 
 
 def test_a_stop_text_needs_a_vocabulary_and_a_stream_is_one_text(model, small):
-    with pytest.raises(OptionError, match="stop: this model has no vocabulary"):
+    with pytest.raises(OptionError, match="stop: needs a vocabulary, and this model has none"):
         small().generate([1], stop="a")
-    with pytest.raises(OptionError, match="num_samples: a stream is one text"):
+    with pytest.raises(OptionError, match="num_samples: a stream has one text"):
         list(model.stream("a", num_samples=2))
 
 

@@ -94,7 +94,7 @@ def test_streams_of_seeds_and_samples_differ_and_repeat():
         ({"seed": 2**64}, "seed: got 18446744073709551616"),
         ({"stop": ("a", "")}, "stop: got"),
         ({"num_beams": 3, "temperature": 0.5}, "temperature: beam search does not sample"),
-        ({"num_beams": 2, "num_samples": 3}, "num_samples: got 3, expected at most one a beam"),
+        ({"num_beams": 2, "num_samples": 3}, "num_samples: got 3, expected at most num_beams"),
     ],
 )
 def test_options_outside_their_range(options, message):

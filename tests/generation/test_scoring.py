@@ -69,5 +69,5 @@ def test_a_stride_outside_the_window(model, stride):
 
 @pytest.mark.parametrize("ids", [[], [1]])
 def test_nothing_to_score(model, ids):
-    with pytest.raises(InputError, match="expected two at least"):
+    with pytest.raises(InputError, match="expected at least two"):
         model.score(ids)

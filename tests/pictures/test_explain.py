@@ -305,8 +305,8 @@ def test_options_reach_it(run, tmp_path):
 
 WRONG = {
     (): (2, "PROMPT: got none, expected a text. Write it in quotes"),
-    ("",): (3, "prompt: is empty, expected one token at least. To write from nothing, begin with "
-               "'<|endoftext|>'"),
+    ("",): (3, "prompt: is empty, expected at least one token. To generate without a prompt, begin "
+               "with '<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (
         2, "--max-new-tokens: got 0, expected a whole number from 1"),
     ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),
@@ -315,7 +315,7 @@ WRONG = {
     ("a", "--force"): (2, "--force: is of a live page. Add --live, or leave it out"),
     ("a", "--node-modules", "x"): (
         2, "--node-modules: is of a live page. Add --live, or leave it out"),
-    ("a", "--top-p", 2): (2, "--top-p: got 2.0, expected a number above 0, up to 1"),
+    ("a", "--top-p", 2): (2, "--top-p: got 2.0, expected a number above 0 and up to 1"),
     ("--live",): (2, "--out: no folder was named, expected one to make. Give -o DIR"),
     ("--live", "-o", "x", "--dtype", "float64"): (
         2, "--dtype: is of a page, not of a live one. Leave it out"),

@@ -279,8 +279,8 @@ REFUSED = [
     (b"null", None, "body: got null, expected an object"),
     (DEEP, None, "body: is not JSON (nested too deep), expected an object"),
     ({}, "prompt", "prompt: is missing"),
-    ({"prompt": ""}, "prompt", "prompt: is empty, expected one token at least. To write from "
-                               "nothing, begin with '<|endoftext|>'"),
+    ({"prompt": ""}, "prompt", "prompt: is empty, expected at least one token. To generate "
+                               "without a prompt, begin with '<|endoftext|>'"),
     ({"prompt": []}, "prompt", f"prompt: got [], {PROMPTS}"),
     ({"prompt": None}, "prompt", f"prompt: got None, {PROMPTS}"),
     ({"prompt": 5}, "prompt", f"prompt: got 5, {PROMPTS}"),
@@ -294,8 +294,8 @@ REFUSED = [
     ({"prompt": [512]}, "prompt", "prompt: has the id 512, expected 0 to 511"),
     ({"prompt": [2**70]}, "prompt", f"prompt: has the id {2**70}, expected 0 to 511"),
     ({"prompt": [[5], [512]]}, "prompt.1", "prompt.1: has the id 512, expected 0 to 511"),
-    ({"prompt": ["a", ""]}, "prompt.1", "prompt.1: is empty, expected one token at least. To write "
-                                        "from nothing, begin with '<|endoftext|>'"),
+    ({"prompt": ["a", ""]}, "prompt.1", "prompt.1: is empty, expected at least one token. To "
+                                        "generate without a prompt, begin with '<|endoftext|>'"),
     ({"prompt": list(range(129))}, "prompt", "prompt: is longer than the context: 129 > 128 "
                                              "tokens. Shorten it"),
     ({"prompt": "a" * 1_000_000}, "prompt", None),
@@ -390,8 +390,8 @@ def test_a_refusal_names_the_field(server, case):
 
 @pytest.mark.parametrize(("body", "param", "message"), [
     ({}, "input", "input: is missing"),
-    ({"input": ""}, "input", "input: is empty, expected one token at least"),
-    ({"input": ["a", ""]}, "input.1", "input.1: is empty, expected one token at least"),
+    ({"input": ""}, "input", "input: is empty, expected at least one token"),
+    ({"input": ["a", ""]}, "input.1", "input.1: is empty, expected at least one token"),
     ({"input": "a", "dimensions": 5}, "dimensions",
      "dimensions: got 5, expected 64, the model's own"),
     ({"input": "a", "encoding_format": "hex"}, "encoding_format",

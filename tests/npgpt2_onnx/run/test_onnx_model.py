@@ -255,7 +255,7 @@ def test_stepper_of_every_precision(folders, kind, precision):
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_stepper_tells_every_token_and_forgets_the_last(runner, wide, use_cache, rows):
-    """Forward and back, as guesses are tried; also where the prompts were padded."""
+    """Forward and back, as drafts are verified; also where the prompts were padded."""
     r = np.random.default_rng(7)
     mask = np.arange(6) >= np.array([[0], [2], [4]]) if rows == 3 else None
     steppers = [m.stepper(mask, use_cache) for m in (runner, wide)]
@@ -301,7 +301,7 @@ def test_a_cache_with_room_does_not_move(folders, model, monkeypatch):
     monkeypatch.setattr("npgpt2.model.cache.KVCache._move", moved)
     runner = OnnxModel.from_pretrained(folders["gqa"])
     for one in (model, runner):
-        for options in ({}, {"speculate": 8, "repetition_penalty": 0.5}):
+        for options in ({}, {"prompt_lookup": 8, "repetition_penalty": 0.5}):
             one.generate("KING", max_new_tokens=110, temperature=0, **options)
         step = one.stepper()  # is not told
         step(np.zeros((1, 64), np.int64))

@@ -1,4 +1,4 @@
-"""Guessing ahead: the same text, from fewer runs of the model."""
+"""Prompt-lookup decoding: the same text, from fewer runs of the model."""
 
 import re
 
@@ -11,7 +11,7 @@ from onnx_cases import KINDS
 
 from npgpt2.base.errors import OptionError
 from npgpt2.generation.options import GenerationOptions
-from npgpt2.generation.speculate import LONGEST, SHORTEST, Lookup, Speculating
+from npgpt2.generation.prompt_lookup import LONGEST, SHORTEST, Lookup, PromptLookup
 from npgpt2_onnx import OnnxModel, export
 
 CHANT = "O Romeo, O Romeo, O Romeo, O Romeo, O"
@@ -21,27 +21,29 @@ PROMPTS = [CHANT, "KING", "a", "The quality of mercy is not strained. It droppet
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny):
     return {
-        kind: export(tiny, tmp_path_factory.mktemp("speculate") / kind, graphs=[kind], proof=False)
+        kind: export(
+            tiny, tmp_path_factory.mktemp("prompt_lookup") / kind, graphs=[kind], proof=False
+        )
         for kind in KINDS
     }
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 50))
-def test_a_guess_is_what_followed_the_same_tokens_the_last_time(ids, most):
+def test_a_draft_is_what_followed_the_same_tokens_the_last_time(ids, most):
     text = Lookup()
     for token in ids:
         text.extend([token])
     at_once = Lookup()
     at_once.extend(ids)
-    guess = text.guess(most)
-    assert at_once.guess(most) == guess
+    draft = text.draft(most)
+    assert at_once.draft(most) == draft
     expected = []
     for n in range(min(LONGEST, len(ids)), SHORTEST - 1, -1):
         stood = [i + n for i in range(len(ids) - n) if ids[i : i + n] == ids[-n:]]
         if stood:
             expected = (ids[stood[-1] :] * most)[:most]  # and round again
             break
-    assert guess == expected
+    assert draft == expected
 
 
 class Parrot:
@@ -76,9 +78,9 @@ def written(step, prompt, tokens):
 
 @pytest.mark.parametrize("most", [1, 2, 3, 16])
 @pytest.mark.parametrize("stumbles", [(), (13,), (13, 14, 40, 41, 42, 60), range(7, 200, 3)])
-def test_whatever_was_guessed_the_model_is_asked_about_the_text_alone(most, stumbles):
+def test_whatever_was_drafted_the_model_is_asked_about_the_text_alone(most, stumbles):
     told, parrot = [], Parrot(stumbles)
-    step = Speculating(parrot, most, 1000, told.append)
+    step = PromptLookup(parrot, most, 1000, told.append)
     text = written(step, [0, 1, 2], 90)
     assert text == written(Parrot(stumbles), [0, 1, 2], 90)
     assert parrot.past[: len(text) - 1] == text[:-1]
@@ -90,9 +92,9 @@ def test_whatever_was_guessed_the_model_is_asked_about_the_text_alone(most, stum
         assert parrot.runs <= fewest[most]
 
 
-def test_guesses_stay_within_the_context():
+def test_drafts_stay_within_the_context():
     parrot = Parrot()
-    written(Speculating(parrot, 16, 30), [0, 1, 2], 27)
+    written(PromptLookup(parrot, 16, 30), [0, 1, 2], 27)
     assert len(parrot.past) <= 30
 
 
@@ -104,12 +106,12 @@ def test_guesses_stay_within_the_context():
 def test_the_text_is_the_same(wide, options, most):
     for prompt in PROMPTS:
         plain = wide.generate(prompt, max_new_tokens=60, **options)
-        assert wide.generate(prompt, max_new_tokens=60, speculate=most, **options) == plain
+        assert wide.generate(prompt, max_new_tokens=60, prompt_lookup=most, **options) == plain
 
 
 def test_the_text_is_the_same_up_to_the_end_of_the_context(wide):
     for prompt in PROMPTS:
-        [text] = wide.generate(prompt, max_new_tokens=500, temperature=0, speculate=16)
+        [text] = wide.generate(prompt, max_new_tokens=500, temperature=0, prompt_lookup=16)
         assert [text] == wide.generate(prompt, max_new_tokens=500, temperature=0)
         assert text.finish_reason == "context"
 
@@ -121,24 +123,24 @@ def test_the_text_is_the_same_under_onnx_runtime(exported, kind, options):
     runner = OnnxModel.from_pretrained(exported[kind])
     for prompt in PROMPTS[:2]:
         plain = runner.generate(prompt, max_new_tokens=50, **options)
-        assert runner.generate(prompt, max_new_tokens=50, speculate=8, **options) == plain
+        assert runner.generate(prompt, max_new_tokens=50, prompt_lookup=8, **options) == plain
 
 
 def test_a_text_that_repeats_itself_needs_fewer_steps(wide):
     ids = wide.encode(CHANT)
     told = []
-    options = GenerationOptions(80, temperature=0, repetition_penalty=0.5, speculate=16)
+    options = GenerationOptions(80, temperature=0, repetition_penalty=0.5, prompt_lookup=16)
     count = sum(len(piece.ids) for piece in wide.pieces([ids], options, told.append))
     assert count == 80
     assert len(told) < 40
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"speculate": -1}, "speculate: got -1, expected a whole number from 0"),
-    ({"speculate": True}, "speculate: got True"),
-    ({"speculate": 5000}, "speculate: got 5000"),
-    ({"speculate": 4, "num_beams": 2}, "speculate: is for one text at a time"),
-    ({"speculate": 4, "num_samples": 2}, "speculate: is for one text at a time"),
+    ({"prompt_lookup": -1}, "prompt_lookup: got -1, expected an integer from 0"),
+    ({"prompt_lookup": True}, "prompt_lookup: got True"),
+    ({"prompt_lookup": 5000}, "prompt_lookup: got 5000"),
+    ({"prompt_lookup": 4, "num_beams": 2}, "prompt_lookup: works on one text at a time"),
+    ({"prompt_lookup": 4, "num_samples": 2}, "prompt_lookup: works on one text at a time"),
 ])  # fmt: skip
 def test_what_does_not_go_together(options, message):
     with pytest.raises(OptionError, match=re.escape(message)):
@@ -147,10 +149,10 @@ def test_what_does_not_go_together(options, message):
 
 def test_several_prompts_are_no_one_text(model):
     with pytest.raises(OptionError, match="one text at a time, got 2 prompts"):
-        model.generate(["a", "b"], speculate=4)
+        model.generate(["a", "b"], prompt_lookup=4)
 
 
-@pytest.mark.parametrize("flag", [["--speculate"], ["--speculate", "4"]])
+@pytest.mark.parametrize("flag", [["--prompt-lookup"], ["--prompt-lookup", "4"]])
 def test_on_the_command_line(flag, tiny, capsys):
     npgpt2 = runner(capsys)
     command = ["generate", CHANT, "--model", tiny, "--temperature", "0", "--max-new-tokens", "80",
@@ -162,6 +164,8 @@ def test_on_the_command_line(flag, tiny, capsys):
 
 
 def test_a_prompt_behind_it_is_told_from_a_number(tiny, capsys):
-    code, out, err = runner(capsys)("generate", "--model", tiny, "--speculate", "O Romeo")
+    code, out, err = runner(capsys)("generate", "--model", tiny, "--prompt-lookup", "O Romeo")
     assert (code, out) == (2, "")
-    assert "--speculate: got 'O Romeo', expected a whole number, or nothing. A prompt goes" in err
+    assert (
+        "--prompt-lookup: got 'O Romeo', expected a whole number, or nothing. A prompt goes" in err
+    )

@@ -1,10 +1,10 @@
-"""How many tokens a step gives with --speculate, by what the text is like.
+"""Tokens per step with --prompt-lookup for different kinds of text.
 
-    python -m benchmarks.speculation [--model DIR] [--rounds 3]
+    python -m benchmarks.prompt_lookup [--model DIR] [--rounds 3]
 
-For each prompt 128 tokens are written with guesses and without, greedily and sampled, in turn; the
-text has to be the same. Tokens a step depend on the model and the text alone; the ratio of times is
-what this machine makes of them.
+For each prompt it generates 128 tokens with and without drafts in turn, greedily and by sampling;
+the text must be the same. Tokens per step depend on the model and the text alone; the ratio of
+times depends on this machine.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TOKENS, GUESSES = 128, 16
+TOKENS, DRAFT_TOKENS = 128, 16
 CODE = """def forward(x, weight, bias):
     y = x @ weight
     y = y + bias
@@ -28,18 +28,18 @@ def backward(x, weight, grad):
 VERSE = "The cat is on the mat, the cat is on the mat, the cat is on the mat, the cat is on"
 PLAIN = "GLOUCESTER:\nHow now, my lord, what news from Wales, and where is the king to-night?\n"
 PROMPTS = {"plain": PLAIN, "like code": CODE, "repetitive": VERSE}
-# The last makes a model go round in circles, as small ones do by themselves.
+# The last makes a model repeat itself, as small models do anyway.
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 1},
-    "greedy, in circles": {"temperature": 0, "repetition_penalty": 0.5},
+    "greedy, repeating": {"temperature": 0, "repetition_penalty": 0.5},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("weights/shakespeare"))
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of N rounds is reported")
     args = parser.parse_args()
     from npgpt2.base.blas import choose_kernel
 
@@ -48,30 +48,30 @@ def main() -> None:
 
     model = GPT2.from_pretrained(args.model)
     row = "{:<12}{:<20}{:>16}{:>10}".format
-    print(row("prompt", "", "tokens a step", "speed"))
+    print(row("prompt", "", "tokens per step", "speed"))
     for name, prompt in PROMPTS.items():
         ids = model.encode(prompt)
         for way, options in WAYS.items():
             plain = GenerationOptions(TOKENS, **options)
-            guessing = GenerationOptions(TOKENS, **options, speculate=GUESSES)
+            drafting = GenerationOptions(TOKENS, **options, prompt_lookup=DRAFT_TOKENS)
             steps: list[int] = []
             ratios = []
             for _ in range(args.rounds):
                 text, slow = write(model, ids, plain)
-                same, fast = write(model, ids, guessing, steps.append)
+                same, fast = write(model, ids, drafting, steps.append)
                 if text != same:
-                    raise SystemExit(f"{name}, {way}: another text")
+                    raise SystemExit(f"{name}, {way}: the text differs")
                 ratios.append(slow / fast)
             ratio = f"{statistics.median(ratios):.2f} x"
             print(row(name, way, f"{statistics.mean(steps):.1f}", ratio), flush=True)
 
 
 def write(
-    model: Any, ids: list[int], options: Any, told: Callable[[int], None] = lambda tokens: None
+    model: Any, ids: list[int], options: Any, on_step: Callable[[int], None] = lambda tokens: None
 ) -> tuple[list[int], float]:
     """The tokens, and seconds."""
     begun = time.perf_counter()
-    text = [token for piece in model.pieces([ids], options, told) for token in piece.ids]
+    text = [token for piece in model.pieces([ids], options, on_step) for token in piece.ids]
     return text, time.perf_counter() - begun
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a forward pass: checked, and brought into one form.
+"""Check the arguments of a forward pass and bring them into one form.
 
 Axes: B batch, T new tokens, S past and new, C n_embd, H heads, L layers, V vocabulary, N positions.
 """
@@ -14,7 +14,7 @@ from npgpt2.model.config import GPT2Config
 
 
 def tokens(input_ids: Any, inputs_embeds: Any, config: GPT2Config, dtype: np.dtype[Any]) -> Array:
-    """Ids (B, T), or embeddings (B, T, C) in their place; exactly one of the two."""
+    """Ids (B, T) or embeddings (B, T, C), whichever is given; exactly one must be."""
     if input_ids is not None and inputs_embeds is not None:
         raise InputError("input_ids, inputs_embeds: cannot specify both. Give one of the two")
     if input_ids is not None:
@@ -27,14 +27,14 @@ def tokens(input_ids: Any, inputs_embeds: Any, config: GPT2Config, dtype: np.dty
 def ids(
     name: str, value: Any, shape: tuple[int, ...] | None, below: int, ignore: int | None = None
 ) -> Array:
-    """Whole numbers from 0 up to, not including, `below`, of a shape; None is any (B, T)."""
+    """Integers with 0 ≤ id < `below` and this shape; a shape of None means any (B, T)."""
     x = array(name, value)
     if x.dtype.kind == "U":
         raise InputError(f"{name}: got text, expected ids. Encode it first: [model.encode(text)]")
     if x.dtype.kind not in "iu":
-        raise InputError(f"{name}: got {x.dtype} numbers, expected whole ones")
+        raise InputError(f"{name}: got dtype {x.dtype}, expected integers")
     if x.shape != shape if shape else x.ndim != 2 or not x.size:
-        hint = ". For one text give [ids]" if not shape and x.ndim == 1 and x.size else ""
+        hint = ". For one text pass [ids]" if not shape and x.ndim == 1 and x.size else ""
         raise InputError(f"{name}: got shape {x.shape}, expected {shape or '(B, T)'}{hint}")
     bad = (x < 0) | (x >= below)
     if ignore is not None:
@@ -54,19 +54,19 @@ def states(name: str, value: Any, config: GPT2Config, dtype: np.dtype[Any]) -> A
 
 
 def array(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Array:
-    """An array of what NumPy takes for one."""
+    """`value` as a NumPy array."""
     try:
         return np.asarray(value, dtype)
     except (TypeError, ValueError):
         raise InputError(
-            f"{name}: not numbers, or rows of different length. Pad rows, with a mask"
+            f"{name}: not numbers, or rows of different lengths. Pad the rows, and pass a mask"
         ) from None
 
 
 def cache(
     given: Any, rows: int, config: GPT2Config, dtype: np.dtype[Any]
 ) -> tuple[KVCache | None, int]:
-    """The cache of an earlier pass, and how many tokens it holds."""
+    """The KV cache of an earlier pass, and its number of tokens."""
     if given is None:
         return None, 0
     if not isinstance(given, KVCache):
@@ -75,7 +75,7 @@ def cache(
             "expected the past_key_values of an earlier output"
         )
     if given.batch_size != rows:
-        raise InputError(f"past_key_values: holds {given.batch_size} rows, got {rows}")
+        raise InputError(f"past_key_values: has {given.batch_size} rows, but the input has {rows}")
     if not given.fits(config, dtype):
         raise InputError(f"past_key_values: {given} was made for another model")
     return given, given.length
@@ -89,17 +89,17 @@ def mask(name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
     if x.shape != shape:
         raise InputError(f"{name}: got shape {x.shape}, expected {shape}")
     if not ((x == 0) | (x == 1)).all():
-        raise InputError(f"{name}: expected 1 for real tokens and 0 for padding, got other numbers")
+        raise InputError(f"{name}: got other values, expected 1 for real tokens, 0 for padding")
     return None if x.all() else x.astype(bool)
 
 
 def positions(
     given: Any, mask: Array | None, past: int, shape: tuple[int, int], config: GPT2Config
 ) -> Array:
-    """(B, T) or (1, T), where each token stands.
+    """The position of each token, (B, T) or (1, T).
 
-    By default its index among the real tokens: not its column, where padding is on the left.
-    (transformers' forward takes the column unless its caller, such as generate, says otherwise.)
+    By default it is the index among the real tokens, which is not the column if padding is on the
+    left. (transformers' forward uses the column unless its caller passes position_ids.)
     """
     b, t = shape
     if given is not None:
@@ -112,8 +112,8 @@ def positions(
         x = (np.cumsum(mask, 1) - 1).clip(0)[:, past:]
     if x.max() >= config.n_positions:
         raise InputError(
-            f"input_ids: more tokens than the context holds: "
-            f"{x.max() + 1:,} > {config.n_positions:,}"
+            f"input_ids: are longer than the context: "
+            f"{x.max() + 1:,} > {config.n_positions:,} tokens"
         )
     return x
 
@@ -126,7 +126,7 @@ def head_mask(
         return None
     x, layers, heads = array("head_mask", given, dtype), config.n_layer, config.n_head
     if config.pruned_heads:
-        raise InputError("head_mask: not for a pruned model, whose layers differ in heads")
+        raise InputError("head_mask: does not work with a pruned model. Leave it out")
     if x.ndim in (1, 2) and x.shape[-1] == heads and x.shape[:-1] in ((), (layers,)):
         x = np.broadcast_to(x, (layers, heads))[:, None, :, None, None]
     b, t, s = sizes
@@ -147,13 +147,13 @@ def encoder(
     dtype: np.dtype[Any],
     cache: KVCache | None,
 ) -> tuple[Array | None, Array | None]:
-    """The encoder's states (B, E, C) and their mask (B, E); without states, the cache's mask."""
+    """The encoder's hidden states (B, E, C) and mask (B, E); without them, the cache's mask."""
     if given is None:
         known = next(iter(cache.cross.values()))[0] if cache is not None and cache.cross else None
         if given_mask is None:
             return None, cache.cross_mask if cache is not None else None
         if known is None:
-            raise InputError("encoder_attention_mask: there are no encoder_hidden_states to mask")
+            raise InputError("encoder_attention_mask: is given without encoder_hidden_states")
         return None, mask("encoder_attention_mask", given_mask, (rows, known.shape[2]))
     if not config.add_cross_attention:
         raise InputError(
@@ -167,19 +167,19 @@ def encoder(
 
 
 def last_few(keep: Any) -> int | None:
-    """How many of the last positions are asked for, 0 for all; None: it is no such number."""
+    """The number of last positions to keep, 0 for all; None if `keep` is not such a number."""
     whole = isinstance(keep, (int, np.integer)) and not isinstance(keep, bool) and keep >= 0
     return int(keep) if whole else None
 
 
 def last(x: Array, keep: Any) -> Array:
-    """The last `keep` positions of (B, T, C), all for 0, or those that an array names."""
+    """The last `keep` positions of x (B, T, C), all if 0; or the positions in an array `keep`."""
     few = last_few(keep)
     if few is not None:
         return x[:, -few:]
     t, index = x.shape[1], array("logits_to_keep", keep)
     if index.dtype.kind not in "iu" or index.ndim != 1 or ((index < -t) | (index >= t)).any():
         raise InputError(
-            f"logits_to_keep: got {keep!r}, expected a whole number from 0, or positions below {t}"
+            f"logits_to_keep: got {keep!r}, expected an integer from 0, or positions below {t}"
         )
     return x[:, index]

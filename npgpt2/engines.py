@@ -1,6 +1,6 @@
-"""Which model, and how to open it: one value, and the one function that opens it.
+"""`ModelSpec` says which model and how to open it; `open_model` opens it.
 
-The command line fills the value; server, bulk work, benchmark and Ray take it.
+The command line makes the spec; the server, bulk work, the benchmark and Ray take it.
 """
 
 import os
@@ -29,7 +29,7 @@ class ModelSpec:
     """Which model, and how to open it.
 
     Raises:
-        OptionError: a choice that there is not; an option of the engine that is not asked for.
+        OptionError: a value that is not one of the choices; an option of the other engine.
 
     >>> ModelSpec("tests/data/tiny").name
     'tiny'
@@ -39,29 +39,29 @@ class ModelSpec:
     """
 
     model: str | None = option(
-        None, "a checkpoint folder (config.json, model.safetensors, vocabulary) or a name on the "
-        "hub, such as gpt2; by default $NPGPT2_MODEL, else shakespeare, a small model that is part "
-        "of this package", "MODEL",
+        None, "a checkpoint folder (config.json, model.safetensors, vocabulary) or a model on the "
+        "Hugging Face hub, such as gpt2 (default: $NPGPT2_MODEL, else shakespeare, a small model "
+        "in this package)", "MODEL",
     )  # fmt: skip
     engine: str = option(
-        "", "numpy runs a checkpoint, onnx a folder that 'npgpt2 export' wrote (default: what the "
-        "folder holds)", choices=("numpy", "onnx"),
+        "", "numpy for a checkpoint, onnx for a folder from 'npgpt2 export' (default: what the "
+        "folder contains)", choices=("numpy", "onnx"),
     )  # fmt: skip
-    device: str | None = option(None, "of the onnx engine (default: cpu)", choices=("cpu", "cuda"))
+    device: str | None = option(None, "onnx: device (default: cpu)", choices=("cpu", "cuda"))
     precision: str | None = option(
-        None, "of the onnx engine (default: the first of these that the folder has)",
+        None, "onnx: precision (default: the first of these in the folder)",
         choices=("fp32", "fp16", "int8", "int4"),
     )  # fmt: skip
-    threads: int | None = option(None, "of the onnx engine (default: one for each core)", "N")
+    threads: int | None = option(None, "onnx: threads (default: one per core)", "N")
     graph_cache: str | None = option(
-        None, "of the onnx engine: keep the optimized graph there (of floats twice the weights' "
-        "bytes), to open faster the next time", "DIR",
+        None, "onnx: keep the optimized graph in DIR, to load faster the next time (float graphs "
+        "take twice the bytes of the weights)", "DIR",
     )  # fmt: skip
     dtype: str = option(
-        "float32", "what to compute in (default: {default})", choices=("float32", "float64")
+        "float32", "dtype of the computation (default: {default})", choices=("float32", "float64")
     )
-    strict: bool = option(False, "refuse weights that hold NaN or infinity; otherwise a warning")
-    revision: str | None = option(None, "branch, tag or commit of a model on the hub")
+    strict: bool = option(False, "fail, not only warn, if the weights contain NaN or infinity")
+    revision: str | None = option(None, "branch, tag or commit on the hub (default: main)")
 
     def __post_init__(self) -> None:
         if not self.engine:
@@ -70,43 +70,47 @@ class ModelSpec:
         if self.engine == "numpy":
             for name in OF_ONNX:
                 if getattr(self, name) is not None:
-                    raise OptionError(name, "is an option of the onnx engine. Add --engine onnx")
+                    raise OptionError(name, "works with the onnx engine only. Add --engine onnx")
             return
         if self.dtype != "float32" or self.strict:
             raise OptionError(
                 "strict" if self.strict else "dtype",
-                "is an option of the NumPy engine. Leave it out, or --engine onnx",
+                "works with the NumPy engine only. Leave it out, or leave out --engine onnx",
             )
         if self.graph_cache == "":
             raise OptionError("graph_cache", "got '', expected a folder")
 
     @property
     def name(self) -> str:
-        """What a page calls it, whether it was named by a path, by its name on the hub, or not."""
+        """The name to display: the last part of the path or of the hub name."""
         from npgpt2.checkpoints.hub import EMBEDDED
 
         name = Path(self.model or EMBEDDED).absolute().name
         return os.fsencode(name).decode("utf-8", "replace")  # a folder's may be any bytes
 
     def folder(self, weights: bool = True, tell: Tell = lambda text: None) -> Path:
-        """Where it lies, fetched from the hub if need be; `tell` hears that no model was named.
+        """The model's folder, downloaded from the hub if needed.
+
+        Args:
+            weights: see `hub.resolve`.
+            tell: callback for a note if no model is named.
 
         Raises:
-            OptionError: a revision of no model.
-            FileError, MissingPackage: see `hub.resolve`, which also tells of `weights`.
+            OptionError: a revision without a model.
+            FileError, MissingPackage: see `hub.resolve`.
         """
         from npgpt2.checkpoints.hub import EMBEDDED, embedded, resolve
 
         if self.model is not None:
             return resolve(self.model, self.revision, weights=weights)
         if self.revision is not None:
-            raise OptionError("revision", "is of a model on the hub. Name it with --model")
-        tell(f"no --model: taking {EMBEDDED}, which is part of this package")
-        return embedded()  # whatever lies in this folder under that name
+            raise OptionError("revision", "needs a model on the hub. Name it with --model")
+        tell(f"no --model given: using {EMBEDDED}, which is part of this package")
+        return embedded()  # even if the current folder contains a folder of that name
 
 
 def _engine_for(model: str | None) -> str:
-    """ONNX Runtime for a folder that has graphs and no checkpoint beside them."""
+    """ONNX Runtime for a folder with ONNX graphs and without a checkpoint."""
     if model is None or not os.path.isdir(model):
         return "numpy"
     folder = Path(model)
@@ -130,12 +134,12 @@ def open_model(
     tell: Tell = lambda text: None,
     progress: "Progress" = lambda loop, what: loop,
 ) -> Any:
-    """Open it: a model that writes, or with `head` one that labels.
+    """Open a model: a language model, or with `head` a model with another head.
 
-    `tell` hears a line on what was taken, `progress` wraps the loop over tensors.
+    `tell` is a callback for notes on what was opened; `progress` wraps the loop over tensors.
 
     Raises:
-        NpGPT2Error: it cannot be opened, see `from_pretrained` of the engine's class.
+        NpGPT2Error: it cannot be opened; see `from_pretrained` of the engine's class.
 
     >>> model = open_model(ModelSpec("tests/data/tiny"))
     >>> str(model.generate("KING", max_new_tokens=2, temperature=0)[0])

@@ -1,4 +1,4 @@
-"""The class people use: a checkpoint that can be called, and that writes.
+"""The class `GPT2`: load a checkpoint, run forward passes, generate text.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V vocabulary,
 L layers, E tokens of an encoder.
@@ -39,19 +39,19 @@ FLOATS = {"float32": np.float32, "float64": np.float64}
 
 @dataclass(frozen=True, eq=False)
 class GPT2Output:
-    """What a forward pass gives. Also a tuple of what is not None, in transformers' order.
+    """The outputs of a forward pass. Also a tuple of those that are not None, in transformers'
+    order.
 
     Attributes:
-        loss: mean cross-entropy in nats, where labels were given.
-        logits: (B, T, V), or fewer positions by `logits_to_keep`.
-        past_key_values: the cache, where one is used.
-        hidden_states: L + 1 arrays (B, T, C): the embeddings, each block's output, and in the last
-            place ln_f's.
+        loss: mean cross-entropy in nats, if labels were given.
+        logits: (B, T, V), or fewer positions with `logits_to_keep`.
+        past_key_values: the KV cache, if one is used.
+        hidden_states: L + 1 arrays (B, T, C): the embeddings, each block's output, and ln_f's
+            output in place of the last block's.
         attentions: L arrays (B, H, T, S).
         cross_attentions: L arrays (B, H, T, E).
-        last_hidden_state: (B, T, C), ln_f's output for all T tokens; for the last few, where
-            `logits_to_keep` asks for these and neither labels, a head_mask, a tap, hidden states
-            nor attentions come with it. Not in the tuple.
+        last_hidden_state: (B, T, C), ln_f's output; only the last positions if `logits_to_keep` is
+            given without labels, head_mask, tap, hidden states and attentions. Not in the tuple.
     """
 
     loss: np.floating[Any] | None
@@ -79,7 +79,7 @@ class GPT2Output:
 
 
 class GPT2(LanguageModel):
-    """A GPT-2 in NumPy.
+    """GPT-2 with a language-model head, in NumPy.
 
     >>> model = GPT2.from_pretrained("tests/data/tiny")
     >>> out = model([[262, 497]])
@@ -103,14 +103,15 @@ class GPT2(LanguageModel):
         token: str | None = None,
         progress: Progress = lambda names, what: names,
     ) -> "GPT2":
-        """Load a checkpoint folder, or a model of the hub by its name.
+        """Load a checkpoint from a folder, or a model from the Hugging Face hub.
 
         Args:
-            name: the folder, or the name, such as "gpt2".
-            dtype: "float32", or "float64" for everything in double precision.
+            name: a folder, or a name on the hub, such as "gpt2".
+            dtype: of weights and computation: "float32" or "float64".
             mmap: map float32 files instead of reading them; see `Checkpoint.read`.
-            strict: refuse weights that hold NaN or infinity; otherwise a warning names them.
-            revision, token: of the hub.
+            strict: raise if the weights contain NaN or infinity; otherwise a warning names them.
+            revision: branch, tag or commit on the hub.
+            token: access token of the hub, instead of HF_TOKEN.
             progress: wraps the loop over tensors.
 
         Raises:
@@ -125,8 +126,8 @@ class GPT2(LanguageModel):
 
     @classmethod
     def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
-        """GPT-2's initialisation: N(0, initializer_range), residual projections / √(2 L), biases 0,
-        LayerNorm gains 1 (Radford et al. 2019, section 2.3).
+        """GPT-2's initialization: N(0, initializer_range), residual projections / √(2 L), biases 0,
+        LayerNorm weights 1 (Radford et al. 2019, section 2.3).
 
         >>> GPT2.from_random(GPT2Config(n_layer=1, n_head=2, n_embd=8)).params.h[0].ln_1.weight[:2]
         array([1., 1.], dtype=float32)
@@ -156,7 +157,7 @@ class GPT2(LanguageModel):
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in the tree; a tied head counts once."""
+        """Number of parameters; a tied head counts once."""
         return sum(array.size for _, array in named_parameters(self.params))
 
     def __call__(
@@ -181,22 +182,23 @@ class GPT2(LanguageModel):
         """One forward pass. Arguments and shapes are those of transformers' GPT2LMHeadModel.
 
         Args:
-            input_ids: (B, T) ids; or, in their place, inputs_embeds (B, T, C).
-            past_key_values: the cache of an earlier pass. It is extended and returned.
+            input_ids: (B, T) ids; or give inputs_embeds (B, T, C) instead.
+            past_key_values: the KV cache of an earlier pass. It is extended in place and returned.
             attention_mask: (B, S), 1 for real tokens and 0 for padding, on either side.
-            token_type_ids: (B, T) ids whose rows of wte are added.
-            position_ids: (B, T) or (1, T). By default a token's position is its index among the
-                real tokens of its row.
-            head_mask: (H,), (L, H) or (L, 1 or B, H, 1 or T, 1 or S); multiplies probabilities.
-            encoder_hidden_states: (B, E, C), for a model with cross-attention. What they become is
-                kept in the cache, with encoder_attention_mask (B, E): later steps need neither.
-            labels: (B, T) ids, shifted here; −100 is ignored.
-            use_cache: by default the config's. With False nothing is added to a given cache.
-            logits_to_keep: the last so many positions (0: all), or an array of positions.
-            tap: called with the name and array of every intermediate; see `forward.Tap`.
+            token_type_ids: (B, T) ids whose rows of wte are added to the embeddings.
+            position_ids: (B, T) or (1, T). By default the position of a token is its index among
+                the real tokens of its row.
+            head_mask: (H,), (L, H) or (L, 1 or B, H, 1 or T, 1 or S); multiplies the attention
+                probabilities.
+            encoder_hidden_states: (B, E, C), for a model with cross-attention. Their keys and
+                values and encoder_attention_mask (B, E) stay in the cache for later steps.
+            labels: (B, T) ids, shifted inside the model; −100 is ignored.
+            use_cache: by default the config's. False leaves a given cache unchanged.
+            logits_to_keep: number of last positions (0 for all), or an array of positions.
+            tap: callback for the name and array of every intermediate; see `forward.Tap`.
 
         Raises:
-            InputError: shapes, dtypes or ids that do not fit, named.
+            InputError: an argument has a wrong shape, dtype or id; the message names it.
 
         >>> model = GPT2.from_pretrained("tests/data/tiny")
         >>> first = model([[262]])
@@ -224,7 +226,7 @@ class GPT2(LanguageModel):
 
         def listen(name: str, array: Array) -> None:
             if name in wanted:
-                taken[name] = array.copy()  # the model goes on in place
+                taken[name] = array.copy()  # the model changes it in place
             if tap is not None:
                 tap(name, array)
 
@@ -246,7 +248,7 @@ class GPT2(LanguageModel):
         x = transformer(x, self.params, run, show)
         logits = lm_head(arguments.last(x, logits_to_keep), self.params, show)
         loss = None if labels is None else self._loss(x, logits, logits_to_keep, labels)
-        if cache is not None and keep:  # last: of a pass that fails nothing is kept
+        if cache is not None and keep:  # last, so that a pass that fails leaves the cache unchanged
             cache.advance(t)
             cache.cross, cache.cross_mask = run.cross, encoder_mask
 
@@ -264,7 +266,7 @@ class GPT2(LanguageModel):
             last_hidden_state=x,
         )
 
-    # ── what a LanguageModel needs ───────────────────────────────────────────────────────────────
+    # ── implementation of LanguageModel ──────────────────────────────────────────────────────────
 
     def logits(self, ids: Array) -> Array:
         return self(ids, use_cache=False).logits
@@ -281,16 +283,16 @@ class GPT2(LanguageModel):
         x = embed(self.params, ids, np.arange(ids.shape[1])[None])
         return transformer(x, self.params, Run(self.config, {}))
 
-    # ── surgery, in place as transformers has it; each returns the model ─────────────────────────
+    # ── changes of the model, in place as in transformers; each returns the model ────────────────
 
     def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> "GPT2":
-        """Take heads out of layers: `{layer: [heads]}`, numbered as in the unpruned model.
+        """Remove attention heads: `{layer: [heads]}`, numbered as in the unpruned model.
 
-        Changes this model and returns it. The outputs are those of the whole model with these
-        heads masked by `head_mask`.
+        Changes this model and returns it. The outputs are those of the unpruned model with a
+        `head_mask` of 0 for these heads.
 
         Raises:
-            ConfigError: a layer or head that is not there, or all heads of a layer.
+            ConfigError: a layer or head does not exist, or all heads of a layer are named.
 
         >>> model = GPT2.from_pretrained("tests/data/tiny").prune_heads({0: [1, 2]})
         >>> model.params.h[0].attn.c_attn.weight.shape
@@ -322,31 +324,31 @@ class GPT2(LanguageModel):
         return self
 
     def get_input_embeddings(self) -> Array:
-        """wte, (V, C)."""
+        """The token embeddings wte, (V, C)."""
         return self.params.wte.weight
 
     def set_input_embeddings(self, weight: npt.ArrayLike) -> "GPT2":
-        """Put another wte (V, C) in its place; with a tied head V may differ.
+        """Replace wte by `weight` (V, C); with a tied head V may differ.
 
         Raises:
-            InputError: another width; or another V, while the head is the model's own.
+            InputError: another width; or another V with a head that is not tied.
         """
         wte = arguments.array("weight", weight, self.dtype)
         if wte.ndim != 2 or wte.shape[1] != self.config.n_embd or not len(wte):
             raise InputError(f"weight: got shape {wte.shape}, expected (V, {self.config.n_embd})")
         if self.params.lm_head is not None and len(wte) != self.config.vocab_size:
             raise InputError(
-                f"weight: got {len(wte)} rows, the model's own lm_head has "
-                f"{self.config.vocab_size}. Use resize_token_embeddings"
+                f"weight: got {len(wte)} rows, expected {self.config.vocab_size} as in lm_head, "
+                "which is not tied. Use resize_token_embeddings"
             )
         self.params = self.params._replace(wte=Embedding(wte))
         self.config = replace(self.config, vocab_size=len(wte))
         return self
 
     def resize_token_embeddings(self, size: int) -> "GPT2":
-        """Make the vocabulary `size` tokens, by rows cut off or added at the end.
+        """Change the vocabulary to `size` tokens: cut rows off, or add rows, at the end.
 
-        A new row is the mean of the old ones: the new token begins as an average one (Hewitt 2021,
+        A new row is the mean of the old rows (Hewitt 2021,
         https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
         >>> GPT2.from_pretrained("tests/data/tiny").resize_token_embeddings(515).config.vocab_size
@@ -368,7 +370,7 @@ class GPT2(LanguageModel):
     # ── outputs ──────────────────────────────────────────────────────────────────────────────────
 
     def _wanted(self, hidden: bool, attentions: bool) -> dict[str, str]:
-        """Tap names of the outputs asked for, in order, each with the tuple it goes into."""
+        """Tap names of the requested outputs, in order, each with the name of its tuple."""
         layers = range(self.config.n_layer)
         names: dict[str, str] = {}
         if hidden:
@@ -380,7 +382,7 @@ class GPT2(LanguageModel):
         return names
 
     def _loss(self, x: Array, logits: Array, kept: Any, labels: Any) -> Any:
-        """Mean cross-entropy of each token given those before it, as GPT2LMHeadModel has it."""
+        """Mean cross-entropy of each token given those before it, as in GPT2LMHeadModel."""
         vocabulary = self.config.vocab_size
         targets = arguments.ids("labels", labels, x.shape[:2], vocabulary, ignore=-100)[:, 1:]
         whole = isinstance(kept, int) and kept == 0
@@ -391,7 +393,7 @@ class GPT2(LanguageModel):
 
 
 def numpy_float(name: str) -> Any:
-    """NumPy's type of "float32" or "float64"; raises OptionError of anything else."""
+    """NumPy's type for "float32" or "float64"; raises OptionError for anything else."""
     if name not in FLOATS:
         raise OptionError("dtype", f"got {name!r}, expected 'float32' or 'float64'")
     return FLOATS[name]
@@ -403,7 +405,7 @@ class NumpyStepper:
     def __init__(self, model: GPT2, mask: Array | None, use_cache: bool, room: int) -> None:
         self._model, self._mask, self._use_cache, self._room = model, mask, use_cache, room
         self._cache: KVCache | None = None
-        self._ids: Array | None = None  # everything so far, where there is no cache
+        self._ids: Array | None = None  # all ids so far, if there is no cache
 
     def __call__(self, ids: Array, every: bool = False) -> Array:
         new = ids.shape[1]
@@ -443,7 +445,7 @@ class NumpyStepper:
 class NumpySlots(Slots):
     """`npgpt2.generation.slots.Slots` over a GPT2.
 
-    Every step computes all slots: BLAS multiplies one, four and eight rows each in its own way.
+    Every step computes all slots: BLAS sums in a different order for one, four and eight rows.
     """
 
     def __init__(self, model: GPT2, count: int) -> None:

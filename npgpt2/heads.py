@@ -1,12 +1,11 @@
-"""GPT-2 under another head than the language model's: it labels texts and tokens, finds answers,
-chooses.
+"""GPT-2 with other heads: text and token classification, question answering, multiple choice.
 
     GPT2ForSequenceClassification   score                  a text → its label, or its reward
     GPT2ForTokenClassification      classifier             a text → a label for each token
     GPT2ForQuestionAnswering        qa_outputs             a question and a text → the answer in it
-    GPT2DoubleHeadsModel            multiple_choice_head   texts → which one; it writes as well
+    GPT2DoubleHeadsModel            multiple_choice_head   texts → a choice; it also has an lm_head
 
-The classes are transformers', and so are the outputs' names.
+The names of classes and outputs are those of transformers.
 
 Axes: B batch, N choices, T tokens, C n_embd, V vocabulary, K labels.
 """
@@ -34,12 +33,12 @@ from npgpt2.model.ops import ACTIVATIONS, softmax
 from npgpt2.model.params import Head, Params, Summary
 from npgpt2.tokenizer.load import vocabulary_of
 
-NONE = np.empty(0, np.int64)  # positions whose logits over the vocabulary are wanted
-LONGEST = 15  # tokens of an answer, as in transformers' pipeline
+NONE = np.empty(0, np.int64)  # as `logits_to_keep`: no logits over the vocabulary
+LONGEST = 15  # most tokens of an answer, as in transformers' pipeline
 
 
 class Labelled(NamedTuple):
-    """A label and how sure the model is of it: a probability, or the bare number of a reward."""
+    """A label and its score: a probability, or the raw output of a reward or regression model."""
 
     label: str
     score: float
@@ -62,17 +61,17 @@ class Answer(NamedTuple):
 
 
 class HeadOutput(dict[str, Array]):
-    """Arrays by transformers' names, as items and as attributes."""
+    """Arrays by transformers' names, available as items and as attributes."""
 
     def __getattr__(self, name: str) -> Array:
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no output {name!r}, there are {', '.join(self)}") from None
+            raise AttributeError(f"no output {name!r}, expected {', '.join(self)}") from None
 
 
 class HeadModel(TextModel, ABC):
-    """What a head says of text, over any engine."""
+    """A model with a head that labels text, on any engine."""
 
     @abstractmethod
     def __call__(
@@ -82,29 +81,30 @@ class HeadModel(TextModel, ABC):
         attention_mask: npt.ArrayLike | None = None,
         mc_token_ids: npt.ArrayLike | None = None,
     ) -> HeadOutput:
-        """One forward pass, by transformers' names.
+        """One forward pass, with transformers' names.
 
-        A token's position is its index among the real ones of its row. (transformers takes the
-        column, so that rows padded on the left come out otherwise, unless it is given positions.)
+        The position of a token is its index among the real tokens of its row. (transformers uses
+        the column unless position_ids are given, so rows padded on the left give other results.)
 
         Args:
-            input_ids: (B, T) ids; of a model that chooses (B, N, T).
-            attention_mask: of the same shape, 1 for real tokens and 0 for padding.
-            mc_token_ids: (B, N), the token of each choice that stands for it; by default its last.
+            input_ids: (B, T) ids; for multiple choice (B, N, T).
+            attention_mask: the same shape, 1 for real tokens and 0 for padding.
+            mc_token_ids: (B, N), the position in each choice that the head reads; default the last.
 
         Returns:
-            `logits` (B, K) of a text, or (B, T, K) of tokens; or `start_logits` and `end_logits`
+            `logits` (B, K) for texts, or (B, T, K) for tokens; or `start_logits` and `end_logits`
             (B, T); or `logits` (B, N, T, V) and `mc_logits` (B, N).
         """
 
     def classify(self, text: Prompt) -> list[Labelled]:
-        """A text's labels, the most probable first.
+        """The labels of a text, highest score first.
 
-        With one label it is the bare number, which of a reward model is the reward; where
-        config.json says that labels exclude nothing, each has a probability of its own.
+        Scores are probabilities. A model with one label, such as a reward model, and a regression
+        model give the raw output instead. With problem_type multi_label_classification in
+        config.json, each label has its own probability.
 
         Raises:
-            ConfigError: the model does something else.
+            ConfigError: the model has another head.
 
         >>> names = {"id2label": {0: "no", 1: "yes"}}
         >>> shape = {"vocab_size": 512, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
@@ -124,7 +124,7 @@ class HeadModel(TextModel, ABC):
         return sorted(found, key=lambda one: -one.score)
 
     def classify_tokens(self, text: Prompt) -> list[LabelledToken]:
-        """The most probable label of each token."""
+        """The most probable label of each token of a text."""
         self._require("classifier")
         ids = self.encode(text, "text")
         probs = softmax(sound(self([ids]).logits[0]))
@@ -133,12 +133,12 @@ class HeadModel(TextModel, ABC):
         return list(map(LabelledToken, ids, pieces, labels, probs.max(-1).tolist()))
 
     def answer(self, question: Prompt, text: Prompt) -> Answer:
-        """Where a text answers a question: the span of at most `LONGEST` tokens that is the most
-        probable. The two are read one after the other, as they stand."""
+        """The most probable span of at most `LONGEST` tokens of the text that answers the question.
+        The input is the question followed by the text, with nothing between them."""
         self._require("qa_outputs")
         asked, ids = self._ids(question), self._ids(text)
         if not ids:
-            raise InputError("text: is empty, expected one with an answer in it")
+            raise InputError("text: is empty, expected a text that contains the answer")
         out = self([self.encode([*asked, *ids], "question and text")])
         scores = (sound(out[f"{at}_logits"][0, len(asked) :]) for at in ("start", "end"))
         begin, end = map(softmax, scores)
@@ -148,13 +148,13 @@ class HeadModel(TextModel, ABC):
         return Answer(words, int(first), int(last) + 1, float(spans.max()))
 
     def choose(self, texts: Sequence[Prompt]) -> list[float]:
-        """How probable each text is as the choice among them."""
+        """The probability that each text is the right choice, in the order of the texts."""
         self._require("multiple_choice_head")
         if isinstance(texts, str):
-            raise InputError("texts: got one text, expected a list of them")
+            raise InputError("texts: got one text, expected a list of texts")
         rows = [self.encode(text, f"text {number}") for number, text in enumerate(texts, 1)]
         if not rows:
-            raise InputError("texts: the list is empty, expected one at least")
+            raise InputError("texts: the list is empty, expected at least one")
         ids, mask = _padded(rows)
         last = mask.sum(1) - 1
         logits = self._mc_logits(ids[None], mask[None], last[None])[0]
@@ -173,7 +173,7 @@ class HeadModel(TextModel, ABC):
 
 
 def _padded(rows: list[list[int]]) -> tuple[Array, Array]:
-    """Rows of ids → (N, T), padded on the right, and the mask."""
+    """Rows of ids → ids (N, T), padded on the right, and the mask (N, T) bool."""
     mask = np.arange(max(map(len, rows))) < np.array([[len(row)] for row in rows])
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate(rows)
@@ -181,7 +181,7 @@ def _padded(rows: list[list[int]]) -> tuple[Array, Array]:
 
 
 class GPT2WithHead(HeadModel):
-    """A GPT-2 in NumPy under the head that config.json's `architectures` names.
+    """GPT-2 in NumPy with the head that `architectures` in config.json names.
 
     >>> config = GPT2Config(n_layer=1, architectures=("GPT2ForTokenClassification",))
     >>> model = GPT2WithHead.from_random(config)
@@ -193,7 +193,7 @@ class GPT2WithHead(HeadModel):
         if config.head == "lm_head":
             raise ConfigError(
                 f"{folder or 'the model'}: is a language model, expected one of "
-                f"{', '.join(HEADS)}. 'npgpt2 generate' runs it, in Python npgpt2.GPT2"
+                f"{', '.join(HEADS)}. Use 'npgpt2 generate', or npgpt2.GPT2 in Python"
             )
         self.config, self.params, self.folder = config, params, folder
         self._vocabulary = vocabulary_of(folder)
@@ -211,10 +211,10 @@ class GPT2WithHead(HeadModel):
         token: str | None = None,
         progress: Progress = lambda loop, what: loop,
     ) -> "GPT2WithHead":
-        """Load a checkpoint. Arguments and errors: see `GPT2.from_pretrained`.
+        """Load a checkpoint. For arguments and errors see `GPT2.from_pretrained`.
 
         Raises:
-            ConfigError: it is a language model.
+            ConfigError: the checkpoint is a language model.
         """
         float_ = numpy_float(dtype)
         checkpoint = Checkpoint.open(resolve(name, revision, token))
@@ -225,7 +225,7 @@ class GPT2WithHead(HeadModel):
     def from_random(
         cls, config: GPT2Config, seed: int = 0, dtype: str = "float32"
     ) -> "GPT2WithHead":
-        """Weights as of `GPT2.from_random`, the head's as those of the other matrices."""
+        """Random weights as in `GPT2.from_random`; the head is initialized as other matrices."""
         return cls(config, GPT2.from_random(config, seed, dtype).params)
 
     def __call__(
@@ -254,7 +254,7 @@ class GPT2WithHead(HeadModel):
         return f"GPT2WithHead({kind}, {self.body.dtype}; {self._in_words()})"
 
     def states(self, ids: Array, mask: Array | None = None) -> Array:
-        """(B, T) ids → (B, T, C), what stands under the head."""
+        """Ids (B, T) → the last hidden states (B, T, C), the head's input."""
         out = self.body(ids, attention_mask=mask, use_cache=False, logits_to_keep=NONE)
         return out.last_hidden_state
 
@@ -266,10 +266,10 @@ class GPT2WithHead(HeadModel):
         return found
 
     def _mc_logits(self, ids: Array, mask: Array, at: Array) -> Array:
-        return self._chosen(ids, mask, at)[1]  # without those over the vocabulary
+        return self._chosen(ids, mask, at)[1]  # without the logits over the vocabulary
 
     def _chosen(self, ids: Array, mask: Array | None, at: Array) -> tuple[Array, Array]:
-        """(B, N, T): each choice is a row by itself, and one of its tokens stands for it."""
+        """Ids (B, N, T) → last hidden states (B·N, T, C) and mc_logits (B, N)."""
         t = ids.shape[-1]
         x = self.states(ids.reshape(-1, t), None if mask is None else mask.reshape(-1, t))
         y = apply(self.dense, x[np.arange(len(x)), at.reshape(-1)]).reshape(at.shape)
@@ -280,11 +280,10 @@ class GPT2WithHead(HeadModel):
 def checked(
     config: GPT2Config, input_ids: Any, attention_mask: Any, mc_token_ids: Any
 ) -> tuple[Array, Array | None, Array | None]:
-    """The arguments of a call: ids, the mask as bool, and the tokens of choices, if the head takes
-    them.
+    """Check the arguments of a call: ids, the mask as bool, and mc_token_ids for multiple choice.
 
     Raises:
-        InputError: shapes, dtypes or ids that do not fit, named.
+        InputError: an argument has a wrong shape, dtype or id; the message names it.
     """
     chooses = config.head == "multiple_choice_head"
     ids = arguments.array("input_ids", input_ids)
@@ -308,7 +307,7 @@ def checked(
 
 
 def apply(p: Head, x: Array) -> Array:
-    """(..., C) → (..., outputs)."""
+    """The head's linear layer, (..., C) → (..., K)."""
     y = product(x.reshape(-1, x.shape[-1]), p.weight.T)
     if p.bias is not None:
         y += p.bias
@@ -316,8 +315,8 @@ def apply(p: Head, x: Array) -> Array:
 
 
 def last_real(ids: Array, mask: Array | None, pad: int | None) -> Any:
-    """(B,), the rightmost token of each row that is no padding, as transformers finds it: by the
-    id of padding where config.json has one; else by the mask; without either the last.
+    """(B,), the position of the last real token of each row, found as in transformers: by
+    `pad_token_id` if config.json has one, else by the mask; without both it is the last position.
 
     >>> last_real(np.array([[5, 6, 0], [0, 7, 8]]), None, pad=0)
     array([1, 2])

@@ -159,7 +159,7 @@ def test_labels_that_exclude_nothing_and_numbers_that_are_no_probabilities():
 def test_outputs_are_attributes_too():
     out = build(config_of("tokens"))(IDS)
     assert out.logits is out["logits"]
-    with pytest.raises(AttributeError, match=r"^no output 'loss', there are logits$"):
+    with pytest.raises(AttributeError, match=r"^no output 'loss', expected logits$"):
         _ = out.loss
 
 
@@ -193,11 +193,11 @@ def test_nothing_to_look_at():
     model = build(config_of("answers"))
     with pytest.raises(InputError) as error:
         model.answer([1, 2], [])
-    assert str(error.value) == "text: is empty, expected one with an answer in it"
+    assert str(error.value) == "text: is empty, expected a text that contains the answer"
     assert model.answer([], [1]).end == 1
     with pytest.raises(InputError) as error:
         build(config_of("choices")).choose([])
-    assert str(error.value) == "texts: the list is empty, expected one at least"
+    assert str(error.value) == "texts: the list is empty, expected at least one"
 
 
 def test_a_choice_is_what_it_is_alone():
@@ -269,7 +269,7 @@ def test_each_is_told_what_it_is(tmp_path, tiny):
         GPT2WithHead.from_pretrained(tiny)
     assert str(error.value) == (
         f"{tiny}: is a language model, expected one of {', '.join(HEADS)}. "
-        "'npgpt2 generate' runs it, in Python npgpt2.GPT2"
+        "Use 'npgpt2 generate', or npgpt2.GPT2 in Python"
     )
     with pytest.raises(ConfigError) as error:
         GPT2WithHead.from_pretrained(folder).choose([[1]])
@@ -386,7 +386,7 @@ def test_choices_that_do_not_fit(inputs, text, tmp_path):
     [
         ({"input_ids": [[-1, 3]]}, "input_ids: got -1 at (0, 0), expected 0 to 22"),
         ({"input_ids": [[1, 23]]}, "input_ids: got 23 at (0, 1), expected 0 to 22"),
-        ({"input_ids": [[1.5, 2]]}, "input_ids: got float64 numbers, expected whole ones"),
+        ({"input_ids": [[1.5, 2]]}, "input_ids: got dtype float64, expected integers"),
         ({"input_ids": [1, 2]}, "input_ids: got shape (2,), expected (B, T)"),
         ({"input_ids": [[]]}, "input_ids: got shape (1, 0), expected (B, T)"),
         (
@@ -395,7 +395,7 @@ def test_choices_that_do_not_fit(inputs, text, tmp_path):
         ),
         (
             {"input_ids": [[1, 2]], "attention_mask": [[2, 1]]},
-            "attention_mask: expected 1 for real tokens and 0 for padding, got other numbers",
+            "attention_mask: got other values, expected 1 for real tokens, 0 for padding",
         ),
     ],
 )

@@ -1417,16 +1417,16 @@ def test_too_little_to_score(run):
     [
         ([[-1]], "input_ids: got -1 at (0, 0), expected 0 to 511"),
         ([[0, 50257]], "input_ids: got 50257 at (0, 1), expected 0 to 511"),
-        ([[1.5]], "input_ids: got float64 numbers, expected whole ones"),
-        ([[True]], "input_ids: got bool numbers, expected whole ones"),
-        ([[2**70]], "input_ids: got object numbers, expected whole ones"),
-        ([1, 2], "input_ids: got shape (2,), expected (B, T). For one text give [ids]"),
+        ([[1.5]], "input_ids: got dtype float64, expected integers"),
+        ([[True]], "input_ids: got dtype bool, expected integers"),
+        ([[2**70]], "input_ids: got dtype object, expected integers"),
+        ([1, 2], "input_ids: got shape (2,), expected (B, T). For one text pass [ids]"),
         (
             "O Romeo",
             "input_ids: got text, expected ids. Encode it first: [model.encode(text)]",
         ),
-        ([[]], "input_ids: got float64 numbers, expected whole ones"),
-        ([[5] * 129], "input_ids: more tokens than the context holds: 129 > 128"),
+        ([[]], "input_ids: got dtype float64, expected integers"),
+        ([[5] * 129], "input_ids: are longer than the context: 129 > 128 tokens"),
     ],
 )
 def test_ids_of_a_forward_pass(model, ids, words):

@@ -136,7 +136,7 @@ def test_text_streams_as_it_is_made():
 def test_the_default_model_is_the_environments_or_the_embedded_one(npgpt2, monkeypatch):
     code, out, err = npgpt2("tokenize", "KING", "--json")
     assert code == 0
-    assert err == "npgpt2: no --model: taking shakespeare, which is part of this package\n"
+    assert err == "npgpt2: no --model given: using shakespeare, which is part of this package\n"
     embedded = out
     assert npgpt2("tokenize", "KING", "--json", "--model", "shakespeare") == (0, embedded, "")
     monkeypatch.setenv("NPGPT2_MODEL", "tests/data/tiny")
@@ -151,7 +151,7 @@ def test_the_embedded_model_is_not_a_folder_of_its_name(npgpt2, monkeypatch, tmp
     assert npgpt2("tokenize", "KING")[0] == 0
     code, _, err = npgpt2("tokenize", "KING", "--revision", "main")
     assert code == 2
-    assert "--revision: is of a model on the hub. Name it with --model" in err
+    assert "--revision: needs a model on the hub. Name it with --model" in err
 
 
 def test_without_arguments_and_without_network_it_writes(npgpt2, monkeypatch, tmp_path):
@@ -160,7 +160,7 @@ def test_without_arguments_and_without_network_it_writes(npgpt2, monkeypatch, tm
     code, out, err = npgpt2("generate")
     assert code == 0
     assert len(out) > 50
-    assert "taking shakespeare" in err
+    assert "using shakespeare" in err
     seeded = npgpt2("generate", "--seed", "7")
     assert seeded[:2] == npgpt2("generate", "\n", "--seed", "7", "--model", "shakespeare")[:2]
 

@@ -194,7 +194,7 @@ def test_pruned_heads_are_masked_heads(small):
     assert again == pruned.config
     with pytest.raises(ConfigError, match="all 3 heads of layer 1"):
         whole.prune_heads({1: [0, 1, 2]})
-    with pytest.raises(InputError, match="not for a pruned model"):
+    with pytest.raises(InputError, match="does not work with a pruned model"):
         pruned(IDS, head_mask=HEAD_MASK)
 
 
@@ -211,7 +211,7 @@ def test_other_embeddings_and_other_vocabularies(small):
     )  # a new row is the mean of the old ones
     assert model.resize_token_embeddings(5).config.vocab_size == 5
     own = small(tie_word_embeddings=False)
-    with pytest.raises(InputError, match="own lm_head"):
+    with pytest.raises(InputError, match="as in lm_head, which is not tied"):
         own.set_input_embeddings(twice[:4])
     assert own.resize_token_embeddings(25)(IDS).logits.shape == (2, 7, 25)
 
@@ -240,7 +240,7 @@ def test_rewinding_and_reordering_the_cache(small):
     np.testing.assert_allclose(three, model(IDS).logits[[1, 1, 0], 5:], **CLOSE)
     with pytest.raises(InputError, match="expected 0 to 7"):
         cache.rewind(8)
-    with pytest.raises(InputError, match="holds 3 rows, got 2"):
+    with pytest.raises(InputError, match="has 3 rows, but the input has 2"):
         model(IDS[:, :1], past_key_values=cache)
 
 
@@ -280,21 +280,27 @@ def test_a_random_model_has_gpt2s_initialisation():
         ({"input_ids": [[1], [1, 2]]}, "input_ids: not numbers, or rows of different length"),
         ({"input_ids": [1, 2]}, r"input_ids: got shape \(2,\), expected \(B, T\)"),
         ({"input_ids": np.zeros((1, 0), int)}, r"input_ids: got shape \(1, 0\)"),
-        ({"input_ids": [[1.0]]}, "input_ids: got float64 numbers, expected whole ones"),
-        ({"input_ids": [[True]]}, "input_ids: got bool numbers"),
+        ({"input_ids": [[1.0]]}, "input_ids: got dtype float64, expected integers"),
+        ({"input_ids": [[True]]}, "input_ids: got dtype bool"),
         ({"input_ids": [[0, 23]]}, r"input_ids: got 23 at \(0, 1\), expected 0 to 22"),
         ({"input_ids": [[-1]]}, r"input_ids: got -1 at \(0, 0\)"),
-        ({"input_ids": [[1] * 17]}, "more tokens than the context holds: 17 > 16"),
+        ({"input_ids": [[1] * 17]}, "are longer than the context: 17 > 16 tokens"),
         ({"inputs_embeds": EMBEDS[0]}, r"inputs_embeds: got shape \(7, 12\)"),
         ({"input_ids": IDS, "attention_mask": LEFT[:, :3]}, r"attention_mask: got shape \(2, 3\)"),
-        ({"input_ids": IDS, "attention_mask": 2 * LEFT}, "attention_mask: expected 1 for real"),
+        (
+            {"input_ids": IDS, "attention_mask": 2 * LEFT},
+            "attention_mask: got other values, expected 1 for real",
+        ),
         ({"input_ids": IDS, "token_type_ids": [[0]]}, "token_type_ids: got shape"),
         ({"input_ids": IDS, "position_ids": IDS + 100}, "position_ids: got 1[0-9]+ at"),
         ({"input_ids": IDS, "labels": IDS - 1}, "labels: got -1 at"),
         ({"input_ids": IDS, "head_mask": [1, 1]}, r"head_mask: got shape \(2,\), expected \(3,\)"),
         ({"input_ids": IDS, "head_mask": np.ones((3, 5, 3, 1, 1))}, r"head_mask: got shape \(3, 5"),
         ({"input_ids": IDS, "encoder_hidden_states": STATES}, "has no cross-attention"),
-        ({"input_ids": IDS, "encoder_attention_mask": [[1]]}, "no encoder_hidden_states to mask"),
+        (
+            {"input_ids": IDS, "encoder_attention_mask": [[1]]},
+            "is given without encoder_hidden_states",
+        ),
         ({"input_ids": IDS, "past_key_values": ((1, 2),)}, "past_key_values: got a tuple"),
         ({"input_ids": IDS, "logits_to_keep": -1}, "logits_to_keep: got -1"),
     ],

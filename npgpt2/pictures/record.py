@@ -1,10 +1,10 @@
-"""What a GPT-2 does with a prompt, kept for a page: every array on the way, and what it wrote.
+"""A run of GPT-2 on a prompt, recorded for a page: intermediate arrays and the generated text.
 
-Numbers are kept as they are shown, as whole multiples of a power of ten: what the page says is what
-the model computed, rounded once, and a page can be mailed.
+Values are stored as they are shown: as integers divided by a power of ten. The page shows what the
+model computed, rounded once, and the file is small enough to mail.
 
 Axes: B batch, T tokens of the prompt, C n_embd, H heads, D head_dim, F mlp width, V vocabulary,
-L layers, N tokens that were written, K of the most probable ones.
+L layers, N generated tokens, K most probable tokens.
 """
 
 import math
@@ -28,18 +28,18 @@ from npgpt2.model.ops import layer_norm, softmax
 from npgpt2.model.params import param_shapes
 from npgpt2.tokenizer.interface import Tokenizer
 
-MOST = 256  # tokens: attention maps grow with their square
-LENS, ALTERNATIVES, NEURONS = 5, 20, 12  # K: of a layer, of a written token, of an MLP
-NAMED = 200  # tokens of the last distribution whose texts are known to the page
-ROOM = 1_900_000  # bytes for numbers, of which there are many; a page of the 124M shape has 3 MB
-LEAST, MANY, FINE = 2, 200, 1000  # steps in the size that is usual: of many numbers, of few
+MOST = 256  # tokens of a prompt: attention maps grow with their square
+LENS, ALTERNATIVES, NEURONS = 5, 20, 12  # K: per layer, per generated token, per MLP
+NAMED = 200  # tokens of the last distribution whose texts the page contains
+ROOM = 1_900_000  # bytes for the large arrays; a page of the 124M shape has 3 MB
+LEAST, MANY, FINE = 2, 200, 1000  # steps in a typical value: least and most, and of small arrays
 CERTAIN = 4  # decimals of a probability: hundredths of a percent
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
 class Kept(NamedTuple):
-    """An array as it is shown: `numbers` / 10^decimals. Floats stand for themselves."""
+    """An array as it is shown: `numbers` / 10^decimals. Float arrays are stored unchanged."""
 
     numbers: Array
     decimals: int = 0
@@ -47,16 +47,16 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """All that a page shows: `about` is for JSON, `arrays` are by name, most as taps name them."""
+    """All that a page shows: `about` (JSON), and `arrays` by name, most of them tap names."""
 
     about: dict[str, Any]
     arrays: dict[str, Kept]
 
     def packed(self) -> bytes:
-        """The arrays in one piece, deflated; `about["arrays"]` says what lies where.
+        """The arrays joined and deflated; `about["arrays"]` gives their order and layout.
 
-        Whole numbers 0, −1, 1, −2 … are put down as 0, 1, 2, 3 …, all lowest bytes first, then the
-        next: nearly all of these are 0, and take no room.
+        Integers 0, −1, 1, −2 … are stored as 0, 1, 2, 3 … (zigzag): first all lowest bytes, then
+        all second bytes, and so on. Nearly all higher bytes are 0, so they compress well.
         """
         return zlib.compress(b"".join(_planes(kept.numbers) for kept in self.arrays.values()), 9)
 
@@ -68,15 +68,15 @@ def record(
     name: str = "",
     progress: Progress = lambda loop, what: loop,
 ) -> Record:
-    """Run a prompt through a model, and write on.
+    """Run a prompt through a model, and generate a continuation.
 
     Args:
-        options: for one text, without beams, a repetition penalty or stop texts.
-        name: of the model.
+        options: for one text; no beams, repetition penalty or stop texts.
+        name: name of the model.
 
     Raises:
-        InputError: the prompt has more than `MOST` tokens; and see `LanguageModel.encode`.
-        CheckpointError: the logits hold NaN or infinity.
+        InputError: the prompt has more than `MOST` tokens; see also `LanguageModel.encode`.
+        CheckpointError: the logits or an intermediate array contain NaN or infinity.
 
     >>> model = GPT2.from_pretrained("tests/data/tiny")
     >>> kept = record(model, "O Romeo, ", GenerationOptions(temperature=0, max_new_tokens=2))
@@ -107,17 +107,17 @@ def record(
 
 
 def require_short(ids: Sequence[int], most: int) -> None:
-    """Raises InputError where a prompt has more tokens than that."""
+    """Raises InputError if a prompt has more than `most` tokens."""
     if len(ids) > most:
-        raise InputError(f"prompt: is longer than a page can show: {len(ids):,} > {most} tokens. "
+        raise InputError(f"prompt: got {len(ids):,} tokens, expected {most} at most on a page. "
                          "Shorten it")  # fmt: skip
 
 
 def about_model(config: GPT2Config, name: str, itemsize: int = 4) -> dict[str, Any]:
-    """What a page says of a model: shapes, and every parameter by its name in the checkpoint.
+    """What a page shows about a model: its sizes, and each parameter's checkpoint name and shape.
 
     Args:
-        itemsize: bytes of a number that it computes with.
+        itemsize: bytes per value of the dtype that the model computes in.
     """
     layers = range(config.n_layer)
     fields = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "head_dim", "mlp_width",
@@ -133,9 +133,9 @@ def about_model(config: GPT2Config, name: str, itemsize: int = 4) -> dict[str, A
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str | list[int] | None:
-    """A token's text; of one that is no whole character, its bytes; None of one that is none.
+    """A token's text; its bytes if they are not whole characters; None if there is no such token.
 
-    (The matrix may have more rows than the vocabulary has tokens.)
+    (The embedding matrix may have more rows than the vocabulary has tokens.)
     """
     try:
         data = tokenizer.token_bytes(token)
@@ -147,14 +147,14 @@ def piece(tokenizer: Tokenizer, token: int) -> str | list[int] | None:
         return list(data)
 
 
-# ── the prompt's way through the model ───────────────────────────────────────────────────────────
+# ── the forward pass over the prompt ─────────────────────────────────────────────────────────────
 
 
 def _steps(config: GPT2Config, t: int) -> int:
-    """As many steps in an array's usual size as `ROOM` allows; `LEAST` of long prompts.
+    """How many steps of the last decimal a typical value has, so that the arrays fit into `ROOM`.
 
-    The size is of so many steps or up to ten times as many, decimals being whole; and a normal
-    distribution whose deviation is s steps takes log2(4.13 s) bits a number (its entropy).
+    At least `LEAST`. Decimals are integers, so an array gets 1 to 10 times as many steps. A normal
+    distribution with a standard deviation of s steps takes log2(4.13 s) bits per value (entropy).
 
     >>> _steps(GPT2Config(), 24), _steps(GPT2Config(), 9), _steps(GPT2Config(), 256)
     (2, 200, 2)
@@ -172,18 +172,18 @@ def _flow(
     logits = sound(taps["logits"])
     for name, array in taps.items():
         if not np.isfinite(array).all() and name != "logits":
-            raise CheckpointError(f"{name}: NaN or infinity: the weights overflow, expected finite "
-                                  "numbers on the way")  # fmt: skip
+            raise CheckpointError(f"{name}: got NaN or infinity: the weights overflow, expected "
+                                  "finite values")  # fmt: skip
     for name in ("wte", "wpe", "embed"):
         yield name, kept(taps[name], steps)
     layers = range(model.config.n_layer)
-    for i in progress(layers, "looking at each block"):
+    for i in progress(layers, "recording each block"):
         yield from _block(model.config, i, taps, steps)
     yield "ln_f", kept(taps["ln_f"], steps)
     lengths = [np.linalg.norm(taps[n].astype(np.float64), axis=-1) for n in sizes(layers)]
     yield "sizes", kept(np.stack(lengths), FINE)
     stops = [taps["embed"], *(taps[f"h.{i}.resid_mlp"] for i in layers[:-1])]
-    lens = [likeliest(lens_logits(model, x), LENS) for x in progress(stops, "asking each block")]
+    lens = [likeliest(lens_logits(model, x), LENS) for x in progress(stops, "logit lens")]
     lens.append(likeliest(logits, LENS))
     yield "lens.ids", Kept(np.stack([found for found, _ in lens]))
     yield "lens.probs", certain(np.stack([probs for _, probs in lens]))
@@ -192,7 +192,7 @@ def _flow(
 
 
 def lens_logits(model: GPT2, hidden: Array) -> Array:
-    """(N, C) of the stream → (N, V): what the model would say if it stopped there.
+    """(N, C) of the residual stream → (N, V) logits, as if the model stopped there.
 
     The logit lens: nostalgebraist 2020, https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru
     """
@@ -201,7 +201,7 @@ def lens_logits(model: GPT2, hidden: Array) -> Array:
 
 
 def sizes(layers: Iterable[int]) -> list[str]:
-    """The arrays whose Euclidean length is shown, in the order of the data's flow."""
+    """Names of the arrays whose Euclidean norm is shown, in the order of the forward pass."""
     parts = ("attn.c_proj", "resid_attn", "mlp.c_proj", "resid_mlp")
     return ["embed", *(f"h.{i}.{part}" for i in layers for part in parts)]
 
@@ -211,7 +211,7 @@ def _block(
 ) -> Iterator[tuple[str, Kept]]:
     at = f"h.{i}."
     q, k, _ = (split_heads(part[None], config)[0] for part in split(taps[at + "attn.c_attn"], 3))
-    scores = q @ k.swapaxes(1, 2)  # what the model scales, masks and softens, in one piece
+    scores = q @ k.swapaxes(1, 2)  # before the model scales and masks them, for softmax
     shown = {
         "ln_1": kept(taps[at + "ln_1"], steps),
         "attn.c_attn": kept(taps[at + "attn.c_attn"], 2 * steps),
@@ -231,17 +231,17 @@ def _block(
     return ((at + name, array) for name, array in shown.items())
 
 
-# ── what it writes ───────────────────────────────────────────────────────────────────────────────
+# ── the generated text ───────────────────────────────────────────────────────────────────────────
 
 
 class _Listening:
-    """A stepper that keeps of its logits what the page shows: the likeliest tokens of each step."""
+    """A stepper that records what the page shows: the most probable tokens of each step."""
 
     def __init__(self, step: Stepper) -> None:
         self._step = step
         self.first, self._probs = np.zeros(0), np.zeros(0)  # logits and probabilities (V,)
         self.likely: list[tuple[Array, Array]] = []
-        self.chosen: list[float] = []  # of each token that was written, the probability it had
+        self.chosen: list[float] = []  # probability of each generated token
 
     def __call__(self, ids: Array) -> Array:
         if self.likely:
@@ -263,16 +263,16 @@ class _Listening:
 def _writing(
     model: GPT2, ids: list[int], options: GenerationOptions, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Kept]]:
-    """The tokens that follow, how they were drawn, and what might have stood in their place."""
+    """The generated tokens, how they were sampled, and the alternatives at each position."""
     config = model.config
     step = _Listening(model.stepper(room=min(len(ids) + options.max_new_tokens, 1 << 16)))
     options = replace(options, seed=options.seed or 0)
     loop = write(step, [Row(ids, options, config.n_positions, config.eos_token_ids)])
-    tokens: list[Token] = list(progress(loop, "writing"))
+    tokens: list[Token] = list(progress(loop, "generating"))
     drawn = uniforms(options.seed or 0, 0)
     chosen = [token.id for token in tokens if token.id is not None]
     if len(step.chosen) < len(chosen):
-        step.wrote(chosen[-1])  # the last one is not read again
+        step.wrote(chosen[-1])  # the last token is not fed back
     written = {
         "ids": chosen,
         "finish": tokens[-1].finish,
@@ -298,22 +298,22 @@ def likeliest(logits: Array, k: int) -> tuple[Array, Array]:
 
 
 def _best(logits: Array, k: int) -> Array:
-    """(..., V) → the ids (..., K) of the largest, in falling order."""
+    """(..., V) logits → the ids (..., K) of the largest, in descending order."""
     k = min(k, logits.shape[-1])
     some = np.argpartition(-logits, k - 1, axis=-1)[..., :k]
-    some.sort(-1)  # of equal ones the lower id comes first
+    some.sort(-1)  # of equal logits, the lower id comes first
     order = np.argsort(-np.take_along_axis(logits, some, -1), -1, kind="stable")
     return np.take_along_axis(some, order, -1)
 
 
-# ── numbers as they are shown ────────────────────────────────────────────────────────────────────
+# ── values as they are shown ─────────────────────────────────────────────────────────────────────
 
 
 def kept(x: Array, steps: int) -> Kept:
-    """Decimals enough that the size which is usual in `x` has at least so many steps.
+    """Round `x` to so many decimals that a typical value in it has at least `steps` steps.
 
-    Usual is what the median of a normal distribution's absolute values makes of it: a few numbers
-    that stand far out, as some of GPT-2's dimensions do, do not coarsen the others.
+    Typical is the standard deviation, estimated from the median of the absolute values as for a
+    normal distribution: a few outliers, as some of GPT-2's dimensions are, do not affect it.
 
     >>> kept(np.array([0.0312, -0.0711, 0.0456, 900.0]), steps=3)
     Kept(numbers=array([    3,    -7,     5, 90000], dtype=int32), decimals=2)
@@ -327,7 +327,7 @@ def kept(x: Array, steps: int) -> Kept:
 
 
 def certain(probs: Array) -> Kept:
-    """Probabilities, to hundredths of a percent."""
+    """Probabilities, rounded to hundredths of a percent."""
     return _fixed(probs, CERTAIN)
 
 
@@ -336,7 +336,7 @@ def _fixed(x: Array, decimals: int) -> Kept:
 
 
 def _layout(name: str, kept: Kept) -> list[Any]:
-    """Name, shape, bytes of a number (0: a float32), decimals."""
+    """Name, shape, bytes per value (0: float32), decimals."""
     return [name, kept.numbers.shape, _width(kept.numbers), kept.decimals]
 
 

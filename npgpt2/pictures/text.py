@@ -1,8 +1,7 @@
-"""A text as a page, token by token: coloured by how much each surprised a model, or by where they
-end.
+"""A text as a page, token by token: coloured by each token's surprise, or by token boundaries.
 
-A token may be part of a character only (of 字, of 👑). What is drawn is a group: the fewest tokens
-that are whole characters.
+A token may be only a part of a character (of 字, of 👑). The pages draw groups: the fewest tokens
+that form whole characters.
 """
 
 import html
@@ -18,22 +17,22 @@ from npgpt2.tokenizer.interface import Tokenizer
 if TYPE_CHECKING:
     from npgpt2.generation.scoring import Score
 
-STEPS = 13  # of the ramp, a bit each; the last is for all beyond
-TINTS = 4  # of tokens' borders; those of neighbours differ
-LISTED = 20  # most surprising groups
-AFRESH = 16  # groups after which a new decoder begins: some decode all that they have, each time
-PARAGRAPH = 500  # groups, to the next newline: browsers take half a minute for one of 100,000
+STEPS = 13  # steps of the colour ramp, 1 bit each; the last also stands for more bits
+TINTS = 4  # colours of the tokens page; neighbours differ
+LISTED = 20  # most surprising groups in the table
+AFRESH = 16  # groups per decoder: some decoders decode everything again for each token
+PARAGRAPH = 500  # least groups per block of text: browsers take 30 s for a block of 100,000
 BEFORE, AFTER = 32, 20  # characters of context
 
-# From → to, in light and in dark. The ink of `document` has 4.5 : 1 on each step between.
+# First and last colour, light and dark theme. Text has a contrast of 4.5 : 1 on every step.
 LIGHT, DARK = ("#fdf5e9", "#d8691c"), ("#211d19", "#9c4a06")
-# Pale and dark colours that the colour-blind tell apart (https://sronpersonalpages.nl/~pault/).
+# Colour-blind-safe colours, pale and dark (https://sronpersonalpages.nl/~pault/).
 PALE, DEEP = ("#bbccee", "#eeeebb", "#ffcccc", "#cceeff"), (
     "#222255", "#5c5c2e", "#663333", "#225555",
 )  # fmt: skip
 
-# Control characters that HTML drops, as the signs made for them; carriage returns it keeps if asked
-# to. Tabs and newlines are as they are.
+# HTML drops control characters, so their Unicode symbols replace them. It keeps a carriage return
+# as &#13;. Tabs and newlines stay.
 SHOWN: dict[int, int | str] = {code: 0x2400 + code for code in range(32)}
 SHOWN |= {ord("\t"): "\t", ord("\n"): "\n", ord("\r"): "&#13;", 127: 0x2421}
 ON_ONE_LINE = str.maketrans({"\n": "⏎", "\r": "␍", "\t": " "})
@@ -53,9 +52,9 @@ i { font-style: normal; border-radius: 3px; padding: .15em 0; box-decoration-bre
 
 
 class Group(NamedTuple):
-    """The fewest tokens that are whole characters: the place of the first, their ids, their text.
+    """The fewest tokens that form whole characters: index of the first, their ids, their text.
 
-    The text is empty where a token adds none: some vocabularies have such.
+    The text is empty if the tokens add none; some vocabularies have such tokens.
     """
 
     start: int
@@ -63,12 +62,12 @@ class Group(NamedTuple):
     text: str
 
     def of(self, numbers: Sequence[float]) -> list[float]:
-        """Of one number for each token of the text, those of this group."""
+        """From one number per token of the text, the numbers of this group."""
         return list(numbers[self.start : self.start + len(self.ids)])
 
 
 def groups(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[Group]:
-    """Tokens → groups, in order. Their texts, joined, are what the ids decode to.
+    """Tokens → groups, in order. Their texts, joined, are the decoded text.
 
     >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
@@ -86,7 +85,7 @@ def groups(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[Group]:
         closed += 1
         if closed % AFRESH == 0:
             decoder = tokenizer.decoder()
-            for before in ids[begun : at + 1]:  # the first word has no space, a later one has
+            for before in ids[begun : at + 1]:  # else the next word would lose its space
                 decoder.push(before)
         data, text, begun = b"", "", at + 1
     if begun < len(ids):
@@ -94,12 +93,12 @@ def groups(ids: Sequence[int], tokenizer: Tokenizer) -> Iterator[Group]:
 
 
 def _is_whole(data: bytes, text: str) -> bool:
-    """Whether tokens end where a character does. `text`: what a decoder has let go of."""
+    """Whether the tokens end at the end of a character. `text`: what the decoder has returned."""
     try:
         whole = data.decode()
     except UnicodeDecodeError:
         return False
-    # Libraries say U+FFFD for part of a character; a decoder holds that back.
+    # Libraries decode part of a character to U+FFFD; a decoder holds that back.
     return bool(text) or "\ufffd" not in whole
 
 
@@ -107,10 +106,10 @@ def _is_whole(data: bytes, text: str) -> bool:
 
 
 def surprise_page(score: "Score", tokenizer: Tokenizer, model: str) -> str:
-    """A scored text, coloured by surprise: −log₂ of the probability that the model gave.
+    """A scored text, coloured by surprise: −log₂ of the probability that the model gave a token.
 
     Args:
-        model: its name, for the title.
+        model: name of the model, for the title.
 
     >>> from npgpt2 import GPT2
     >>> model = GPT2.from_pretrained("tests/data/tiny")
@@ -123,7 +122,7 @@ def surprise_page(score: "Score", tokenizer: Tokenizer, model: str) -> str:
     text = _paragraphs(parts, (_surprise(part, logprobs, tokenizer) for part in parts))
     return document(
         f"score: {model}",
-        f"<h1>How much a text surprises {html.escape(model)}</h1>\n"
+        f"<h1>How much each token surprises {html.escape(model)}</h1>\n"
         f"<p>perplexity {score.perplexity:.4f}, {score.bits_per_byte:.4f} bits per byte; "
         f"{score.tokens:,} of {len(logprobs):,} tokens scored</p>\n{_ramp_legend()}"
         f"{text}{_most_surprising(parts, logprobs)}",
@@ -157,7 +156,7 @@ def _surprise(part: Group, logprobs: Sequence[float], tokenizer: Tokenizer) -> s
 def _in_words(logprob: float, first: bool) -> str:
     if math.isnan(logprob):
         where = "" if first else " in its window"
-        return f"not scored, nothing stands before it{where}"
+        return f"not scored, no token before it{where}"
     return f"{logprob:.4f} nats, {_percent(logprob)}, {_bits([logprob]):.2f} bits"
 
 
@@ -166,7 +165,7 @@ def _percent(logprob: float) -> str:
 
 
 def _bits(logprobs: Sequence[float]) -> float:
-    """The surprise of tokens that follow each other: of those that were scored, the sum.
+    """The surprise of a sequence of tokens: the sum over the scored ones.
 
     >>> _bits([math.log(0.5), math.log(0.125), math.nan])
     4.0
@@ -175,14 +174,14 @@ def _bits(logprobs: Sequence[float]) -> float:
 
 
 def _step(logprobs: Sequence[float]) -> str:
-    """The class of a colour. Tokens of which none was scored have none."""
+    """The CSS class of a colour; "u" if no token was scored."""
     if all(map(math.isnan, logprobs)):
         return "u"
     return f"s{int(min(max(_bits(logprobs), 0.0), STEPS - 1))}"
 
 
 def ramp(ends: tuple[str, str]) -> list[str]:
-    """Colours from one to another, in even steps.
+    """Colours from one to another, in `STEPS` even steps.
 
     >>> ramp(("#000000", "#0c180c"))[:3]
     ['#000000', '#010201', '#020402']
@@ -208,24 +207,24 @@ def _ramp_legend() -> str:
     return (
         f'<p class="legend">bits: {steps}<i class=s{STEPS - 1}>{STEPS - 1}+</i> '
         "<i class=u>not scored</i></p>\n"
-        '<p class="faint">0 bits: it was sure. 1 bit: 1 in 2. 10 bits: 1 in 1,024. '
-        "Point at a token for its numbers.</p>\n"
+        '<p class="faint">0 bits: probability 1. 1 bit: 1 in 2. 10 bits: 1 in 1,024. '
+        "Point at a token for its log-probability.</p>\n"
     )
 
 
 def _most_surprising(parts: Sequence[Group], logprobs: Sequence[float]) -> str:
-    """A table, the most surprising first."""
+    """A table of the `LISTED` most surprising groups, the most surprising first."""
     scored = [at for at, part in enumerate(parts) if _step(part.of(logprobs)) != "u"]
     scored.sort(key=lambda at: -_bits(parts[at].of(logprobs)))
     rows = "".join(_row(parts, at, parts[at].of(logprobs)) for at in scored[:LISTED])
     return (
-        "<h2>The most surprising</h2>\n<table><thead><tr><th>bits</th><th>probability</th>"
-        f"<th>in its place</th></tr></thead>\n<tbody>{rows}</tbody></table>"
+        "<h2>Most surprising tokens</h2>\n<table><thead><tr><th>bits</th><th>probability</th>"
+        f"<th>in context</th></tr></thead>\n<tbody>{rows}</tbody></table>"
     )
 
 
 def _row(parts: Sequence[Group], at: int, logprobs: Sequence[float]) -> str:
-    """One group, in its own line of the text: that reads in one direction."""
+    """One group within its line of the text. A line has one reading direction."""
     before = "".join(part.text for part in parts[max(0, at - BEFORE) : at])
     after = "".join(part.text for part in parts[at + 1 : at + 1 + AFTER])
     told, itself, then = (
@@ -244,7 +243,7 @@ def _row(parts: Sequence[Group], at: int, logprobs: Sequence[float]) -> str:
 
 
 def _visible(text: str) -> str:
-    """Text that shows; what has no width by its number.
+    """Text, or its code points if it has no width.
 
     >>> _visible("king"), _visible("\u200d")
     ('king', 'U+200D')
@@ -254,15 +253,15 @@ def _visible(text: str) -> str:
     return text
 
 
-# ── borders ──────────────────────────────────────────────────────────────────────────────────────
+# ── token boundaries ─────────────────────────────────────────────────────────────────────────────
 
 
 def tokens_page(text: str, ids: Sequence[int], tokenizer: Tokenizer, model: str) -> str:
-    """A text with the borders of its tokens.
+    """A text with the boundaries of its tokens.
 
     Args:
-        ids: what the text was encoded to.
-        model: whose vocabulary it is, for the title.
+        ids: token ids of the text.
+        model: name of the model that has this vocabulary, for the title.
 
     >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
@@ -279,15 +278,15 @@ def tokens_page(text: str, ids: Sequence[int], tokenizer: Tokenizer, model: str)
     each = f"; {size / len(ids):.2f} bytes per token" if ids else ""
     return document(
         f"tokens: {model}",
-        f"<h1>A text's tokens in the vocabulary of {html.escape(model)}</h1>\n"
+        f"<h1>Tokens in the vocabulary of {html.escape(model)}</h1>\n"
         f"<p>{len(ids):,} tokens, {len(text):,} characters, {size:,} bytes{each}</p>\n"
         f"{_borders_legend()}{_paragraphs(parts, elements)}",
         STYLE + _tints() + BORDERS,
     )
 
 
-# A border or a number that takes room would tear Arabic letters apart; a shadow, and what stands
-# above the line, do not.
+# A border or a number that takes space would separate joined Arabic letters. A shadow and a number
+# above the line do not.
 BORDERS = """
 .text i { box-shadow: inset 0 0 0 1px light-dark(#00000060, #ffffff60) }
 .x { text-decoration: underline wavy; text-underline-offset: .25em; font-weight: bold }
@@ -307,7 +306,7 @@ def _borders(part: Group, number: int, special: set[int], tokenizer: Tokenizer) 
 
 
 def _is_special(token: int, tokenizer: Tokenizer) -> bool:
-    """Whether it stands whole in a text, whatever the vocabulary would make of its letters.
+    """Whether the token is special: its text encodes to it only with `special=True`.
 
     >>> from npgpt2.tokenizer.load import load_tokenizer
     >>> known = load_tokenizer("tests/data/tiny")
@@ -326,17 +325,17 @@ def _tints() -> str:
 
 def _borders_legend() -> str:
     return (
-        '<p class="faint">Colours say no more than where a token ends. A small number: so many '
-        "tokens, and only the last of them ends where a character does. Waves: a special token. "
-        "Point at one for its id and bytes.</p>\n"
+        '<p class="faint">A change of colour is a token boundary. A small number: this many tokens '
+        "form the characters together. A wavy line: a special token. "
+        "Point at a token for its id and bytes.</p>\n"
     )
 
 
-# ── both ─────────────────────────────────────────────────────────────────────────────────────────
+# ── for both pages ───────────────────────────────────────────────────────────────────────────────
 
 
 def _paragraphs(parts: Sequence[Group], elements: Iterable[str]) -> str:
-    """All of a text, each element beside its group, in blocks that end with a newline."""
+    """The whole text as blocks, each of which ends with a newline. One element per group."""
     blocks, count = [""], 0
     for part, element in zip(parts, elements, strict=True):
         blocks[-1] += element
@@ -349,7 +348,7 @@ def _paragraphs(parts: Sequence[Group], elements: Iterable[str]) -> str:
 
 
 def _element(part: Group, colour: str, lines: Sequence[str], special: bool = False) -> str:
-    """One group: as little markup as will do, a text may have 100,000."""
+    """The markup of one group, kept short: a text may have 100,000 groups."""
     marks = {"n": "\n" in part.text, "z": not part.text, "x": special}
     classes = " ".join([colour, *(name for name, there in marks.items() if there)])
     classes = f'"{classes}"' if " " in classes else classes
@@ -363,7 +362,7 @@ def _named(token: int, tokenizer: Tokenizer) -> str:
 
 
 def _isolated(text: str) -> str:
-    """Text that runs from right to left, between the signs that keep what follows in its place.
+    """Right-to-left text between Unicode isolates, so that it does not reorder what follows.
 
     >>> _isolated("king"), _isolated("ملك") == "\\u2068ملك\\u2069"
     ('king', True)
@@ -374,7 +373,7 @@ def _isolated(text: str) -> str:
 
 
 def _markup(text: str) -> str:
-    """Text as HTML shows it, letter for letter.
+    """Escape a text for HTML, so that every character shows.
 
     >>> _markup("<b>\\0\\r\\n")
     '&lt;b&gt;␀&#13;\\n'

@@ -1,4 +1,4 @@
-"""The weights as a picture: how each tensor's numbers are spread, and which lie far out."""
+"""The weights as a picture: the distribution of each tensor's values, and the outliers."""
 
 import math
 import re
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FAR = 6.0  # standard deviations from the mean: of 500 million normal numbers one is beyond
-DRAWN = 300  # outliers of a tensor, the farthest
-LEVELS = (0.1, 1.0, 25.0, 50.0, 75.0, 99.0, 99.9)  # percent: a median, and bands around it
-BANDS = ((0, 6, 0.2), (1, 5, 0.35), (2, 4, 0.6))  # from level, to level, how dense
-BINS = 100  # of a histogram, at most
+FAR = 6.0  # an outlier: standard deviations from the mean; 1 in 500 million if normal
+DRAWN = 300  # outliers drawn per tensor, the farthest
+LEVELS = (0.1, 1.0, 25.0, 50.0, 75.0, 99.0, 99.9)  # percentiles: the median, and bands around it
+BANDS = ((0, 6, 0.2), (1, 5, 0.35), (2, 4, 0.6))  # index of low level, of high level, opacity
+BINS = 100  # most bins of a histogram
 COLUMNS = 4
-PIECE = 1 << 22  # numbers that are widened to float64 at a time
-LARGEST = 1e300  # what matplotlib draws
-BLUE, RED = "#0072b2", "#d55e00"  # told apart by the colour-blind
+PIECE = 1 << 22  # values converted to float64 at a time
+LARGEST = 1e300  # limit of what matplotlib can draw
+BLUE, RED = "#0072b2", "#d55e00"  # colour-blind-safe
 
 
 class Outlier(NamedTuple):
-    """One number far from its tensor's mean: where, what, and how many standard deviations."""
+    """A value far from its tensor's mean: its index, the value, its distance in deviations."""
 
     tensor: str
     place: tuple[int, ...]
@@ -40,15 +40,15 @@ class Outlier(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How the numbers of a tensor are spread: of those that are finite.
+    """The distribution of a tensor's finite values.
 
     Attributes:
-        lost: how many are NaN or infinite.
-        mean, std: NaN where no number is finite.
-        quantiles: (7,) at `LEVELS`, exact: the numbers of the tensor that stand there.
-        counts, edges: (N,) and (N + 1,) a histogram from the least to the largest.
-        far: how many are beyond `FAR` standard deviations.
-        outliers: of these the `DRAWN` farthest, the farthest first.
+        lost: number of values that are NaN or infinite.
+        mean, std: NaN if no value is finite.
+        quantiles: (7,) exact percentiles at `LEVELS`, each a value of the tensor.
+        counts, edges: (N,) and (N + 1,) a histogram from the smallest to the largest value.
+        far: number of outliers: values beyond `FAR` standard deviations.
+        outliers: the `DRAWN` farthest of them, the farthest first.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Spread(NamedTuple):
 
 
 def spread(name: str, array: Array) -> Spread:
-    """One tensor's.
+    """The distribution of one tensor, of any shape and floating dtype.
 
     >>> x = np.tile([-1.0, 1.0], 500)
     >>> x[7] = 50.0
@@ -82,7 +82,7 @@ def spread(name: str, array: Array) -> Spread:
         nothing = np.full(len(LEVELS), np.nan)
         none, edges = np.zeros(1, np.int64), np.array([-0.5, 0.5])
         return Spread(name, array.shape, lost, math.nan, math.nan, nothing, none, edges, 0, [])
-    # Where no float64 holds the squares, no number is far.
+    # If the squares overflow float64, no value is an outlier.
     with np.errstate(over="ignore", invalid="ignore"):
         mean = sum(float(p.sum()) for p in _wide(sound)) / sound.size
         std = math.sqrt(sum(float(((p - mean) ** 2).sum()) for p in _wide(sound)) / sound.size)
@@ -93,10 +93,10 @@ def spread(name: str, array: Array) -> Spread:
 
 
 def _histogram(flat: Array) -> tuple[Array, Array]:
-    """Counts and edges. (NumPy's own makes float64 of all numbers at a time.)"""
+    """Counts and edges. (np.histogram would convert all values to float64 at once.)"""
     bins = min(BINS, math.isqrt(flat.size) + 5)
     low, high = max(float(flat.min()), -LARGEST), min(float(flat.max()), LARGEST)
-    if not (high - low) / bins:  # all the same, or nearly
+    if not (high - low) / bins:  # all values equal, or nearly
         around = max(0.5, abs(low) / 2)
         low, high = low - around, high + around
     counts, step = np.zeros(bins, np.int64), (high - low) / bins
@@ -111,14 +111,14 @@ def _wide(flat: Array) -> Iterator[Array]:
 
 
 def _outliers(name: str, array: Array, mean: float, std: float) -> tuple[int, list[Outlier]]:
-    """How many numbers are far from the mean, and the farthest."""
+    """The number of outliers, and the `DRAWN` farthest."""
     flat, places = array.reshape(-1), []
     for n, piece in enumerate(_wide(flat)):
         with np.errstate(invalid="ignore"):
             far = np.isfinite(piece) & (np.abs(piece - mean) > FAR * std)
         places.append(np.flatnonzero(far) + n * PIECE)
     at = np.concatenate(places)
-    if not at.size or not std:  # numbers whose squares are nothing
+    if not at.size or not std:  # no outlier, or squares that underflow to 0
         return 0, []
     distance = np.abs(flat[at].astype(np.float64) - mean) / std
     farthest = np.argsort(-distance, kind="stable")[:DRAWN]
@@ -135,13 +135,13 @@ def spreads(
     strict: bool = False,
     progress: Progress = lambda names, what: names,
 ) -> list[Spread]:
-    """Of every tensor, in the order of `param_shapes`. One is in memory at a time.
+    """The distributions of all tensors, in the order of `param_shapes`. Reads one at a time.
 
     Args:
-        strict: NaN or infinity is an error, not a warning.
+        strict: raise an error for NaN or infinity, instead of a warning.
 
     Raises:
-        CheckpointError: with `strict`, a tensor holds NaN or infinity; a file has become shorter.
+        CheckpointError: a tensor contains NaN or infinity (with `strict`); a file is cut off.
 
     >>> found = spreads(Checkpoint.open("tests/data/tiny"))
     >>> len(found), found[0].name, found[0].shape, round(found[0].std, 4)
@@ -160,7 +160,7 @@ def spreads(
 
 
 def farthest(found: Sequence[Spread], count: int = 10) -> list[Outlier]:
-    """The farthest outliers of all, the farthest first.
+    """The `count` farthest outliers of all tensors, the farthest first.
 
     >>> farthest(spreads(Checkpoint.open("tests/data/tiny")))[0].tensor
     'h.2.mlp.c_proj.weight'
@@ -173,14 +173,14 @@ def farthest(found: Sequence[Spread], count: int = 10) -> list[Outlier]:
 
 
 def draw_all(found: Sequence[Spread], model: str, path: Path) -> None:
-    """A panel for each kind of tensor, as a PNG: of blocks by layer, of others a histogram.
+    """A PNG with a panel per kind of tensor: bands by layer for blocks, else a histogram.
 
     Args:
-        found: what `spreads` gave.
-        model: its name, for the title.
+        found: the result of `spreads`.
+        model: name of the model, for the title.
 
     Raises:
-        FileError: it cannot be written.
+        FileError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
@@ -194,18 +194,18 @@ def draw_all(found: Sequence[Spread], model: str, path: Path) -> None:
         else:
             _draw_layers(axes, tensors)
         axes.set_title(_title(kind, tensors), fontsize="medium")
-    for axes in panels:  # what is left of the last row
+    for axes in panels:  # the unused ones of the last row
         axes.set_axis_off()
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     numbers = sum(math.prod(one.shape) for one in found)
-    title = f"{model}: {numbers:,} weights in {len(found)} tensors"
-    figure.suptitle(title, fontsize="x-large", parse_math=False)  # $ in a name is no formula
+    title = f"{model}: {numbers:,} parameters in {len(found)} tensors"
+    figure.suptitle(title, fontsize="x-large", parse_math=False)  # a $ starts no formula
     figure.legend(*_legend(), loc="outside lower center", ncols=3)
     _save(figure, path)
 
 
 def draw_one(one: Spread, title: str, path: Path) -> None:
-    """One tensor's histogram, as a PNG. Raises FileError: it cannot be written."""
+    """A PNG with one tensor's histogram. Raises FileError: the file cannot be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5), layout="constrained")
@@ -220,8 +220,8 @@ def draw_one(one: Spread, title: str, path: Path) -> None:
             words = f"± {n:g} standard deviation{plural}" if n else "mean"
             axes.plot([], [], color="black", linewidth=1, linestyle=style, label=words)
     axes.set_xlabel(f"value: mean {one.mean:.6g}, standard deviation {one.std:.6g}")
-    axes.set_ylabel("how many numbers")
-    axes.set_title(_title(f"{title}, {' × '.join(map(str, one.shape)) or 'one number'}", [one]))
+    axes.set_ylabel("number of values")
+    axes.set_title(_title(f"{title}, {' × '.join(map(str, one.shape)) or 'scalar'}", [one]))
     axes.legend(fontsize="small")
     _save(figure, path)
 
@@ -232,7 +232,7 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def _kinds(found: Sequence[Spread]) -> dict[str, list[Spread]]:
-    """Tensors that are the same in each block together, by the name they have there.
+    """Tensors grouped by their name within a block, such as "ln_1.weight".
 
     >>> found = spreads(Checkpoint.open("tests/data/tiny"))
     >>> [(kind, len(tensors)) for kind, tensors in _kinds(found).items()][1:3]
@@ -246,16 +246,16 @@ def _kinds(found: Sequence[Spread]) -> dict[str, list[Spread]]:
 
 def _title(kind: str, tensors: Sequence[Spread]) -> str:
     far, lost = sum(one.far for one in tensors), sum(one.lost for one in tensors)
-    words = f": {far:,} far out" if far else ""
+    words = f": {far:,} outlier{'s' if far > 1 else ''}" if far else ""
     return kind + words + (f"\nwithout {lost:,} NaN or infinite" if lost else "")
 
 
 def _draw_layers(axes: "Axes", tensors: Sequence[Spread]) -> None:
-    """Bands around the median, a step for each layer; outliers where they lie in their tensor."""
+    """Bands around the median, a step per layer; outliers as dots, by their place in the tensor."""
     from matplotlib.ticker import MaxNLocator
 
     edges = np.arange(len(tensors) + 1) - 0.5
-    axes.use_sticky_edges = False  # bands do not end at the frame
+    axes.use_sticky_edges = False  # leave a margin above and below the bands
     levels = np.array([one.quantiles for one in tensors]).T.astype(np.float64)
     for low, high, density in BANDS:
         axes.stairs(levels[high], edges, baseline=levels[low], fill=True, color=BLUE,
@@ -271,12 +271,12 @@ def _draw_layers(axes: "Axes", tensors: Sequence[Spread]) -> None:
 
 
 def _share(place: tuple[int, ...], shape: tuple[int, ...]) -> float:
-    """How far into its tensor a number lies: from 0 to 1."""
+    """The relative position of a value in its tensor, from 0 to 1."""
     return float(np.ravel_multi_index(place, shape)) / math.prod(shape)
 
 
 def _draw_histogram(axes: "Axes", one: Spread) -> None:
-    """Counts on a logarithmic scale; outliers below, each a dot."""
+    """Counts on a logarithmic scale; below them, a dot for each outlier."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -299,11 +299,11 @@ def _legend() -> tuple[list[Any], list[str]]:
     handles: list[Any] = [Line2D([], [], color="black", linewidth=1.2)]
     words = ["median"]
     for low, high, _ in reversed(BANDS):
-        # Bands lie on each other.
+        # Bands overlap: their opacities add up.
         density = 1 - math.prod(1 - d for lo, _, d in BANDS if lo <= low)
         handles.append(Patch(color=BLUE, alpha=density, linewidth=0))
-        words.append(f"{LEVELS[low]:g} to {LEVELS[high]:g} % of the numbers")
+        words.append(f"percentiles {LEVELS[low]:g} to {LEVELS[high]:g}")
     handles.append(Line2D([], [], color=RED, marker="o", markersize=3, linestyle=""))
-    words.append(f"beyond {FAR:g} standard deviations (at most {DRAWN} drawn of a tensor)")
+    words.append(f"outliers: beyond {FAR:g} standard deviations (at most {DRAWN} per tensor)")
     handles.append(Patch(color=BLUE, alpha=0.6, linewidth=0))
-    return handles, [*words, "histogram: how many, on a logarithmic scale"]
+    return handles, [*words, "histogram: number of values, logarithmic scale"]

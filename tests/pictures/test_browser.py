@@ -211,7 +211,7 @@ def test_scores_on_their_way_to_probabilities(page, found):
     ):
         holds(text, wanted)
     page.keyboard.press("m")
-    mean = step(page, "Attention: the mean over all heads")
+    mean = step(page, "Attention: mean over all heads")
     for text, wanted in zip(
         mean.locator(".share").all_text_contents(), taps["h.4.attn.probs"].mean(0)[-1], strict=True
     ):
@@ -232,7 +232,7 @@ def test_neurons_sizes_weights_and_cache(page, found):
         was, became = row.locator(".much").inner_text().split(" → ")
         holds(was, before[neuron])
         holds(became, act[neuron])
-    section = step(page, "The size of the stream")
+    section = step(page, "Size of the residual stream")
     section.locator("summary").click()
     for row, name in zip(section.locator(".bar").all(), sizes(range(6)), strict=True):
         assert row.locator(".what").inner_text() == name
@@ -243,13 +243,13 @@ def test_neurons_sizes_weights_and_cache(page, found):
     slope, start = np.polyfit(np.log(lengths), heights, 1)
     assert slope < -10  # upwards, by the logarithm
     assert np.abs(slope * np.log(lengths) + start - heights).max() < 0.3
-    key = step(page, "Where the weights are").locator(".key").inner_text()
+    key = step(page, "Where the parameters are").locator(".key").inner_text()
     assert "attention: 1,579,008 (29.63 %)" in key
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)", key)) == 5_328_896
-    cache = step(page, "Keys and values that are kept")
+    cache = step(page, "KV cache")
     tokens = len(ids) + 11  # the last that was written was never read
     assert f"{tokens} tokens × 12,288 bytes = {tokens * 12288:,} bytes" in cache.inner_text()
-    assert f"positions full they take {256 * 12288:,} bytes" in cache.inner_text()
+    assert f"positions are full, the cache takes {256 * 12288:,} bytes" in cache.inner_text()
     slider = cache.locator("input")
     slider.focus()
     page.keyboard.press("Home")
@@ -259,7 +259,7 @@ def test_neurons_sizes_weights_and_cache(page, found):
 
 def test_what_each_block_would_say(page, found):
     model, kept = found
-    section = step(page, "What each block would say")
+    section = step(page, "What each block would predict")
     probs = softmax(model([kept.about["ids"]]).logits[0].astype("f8"))
     ids, lens = (kept.arrays[f"lens.{name}"].numbers for name in ("ids", "probs"))
     rows = section.locator(".lens:not(.listed) tbody tr")
@@ -299,7 +299,7 @@ SETTINGS = [
 def test_sliders(page, found, settings):
     """Moved, they change the numbers to those of sampling.py, and the token that is drawn."""
     _, kept = found
-    section = step(page, "Logits → probabilities → a token")
+    section = step(page, "Logits → probabilities → next token")
     for name, value in settings.items():
         section.locator(f"input[name={name.replace('-', '_')}]").evaluate(
             "(input, value) => { input.value = value; input.dispatchEvent(new Event('input')) }",
@@ -403,7 +403,7 @@ def test_a_head_is_chosen(page):
 
 def test_what_was_written(page, found):
     _, kept = found
-    section = step(page, "The text it wrote")
+    section = step(page, "Generated text")
     tokens = section.locator(".token")
     assert tokens.count() == 12
     tokens.nth(5).click()
@@ -418,12 +418,12 @@ def test_what_was_written(page, found):
 
 def test_in_two_languages(page):
     page.get_by_role("button", name="中文").click()
-    assert page.locator("h1").inner_text() == "GPT-2 怎样续写一段文字"
+    assert page.locator("h1").inner_text() == "GPT-2 如何续写文本"
     assert page.evaluate("document.documentElement.lang") == "zh"
     assert "undefined" not in page.locator("body").inner_text()
     picture(page, "chinese")
     page.get_by_role("button", name="English").click()
-    assert page.locator("h1").inner_text() == "How a GPT-2 goes on with a text"
+    assert page.locator("h1").inner_text() == "How GPT-2 continues a text"
 
 
 def test_both_languages_say_the_same(chromium):
@@ -474,7 +474,7 @@ def test_texts_are_no_markup(watched, tmp_path, model):
 
 def test_without_javascript(watched, file):
     page = watched.open(file.as_uri(), java_script_enabled=False)
-    assert "which is switched off here" in page.locator("body").inner_text()
+    assert "which is disabled in this browser" in page.locator("body").inner_text()
 
 
 def test_a_page_of_the_124m_shape_within_a_second(watched, tmp_path):
@@ -555,7 +555,7 @@ def test_what_answers_to_pointer_and_keys(page, found):
     token = page.locator("main .token:not(.written)").nth(3)
     token.focus()
     given = kept.arrays["given"].numbers[2] / 100
-    assert f"the model had given it {given:.2f} %" in page.locator("#tip").inner_text()
+    assert f"the model gave it a probability of {given:.2f} %" in page.locator("#tip").inner_text()
     page.keyboard.press("Escape")
     assert page.locator("#tip").is_hidden()
     token.hover()
@@ -573,7 +573,7 @@ def test_what_answers_to_pointer_and_keys(page, found):
     canvas.focus()
     page.keyboard.press("]")
     assert page.evaluate("document.activeElement.ariaLabel") == "h.2.ln_2, 8 × 256"
-    names = step(page, "The text it wrote").locator(".bars .what").all_inner_texts()
+    names = step(page, "Generated text").locator(".bars .what").all_inner_texts()
     best = kept.arrays["written.ids"].numbers[0]
     assert [n.strip("▸ ") for n in names[:20]] == [spelled(model, i) for i in best]
 
@@ -587,7 +587,7 @@ def test_a_model_of_another_kind(watched, small, tmp_path):
     path.write_text(explain_page(record(model, "romeo", OPTIONS, "small")), encoding="utf-8")
     page = watched.open(path.as_uri())
     page.wait_for_selector("main")
-    assert "lm_head.weight 23 × 12" in step(page, "What each block would say").inner_text()
+    assert "lm_head.weight 23 × 12" in step(page, "What each block would predict").inner_text()
     page.locator("nav select").nth(1).select_option("1")
     assert page.locator("figcaption code").all_inner_texts()[4:7] == [
         f"h.1.attn.c_attn[:, {i}:{i + 4}]" for i in page_columns(page)
@@ -750,7 +750,7 @@ def test_it_thinks_in_the_browser(watched, served, found):
         taps = {}
         logits = model([ids], tap=lambda n, a: taps.__setitem__(n, a[0].copy())).logits[0, -1]  # noqa: B023
         probs = softmax(sampling.top_p(sampling.temperature(logits.astype("f8"), 0.8), 0.95))
-        for row in step(page, "Logits → probabilities → a token").locator(".bar").all():
+        for row in step(page, "Logits → probabilities → next token").locator(".bar").all():
             number, half = shown(row.locator(".much").inner_text().split(" → ")[1])
             assert abs(number - probs[int(row.get_attribute("data-id"))]) < half + 1e-4
         for name in ("embed", "h.0.ln_1", "h.0.resid_mlp", "ln_f"):
@@ -758,19 +758,21 @@ def test_it_thinks_in_the_browser(watched, served, found):
             number, half = shown(read_map(page, figure, 0, 3).rpartition(": ")[2])
             wanted = taps[name][0, 3]
             assert abs(number - wanted) <= half + 1e-4 * abs(taps[name]).max()
-        end = step(page, "What each block would say").locator("tbody tr").last.locator("td").last
+        end = (
+            step(page, "What each block would predict").locator("tbody tr").last.locator("td").last
+        )
         end.hover()
         line = page.locator("#tip div").first.inner_text()
         wanted = softmax(logits.astype("f8")).max()
         assert abs(shown(line.rpartition(" ")[0].rpartition(" ")[2] + " %")[0] - wanted) < 2e-4
         hidden = model([ids], output_hidden_states=True).hidden_states[:-1]
         stops = [lens_logits(model, x[0, -1:]).argmax() for x in hidden]
-        rows = step(page, "What each block would say").locator(".lens:not(.listed) tbody tr")
+        rows = step(page, "What each block would predict").locator(".lens:not(.listed) tbody tr")
         said = [row.locator("td").last.inner_text() for row in rows.all()]
         assert said == [spelled(model, i) for i in (*stops, logits.argmax())]
-        written = step(page, "The text it wrote").locator(".token")
+        written = step(page, "Generated text").locator(".token")
         assert written.count() == 20
-        drawn = step(page, "Logits → probabilities → a token").locator(".verdict strong")
+        drawn = step(page, "Logits → probabilities → next token").locator(".verdict strong")
         assert drawn.inner_text() == written.first.inner_text()
     assert {re.match(r"https?://[^/]+/", address)[0] for address in watched.requests} == {url}
     picture(page, "live")
@@ -782,7 +784,7 @@ def test_it_writes_what_generate_writes(watched, served, found):
     _, url = served
     page = watched.open(url)
     page.wait_for_selector("main")
-    section = step(page, "Logits → probabilities → a token")
+    section = step(page, "Logits → probabilities → next token")
     section.locator("input[name=temperature]").evaluate(
         "input => { input.value = 0; input.dispatchEvent(new Event('input')) }"
     )
@@ -814,18 +816,22 @@ def test_words_in_the_place_of_a_model(watched, served, site):
     page.get_by_text("This browser has no WebAssembly").wait_for()
     assert page.locator("progress").count() == 0
     page = watched.open((site / "index.html").as_uri())
-    page.get_by_text("A browser lets no page run a model from a file.").wait_for()
+    page.get_by_text(
+        "Browsers do not let a page that was opened from a file run a model."
+    ).wait_for()
     page = watched.open(url)
     page.wait_for_selector("main")
     page.locator("textarea").fill("")
-    page.get_by_text("Write something: there is no text.").wait_for()
+    page.get_by_text("The prompt is empty. Type some text.").wait_for()
     page.locator("textarea").fill("a " * 400)
-    page.get_by_text(re.compile(r"The text is too long: \d+ tokens, at most 256.")).wait_for()
+    page.get_by_text(
+        re.compile(r"The prompt is too long: got \d+ tokens, expected 256 at most.")
+    ).wait_for()
     page.get_by_role("button", name="中文").click()
-    assert page.get_by_role("button", name="重写一次").count() == 1
+    assert page.get_by_role("button", name="重新生成").count() == 1
     for name, size, words in (
-        ("model/model.onnx_data", 1_000_000, "came to an end after 1000000 of"),
-        ("model/lens.onnx", None, "is not beside this page (the server said 404)."),
+        ("model/model.onnx_data", 1_000_000, "ended after 1000000 of"),
+        ("model/lens.onnx", None, "was not found next to this page (HTTP status 404)."),
         ("vendor/tokenizers.min.mjs", None, None),
     ):
         damaged, whole = copy / name, (copy / name).read_bytes()

@@ -190,8 +190,8 @@ def test_a_token_that_was_not_scored_says_why(model):
     assert unscored == [0, 128]
     said = [page.tokens[n][0]["title"] for n in unscored]
     assert said == [
-        "t, id 84: not scored, nothing stands before it",
-        "t, id 84: not scored, nothing stands before it in its window",
+        "t, id 84: not scored, no token before it",
+        "t, id 84: not scored, no token before it in its window",
     ]
 
 
@@ -399,7 +399,7 @@ def test_the_usual_output_and_a_page(npgpt2, tiny, tmp_path, command, more):
     assert (code, out) == usual[:2]
     assert code == 0
     words = {"score": "the text coloured by surprise",
-             "tokenize": "the text with its tokens' borders"}[command]  # fmt: skip
+             "tokenize": "token boundaries"}[command]  # fmt: skip
     assert err == f"npgpt2: {words}: {tmp_path / 'p.html'}\n"
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
     assert Page(page).text == "To be 字"

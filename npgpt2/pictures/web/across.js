@@ -1,6 +1,6 @@
-// What is seen across all blocks: what each would say, and how the stream grows.
+// Across all blocks: what each would predict, and how the residual stream grows.
 
-/** The logit lens: the most probable tokens, had the model stopped there. */
+/** The logit lens: the most probable tokens if the model stopped after each block. */
 function lens(record) {
   const [ids, probs] = [record.tables["lens.ids"], record.tables["lens.probs"]];
   const [stops, length, most] = ids.shape;
@@ -39,7 +39,7 @@ function lens(record) {
     of("details", {}, of("summary", {}, say("lens_numbers")), wide(listed, say("lens_numbers"))));
 }
 
-/** Of rows of elements one is reached by the Tab key, the others from there by the arrow keys. */
+/** Tab reaches one element of these rows; the arrow keys reach the others from there. */
 function roving(cells, row, column) {
   for (const cell of cells.flat()) cell.tabIndex = -1;
   cells[row][column].tabIndex = 0;
@@ -51,7 +51,7 @@ function roving(cells, row, column) {
   });
 }
 
-/** What may be wider than the page: it moves by itself. */
+/** A container that scrolls if its content is wider than the page. */
 function wide(inner, label) {
   return of("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, inner);
 }
@@ -61,7 +61,7 @@ function headName({ about }) {
   return own ? "lm_head.weight" : "transformer.wte.weight";
 }
 
-/** Euclidean lengths: the stream after every addition, and what was added. */
+/** Euclidean norms of the stream after every addition, and of what was added. */
 function streamSizes(record) {
   const table = record.tables.sizes;
   const names = sizeNames(record.about.model.n_layer);
@@ -76,13 +76,13 @@ function streamSizes(record) {
   return step(record, say("sizes"), say("sizes_words"), [], chart, details);
 }
 
-/** The arrays whose lengths these are, in the order of the data's flow. */
+/** The arrays whose norms `sizes` stores, in the order of the forward pass. */
 function sizeNames(layers) {
   const parts = ["attn.c_proj", "resid_attn", "mlp.c_proj", "resid_mlp"];
   return ["embed", ...range(layers).flatMap((i) => parts.map((part) => `h.${i}.${part}`))];
 }
 
-/** A line for each token, the chosen one's thick; lengths on a logarithmic scale. */
+/** One line for each token, a thick one for the selected; norms on a logarithmic scale. */
 function sizeChart(record, names) {
   const table = record.tables.sizes;
   const stream = range(names.length).filter((i) => i % 2 === 0); // without what is added
@@ -111,7 +111,7 @@ function sizeChart(record, names) {
   return chart;
 }
 
-/** A drawing as wide as the page; where that is too narrow for it, in something `wide`. */
+/** A drawing as wide as the page. On narrow screens the caller puts it into `wide`. */
 function drawing(width, height, label, ...shapes) {
   const viewBox = `0 0 ${width} ${height}`;
   return svg("svg", { viewBox, class: "chart", role: "img", "aria-label": label }, shapes);

@@ -1,6 +1,6 @@
-// Who looks at whom: every head as a small map, and one of them large.
+// Attention: every head as a small map, and the selected one as a large map.
 
-/** Every head of every block as a small map: choose one. */
+/** Every head of every block as a small map; a click selects one. */
 function headGrid(record) {
   const { n_layer, heads } = record.about.model;
   const rows = range(n_layer).map((layer) =>
@@ -16,7 +16,7 @@ function headGrid(record) {
   const about = { class: "heads", role: "group", "aria-label": label, onkeydown: move };
   const grid = of("div", about, lines);
   follow(grid, ["layer", "head"], () => {
-    const reached = Math.max(0, headOf(record)); // by the Tab key: one of them all
+    const reached = Math.max(0, headOf(record)); // the one button that Tab reaches
     rows.forEach((row, layer) =>
       row.forEach((button, head) => {
         const here = layer === state.layer;
@@ -42,7 +42,7 @@ function smallMap(record, layer, head) {
   return of("button", about, canvas);
 }
 
-/** Scores on their way to probabilities. */
+/** The steps from scores to probabilities, as four maps. */
 function scoreMaps(record, layer, head) {
   const at = `h.${layer}.attn.`;
   const [scores, scaled, probs] = ["scores", "scaled", "probs"].map((n) => record.tables[at + n]);
@@ -76,14 +76,14 @@ function chancesOf(at) {
   return { at, text: (r, c) => percent(at(r, c)), top: 1, root: true, unit: whole };
 }
 
-/** A map (T × T): rows look at columns. */
+/** A map (T × T): rows attend to columns. */
 function square(record, map, label) {
   const names = rowNames(record);
   const says = (r, c) => `“${names[r]}” → “${names[c]}”: ${map.text(r, c)}`;
   return heatmap({ ...map, label, rows: names, columns: names.length, says });
 }
 
-/** One head's attention, or the mean over the block's: its map, and arcs. */
+/** The attention of one head, or the mean over the block's heads: a map, and arcs. */
 function attentionLarge(record, layer, head) {
   const [probs, mean] = ["probs", "mean"].map((name) => record.tables[`h.${layer}.attn.${name}`]);
   const at = (r, c) => (head >= 0 ? probs.at(head, r, c) : mean.at(r, c));
@@ -92,9 +92,9 @@ function attentionLarge(record, layer, head) {
   return of("div", { class: "large" }, of("figure", {}, map), picture);
 }
 
-const [LINE, LEFT, REACH] = [22, 245, 150]; // pixels of a token's line, left of arcs, of arcs
+const [LINE, LEFT, REACH] = [22, 245, 150]; // pixels: height of a line, start of the arcs, their width
 
-/** Arcs from a token to those that it looks at, of the chosen one; and what draws another's. */
+/** [Arcs from the selected token to the tokens it attends to, function that draws another's]. */
 function arcs(record, at) {
   const names = rowNames(record);
   const tall = names.length * LINE;

@@ -1,6 +1,6 @@
-// The way of the data: embeddings, then the block that is chosen, each array in its turn.
+// The forward pass: embeddings, then each array of the selected block in order.
 
-/** One step: what happens, which parameters do it, what comes out. */
+/** One step of the page: title, text, parameters with their shapes, and pictures. */
 function step(record, title, words, parameters, ...drawn) {
   const shapes = new Map(record.about.model.parameters);
   const lines = parameters.map((name) =>
@@ -10,7 +10,7 @@ function step(record, title, words, parameters, ...drawn) {
   return of("section", { class: "step" }, of("h3", {}, title), of("p", {}, words), names, drawn);
 }
 
-/** An array (T, columns) as a map, or some of its columns. */
+/** An array (T, columns), or some of its columns, as a heatmap. */
 function strip(record, name, from = 0, columns = record.tables[name].shape[1]) {
   const table = record.tables[name];
   const rows = rowNames(record);
@@ -31,12 +31,12 @@ function embeddings(record) {
   return step(record, say("embed"), say("embed_words"), names, three);
 }
 
-/** The block that is chosen, from the inside. */
+/** The inside of the selected block. */
 function block(record) {
   const place = of("div");
   const maps = () => [...place.querySelectorAll("canvas[tabindex]")];
   follow(place, ["layer", "head"], () => {
-    const held = maps().indexOf(document.activeElement); // gets the focus back
+    const held = maps().indexOf(document.activeElement); // to restore the focus
     const title = of("h2", {}, `${say("layer")} ${state.layer}`);
     const words = of("p", {}, say("one_block_words", { last: record.about.model.n_layer - 1 }));
     place.replaceChildren(title, words, ...stepsOf(record, state.layer, headOf(record)));
@@ -45,12 +45,12 @@ function block(record) {
   return place;
 }
 
-/** The head that is shown: −1 is the mean of all. (Pruned blocks have fewer.) */
+/** The head that is shown; −1 is the mean over all. (Pruned blocks have fewer heads.) */
 function headOf(record) {
   return Math.min(state.head, record.about.model.heads[state.layer] - 1);
 }
 
-/** As `block` of npgpt2/model/forward.py goes through it. */
+/** The steps of `block` in npgpt2/model/forward.py, in the same order. */
 function stepsOf(record, layer, head) {
   const { model } = record.about;
   const one = head >= 0;
@@ -81,7 +81,7 @@ function stepsOf(record, layer, head) {
   ];
 }
 
-/** What scores are multiplied by: mostly 1/√D. */
+/** The attention scale as text: usually 1/√D. */
 function scaleOf({ scales, head_dim }, layer) {
   const usual = Math.abs(scales[layer] * Math.sqrt(head_dim) - 1) < 1e-9;
   const scale = brief(scales[layer], 4);
@@ -92,7 +92,7 @@ function parametersOf(layer, part) {
   return ["weight", "bias"].map((kind) => `transformer.h.${layer}.${part}.${kind}`);
 }
 
-/** The neurons that answer most to the chosen token. */
+/** The neurons with the largest activations for the selected token. */
 function neurons(record, layer) {
   const [ids, before, after] = ["neurons", "c_fc", "act"].map(
     (name) => record.tables[`h.${layer}.mlp.${name}`],
@@ -118,7 +118,7 @@ function neurons(record, layer) {
   return figure;
 }
 
-/** A line with a name, a bar from −1 to 1, and words. */
+/** A line with a name, a bar from −1 to 1, and a text. */
 function bar(name, share, words, more = {}) {
   const inner = of("i", { class: share < 0 ? "below" : "" });
   inner.style.width = `${100 * Math.min(1, Math.abs(share))}%`;

@@ -1,9 +1,9 @@
-// From logits to the token that was written, and what might have stood in its place.
+// From logits to the next token, and the generated text with its alternatives.
 
-const SHOWN = 20; // of the most probable tokens
+const SHOWN = 20; // most probable tokens
 const PLAIN = { temperature: 1, top_k: null, top_p: null, min_p: null };
 
-/** The last distribution, and the sliders that change it: as npgpt2/generation/sampling.py computes it. */
+/** The last distribution, and sliders that change it as npgpt2/generation/sampling.py does. */
 function distribution(record) {
   const logits = Float64Array.from(record.tables.last.data);
   const settings = record.settings;
@@ -19,7 +19,7 @@ function distribution(record) {
     const rows = ids.map((id) => {
       const words = `${plain(logits[id], 2)} → ${percent(probs[id])}`;
       const row = bar(named(record, id), probs[id] / most, words, { "data-id": id });
-      const pale = of("b"); // what it was before the filters
+      const pale = of("b"); // the probability before the filters
       pale.style.width = `${(100 * before[id]) / most}%`;
       row.querySelector(".track").prepend(pale);
       row.classList.toggle("taken", id === taken);
@@ -42,7 +42,7 @@ function distribution(record) {
   return step(record, say("choice"), words, [headName(record)], verdict, drawn);
 }
 
-/** What can be set: from 0 or `min` to `max`; `null` is off, at one end of the slider. */
+/** The sliders, each from `min` (default 0) to `max`; one end means off, stored as null. */
 function knobs(settings, vocabulary) {
   const counts = [1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
   const ks = [...new Set([...counts, settings.top_k ?? 1])]
@@ -94,7 +94,7 @@ function slider({ name, min = 0, max, step, value, set, text }, changed) {
   return of("label", {}, of("code", {}, name.replace("_", "-")), input, output, words);
 }
 
-/** The text that was written; each token with the others that were likely. */
+/** The generated text; each token with the alternatives that were likely. */
 function continuation(record) {
   const { written, prompt, pieces } = record.about;
   const [ids, probs, chosen] = ["ids", "probs", "chosen"].map((n) => record.tables[`written.${n}`]);

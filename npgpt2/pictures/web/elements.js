@@ -1,13 +1,13 @@
-// Elements of the page. Texts become text nodes: whatever a prompt holds, it is never markup.
+// Elements of the page. Texts become text nodes: the text of a prompt is never parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: `of("p", {class: "faint", onclick: f}, "text", child, …)`. */
+/** Create an HTML element: `of("p", {class: "faint", onclick: f}, "text", child, …)`. */
 function of(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same of SVG. */
+/** Create an SVG element. */
 function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -22,17 +22,17 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** What is chosen: the token, block and head that all of the page shows. */
+/** The selection: the token, block and head that the whole page shows. */
 const state = { token: 0, layer: 0, head: 0 };
-const parts = new Set(); // of the page, that show what is chosen
+const parts = new Set(); // parts of the page that follow the selection
 
-/** Draws a part now, and when one of these is chosen anew, for as long as it is on the page. */
+/** Draw a part now, and again when one of `keys` changes, as long as the part is on the page. */
 function follow(place, keys, draw) {
   parts.add({ place, keys, draw });
   draw();
 }
 
-/** Choose a token, a block, a head; what shows it is drawn again. */
+/** Select a token, a block or a head, and redraw the parts that follow it. */
 function choose(choice) {
   const changed = Object.keys(choice).filter((key) => choice[key] !== state[key]);
   Object.assign(state, choice);
@@ -42,7 +42,7 @@ function choose(choice) {
   }
 }
 
-/** Moves a choice by the arrow keys: `move(dx, dy)`, for an element that has the focus. */
+/** A keydown handler that calls `move(dx, dy)` for the arrow keys. */
 function arrows(move) {
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   return (event) => {
@@ -54,7 +54,7 @@ function arrows(move) {
   };
 }
 
-/** Scroll what holds an element, and nothing else, so that it is seen. */
+/** Scroll `place`, and nothing else, until `element` inside it is visible. */
 function reveal(place, element) {
   requestAnimationFrame(() => {
     const [outer, inner] = [place.getBoundingClientRect(), element.getBoundingClientRect()];

@@ -1,4 +1,4 @@
-// Arrays as colours. Both scales change in lightness, so that they are read without colours, too.
+// Arrays as colours. Both scales also change in lightness, so they work without colours.
 
 const COLOURS = {
   light: {
@@ -20,7 +20,7 @@ function isDark() {
   return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
-/** A share from −1 to 1 of the scale → red, green and blue. */
+/** A share of the scale, from −1 to 1 → [red, green, blue]. */
 function colour(share, { zero, up, down } = COLOURS[isDark() ? "dark" : "light"]) {
   const [middle, end] = share < 0 ? down : up;
   const far = Math.min(1, Math.abs(share));
@@ -28,7 +28,7 @@ function colour(share, { zero, up, down } = COLOURS[isDark() ? "dark" : "light"]
   return from.map((level, i) => Math.round(level + part * (to[i] - level)));
 }
 
-/** A colour for CSS, and black or white, whichever has more contrast on it (≥ 4.5 : 1, WCAG). */
+/** [CSS colour, black or white]: the text colour with more contrast (≥ 4.5 : 1, WCAG). */
 function shade(share) {
   const levels = colour(share);
   const linear = (level) =>
@@ -39,17 +39,17 @@ function shade(share) {
 }
 
 /**
- * A map of numbers with its names, its legend, and a line that says the number under the pointer or
- * the cursor keys.
+ * A heatmap with row names, a legend, and a line that shows the value under the pointer or at the
+ * position of the arrow keys.
  *
- * @param map.rows, map.columns  names of rows, and how many columns
- * @param map.at(row, column)    a number; null where there is none
- * @param map.says(row, column)  words on it
- * @param map.signed             from −top to top; otherwise from 0
- * @param map.size               pixels from the first row to the last, at most
- * @param map.top                what has the full colour; by default what 98 % do not surpass
- * @param map.root               colours by the square root: small shares are seen, too
- * @param map.pointed(row)       told which row is pointed at
+ * @param map.rows, map.columns  names of the rows, number of columns
+ * @param map.at(row, column)    a value; null where there is none
+ * @param map.says(row, column)  the text of that line
+ * @param map.signed             the scale goes from −top to top; otherwise from 0
+ * @param map.size               maximum height in pixels
+ * @param map.top                value with the full colour; default: the 98th percentile
+ * @param map.root               colour by the square root, so that small shares are visible
+ * @param map.pointed(row)       callback: the row under the pointer
  */
 function heatmap(map) {
   const { rows, columns } = map;
@@ -89,7 +89,7 @@ function heatmap(map) {
     return [Math.floor(down * rows.length), Math.floor(right * columns)];
   }
   follow(field, ["token"], () => {
-    at[0] = state.token; // where the cursor keys begin
+    at[0] = state.token; // where the arrow keys start
     place(row, state.token / rows.length, 0, 1 / rows.length, 1);
   });
   const labels = of("div", { class: "names", "aria-hidden": "true" }, names);
@@ -117,17 +117,17 @@ function paint(canvas, { rows, columns, at, root }, top) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** The scales as pixels: shares from −1 to 1 in 511 steps, computed once. */
+/** The colour scales as pixels: shares from −1 to 1 in 511 steps, computed once. */
 const SHADES = Object.fromEntries(Object.entries(COLOURS).map(([name, scheme]) => {
   const pixel = (levels) => new Uint32Array(new Uint8Array([...levels, 255]).buffer)[0];
   const shades = Uint32Array.from(range(511), (i) => pixel(colour(i / 255 - 1, scheme)));
   return [name, Object.assign(shades, { none: pixel(scheme.none) })];
 }));
 
-/** What 98 % of the numbers do not surpass: a few that stand far out do not pale the rest. */
+/** The 98th percentile of the absolute values: a few outliers do not fade the rest. */
 function usual({ rows, columns, at }) {
   const some = [];
-  const stride = Math.floor((rows.length * columns) / 4000) | 1; // odd: it meets every column
+  const stride = Math.floor((rows.length * columns) / 4000) | 1; // odd, so that it reaches every column
   for (let i = 0; i < rows.length * columns; i += stride) {
     some.push(Math.abs(at(Math.floor(i / columns), i % columns) ?? 0));
   }
@@ -135,7 +135,7 @@ function usual({ rows, columns, at }) {
   return some[Math.floor(0.98 * (some.length - 1))] || some[some.length - 1] || 1;
 }
 
-/** The scale itself, with its numbers: the ends, and the middle where it is no half. */
+/** The colour scale with its end values; with `root`, also the value in the middle. */
 function legend({ signed, root, unit = brief }, top) {
   const columns = 49;
   const bar = of("canvas", { width: columns, height: 1, "aria-hidden": "true" });

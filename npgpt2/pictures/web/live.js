@@ -1,9 +1,9 @@
-// The page of a model that runs here: type, and it thinks again. The model is in worker.mjs.
+// The live page: the model (in worker.mjs) runs again when the user types.
 
-/** Asks the worker. */
+/** Sends requests to the worker. */
 class Model {
   constructor(heard) {
-    const makes = { createScriptURL: (url) => url }; // the policy of the page asks for one
+    const makes = { createScriptURL: (url) => url }; // the page's security policy requires one
     const policy = globalThis.trustedTypes?.createPolicy("worker", makes) ?? makes;
     this.worker = new Worker(policy.createScriptURL("worker.mjs"), { type: "module" });
     this.waiting = new Map();
@@ -51,15 +51,15 @@ async function openLive({ about, prompt, options }) {
   let [uniforms, turn, shown] = [fresh(), 0, null];
   async function think() {
     const mine = ++turn;
-    const stale = () => mine !== turn; // a newer text is waiting: nobody will see this one
+    const stale = () => mine !== turn; // a newer run has started: drop this one
     const told = (share) => stale() || form.bar(share, ["thinking"]);
     const how = { about, pieces, settings: { ...settings }, uniforms, stale, told };
     try {
       told();
       const record = await thought(model, { ...how, ...form.asked() });
       if (stale()) return;
-      settings.uniform = uniforms[0]; // of the token that the page draws
-      record.settings = settings; // which its sliders move, for the next text
+      settings.uniform = uniforms[0]; // for the token that the page samples
+      record.settings = settings; // its sliders change the next run
       if (!shown) Object.assign(state, telling(record));
       const atEnd = !shown || state.token === shown.about.ids.length - 1;
       if (atEnd) state.token = record.about.ids.length - 1;
@@ -77,7 +77,7 @@ async function openLive({ about, prompt, options }) {
   await think();
 }
 
-/** Where a text is typed, and what is said of the model's work. */
+/** The form for the prompt, with progress and status of the run. */
 function liveForm(prompt, many) {
   const texts = { title: of("h1"), live_words: of("p"), new_tokens: of("span") };
   texts.again = of("button", { type: "button", disabled: true });
@@ -86,7 +86,7 @@ function liveForm(prompt, many) {
   const bar = of("progress");
   const status = of("p", { role: "status" });
   const wrote = of("blockquote", { dir: "auto", hidden: true });
-  let said; // the status, in the words' keys
+  let said; // the status: arguments of `say`
   text.value = prompt;
   function speaks() {
     for (const [key, element] of Object.entries(texts)) element.textContent = say(key);
@@ -108,9 +108,9 @@ function liveForm(prompt, many) {
   const page = document.getElementById("page");
   return {
     asked: () => ({ text: text.value, many: clamp(Math.floor(Number(length.value)) || 0, 200) }),
-    /** A share of the work, or none that is known. */
+    /** Show progress: a share from 0 to 1, or undefined if it is unknown. */
     bar(share, words) {
-      if (!bar.isConnected) return; // files still come in after the one that failed
+      if (!bar.isConnected) return; // other files may still arrive after one failed
       bar.hidden = false;
       if (share === undefined) bar.removeAttribute("value");
       else bar.value = share;
@@ -143,17 +143,17 @@ function liveForm(prompt, many) {
   };
 }
 
-/** Why a model cannot run here; undefined where it can. */
+/** Why a model cannot run here, as a key of the texts; undefined if it can. */
 function missing() {
   if (location.protocol === "file:") return ["no_server"];
   if (typeof WebAssembly === "undefined") return ["no_wasm"];
-  // A module of one function, which has instructions of SIMD: i8x16.splat, i8x16.popcnt.
+  // A WebAssembly module whose one function uses SIMD: i8x16.splat, i8x16.popcnt.
   const head = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0];
   const body = [10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
   return WebAssembly.validate(new Uint8Array([...head, ...body])) ? undefined : ["no_simd"];
 }
 
-/** So many random numbers that typing on changes none of them. */
+/** One random number per generated token; they stay the same while the user types. */
 function fresh() {
   return Array.from(crypto.getRandomValues(new Uint32Array(256)), (number) => number / 2 ** 32);
 }

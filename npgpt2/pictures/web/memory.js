@@ -1,4 +1,4 @@
-// Where the numbers are: weights by part, and the cache that grows with each token.
+// Memory: the parameters by part, and the KV cache, which grows with each token.
 
 const PARTS = { wte: "wte", wpe: "wpe", attn: "attn", crossattention: "attn", mlp: "mlp" };
 
@@ -7,7 +7,7 @@ function partOf(name) {
   return PARTS[name.split(".").find((part) => PARTS[part])] ?? "head";
 }
 
-/** Parameters as areas: a column for what stands outside the blocks, then one for each block. */
+/** Parameters as areas: one column for each block, and one for each part outside the blocks. */
 function weightAreas(record) {
   const product = (shape) => shape.reduce((a, b) => a * b, 1);
   const sum = (entries) => entries.reduce((all, { size }) => all + size, 0);
@@ -52,11 +52,11 @@ function weightAreas(record) {
   return step(record, say("weights"), words, [], picture, of("ul", { class: "key" }, key));
 }
 
-/** Keys and values: the prompt's columns all at once, then one for each token that is written. */
+/** The KV cache: the prompt's columns at once, then one for each generated token. */
 function cacheGrowth(record) {
   const { n_layer, heads, head_dim, n_positions, itemsize } = record.about.model;
   const prompt = record.about.ids.length;
-  const all = prompt + record.tables["written.ids"].shape[0] - 1; // the first step read the prompt
+  const all = prompt + record.tables["written.ids"].shape[0] - 1; // the first step reads the prompt
   const bytes = heads.reduce((sum, h) => sum + 2 * itemsize * h * head_dim, 0);
   const [left, each, high] = [34, between(4, 680 / all, 16), between(4, 240 / n_layer, 14)];
   const slot = (t, layer) => {

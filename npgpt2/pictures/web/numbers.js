@@ -1,6 +1,6 @@
-// The arrays of a record: as they are shown, whole multiples of a power of ten.
+// The arrays of a record. Values are rounded for display: integers divided by a power of ten.
 
-/** An array of any shape; `at` gives a number, `text` the same with its decimals. */
+/** An array of any shape. `at` returns a value, `text` the same value with its decimals. */
 class Table {
   constructor(data, shape, decimals = 0, unit = 1) {
     Object.assign(this, { data, shape, decimals, unit });
@@ -15,13 +15,13 @@ class Table {
   }
 }
 
-/** A number with so many decimals, and a real minus sign. */
+/** A number with the given decimals and a real minus sign. */
 function plain(value, decimals) {
   const text = value.toFixed(Math.max(0, decimals));
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
-/** 0.1234 → "12.34 %": probabilities are known to a hundredth of a percent. */
+/** 0.1234 → "12.34 %": probabilities are stored to a hundredth of a percent. */
 function percent(value) {
   return `${(100 * value).toFixed(2)} %`;
 }
@@ -40,10 +40,10 @@ function count(value) {
   return COUNTS.format(value);
 }
 
-/** What `Record.packed` of record.py put together: base64 → the tables, by name. */
+/** Unpack the data of `Record.packed` in record.py: base64 → tables by name. */
 async function unpack(packed, layout) {
   const letters = atob(packed);
-  const bytes = new Uint8Array(letters.length); // filled by a loop: `from` takes ten times as long
+  const bytes = new Uint8Array(letters.length); // a loop: `Uint8Array.from` takes ten times as long
   for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
   const inflated = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(inflated).arrayBuffer();
@@ -61,7 +61,7 @@ async function unpack(packed, layout) {
   return tables;
 }
 
-/** Planes of bytes, the lowest first, of 0, −1, 1, −2 … as 0, 1, 2, 3 … */
+/** Byte planes, lowest first → integers. 0, 1, 2, 3 … decode to 0, −1, 1, −2 … (zigzag). */
 function unfold(planes, width, size) {
   const data = new Int32Array(size);
   for (let plane = 0; plane < width; plane++) {

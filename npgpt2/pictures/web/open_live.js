@@ -1,2 +1,2 @@
-// Behind the other scripts: the model beside the page is loaded.
+// Runs after the other scripts: loads the model next to the page.
 openLive(JSON.parse(document.getElementById("data").textContent));

@@ -1,2 +1,2 @@
-// Behind the other scripts: the record that lies in the file is opened.
+// Runs after the other scripts: opens the record in this file.
 openRecord(JSON.parse(document.getElementById("data").textContent));

@@ -1,8 +1,8 @@
-// The page: its parts in the order of the data's flow, and what reaches all of them.
+// The page: its parts in the order of the forward pass, and the controls for all of them.
 
-/** Everything again: another record, another language, other colours. */
+/** Draw everything: for a new record, another language or other colours. */
 function drawPage(record) {
-  const held = document.activeElement?.id; // gets the focus back
+  const held = document.activeElement?.id; // to restore the focus
   parts.clear();
   state.token = clamp(state.token, record.about.ids.length - 1);
   document.documentElement.lang = language;
@@ -60,7 +60,7 @@ function turn(record) {
   drawPage(record);
 }
 
-/** Token, block and head, and the way to each part: always in sight. */
+/** The menus for token, block and head, and links to each part: always visible. */
 function chooser(record, links) {
   const heads = record.about.model.heads;
   const names = rowNames(record);
@@ -82,7 +82,7 @@ function chooser(record, links) {
   return nav;
 }
 
-/** Keys that are heard wherever no element needs them itself. */
+/** Keyboard shortcuts, except where an input element needs the keys itself. */
 function listenToKeys(current) {
   document.addEventListener("keydown", (event) => {
     const record = current();
@@ -106,7 +106,7 @@ function listenToKeys(current) {
   });
 }
 
-/** The block and head to begin with: its tokens look at others than the first and themselves. */
+/** The initial block and head: its tokens attend most to others than the first and themselves. */
 function telling({ about, tables }) {
   const { heads } = about.model;
   const found = { layer: 0, head: 0, most: 0 };
@@ -119,7 +119,7 @@ function telling({ about, tables }) {
   return { layer: found.layer, head: found.head };
 }
 
-/** The page of one prompt, which the file brings along. */
+/** The page of one prompt, whose record is in the file. */
 async function openRecord({ about, packed }) {
   if (typeof DecompressionStream === "undefined") {
     document.getElementById("page").append(of("p", {}, say("no_inflating")));

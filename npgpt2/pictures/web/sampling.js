@@ -1,5 +1,5 @@
-// npgpt2/generation/sampling.py once more: the same filters in the same order, in float64.
-// A token that is ruled out has the logit −∞.
+// The filters of npgpt2/generation/sampling.py, in the same order, in float64.
+// A token that a filter removes gets the logit −∞.
 
 function softmax(logits) {
   const top = Math.max(
@@ -23,13 +23,13 @@ function falling(logits) {
   return logits.slice().sort().reverse(); // a Float64Array sorts by number
 }
 
-/** The k largest stay, and all that equal the k-th. */
+/** Keep the k largest logits, and all that equal the k-th. */
 function topK(logits, k) {
   const least = falling(logits)[Math.min(k, logits.length) - 1];
   return logits.map((logit) => (logit < least ? -Infinity : logit));
 }
 
-/** The fewest that have probability p together stay, the one that crosses p with them. */
+/** Keep the fewest tokens whose total probability reaches p. */
 function topP(logits, p) {
   if (p >= 1) return logits;
   const sorted = falling(logits);
@@ -40,14 +40,14 @@ function topP(logits, p) {
   return logits.map((logit) => (logit < sorted[crossing] ? -Infinity : logit));
 }
 
-/** Those stay that are p times as probable as the most probable, at least. */
+/** Keep tokens with at least p times the highest probability. */
 function minP(logits, p) {
   const probs = softmax(logits);
   const least = p * probs.reduce((a, b) => Math.max(a, b));
   return logits.map((logit, i) => (probs[i] < least ? -Infinity : logit));
 }
 
-/** The filters of `GenerationOptions.next_token`, which null leaves out; greedy has its own way. */
+/** Apply the filters of `GenerationOptions.next_token`; null skips one. Not for greedy. */
 function filtered(logits, options) {
   logits = temperature(logits, options.temperature);
   if (options.top_k !== null) logits = topK(logits, options.top_k);
@@ -56,25 +56,25 @@ function filtered(logits, options) {
   return logits;
 }
 
-/** Probabilities after the filters; greedy: all of it on the first of the largest. */
+/** Probabilities after the filters. Greedy: 1 for the first of the largest logits. */
 function chances(logits, options) {
   if (options.temperature > 0) return softmax(filtered(logits, options));
   const best = logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   return logits.map((_, i) => Number(i === best));
 }
 
-/** The ids of the most probable, best first; of equal ones the lower comes first. */
+/** The ids of the most probable tokens, best first; of equal ones, the lower id first. */
 function ranked(probs, many) {
   const ids = Array.from(probs.keys());
   return ids.sort((a, b) => probs[b] - probs[a] || a - b).slice(0, many);
 }
 
-/** The id at which the running sum of probabilities, in the order of ids, passes `uniform`. */
+/** The first id at which the sum of probabilities, in the order of ids, exceeds `uniform`. */
 function draw(probs, uniform) {
   const running = probs.slice();
   for (let i = 1; i < running.length; i++) running[i] += running[i - 1];
   const target = uniform * running[running.length - 1];
   const token = running.findIndex((sum) => sum > target);
-  const last = probs.findLastIndex((p) => p > 0); // rounding may reach past the last
+  const last = probs.findLastIndex((p) => p > 0); // rounding may go past the last
   return token < 0 ? last : Math.min(token, last);
 }

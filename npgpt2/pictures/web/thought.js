@@ -1,6 +1,6 @@
-// What a model in the browser makes of a text, as record.py makes a record of it.
+// Run the model in the browser and build the same record as record.py.
 
-const STEPS = 100; // in an array's usual size that are shown: here they cost no room
+const STEPS = 100; // display steps in an array's typical value; here they cost no space
 
 async function thought(model, { about, pieces, text, settings, uniforms, ...how }) {
   const { ids, taps, lens, logits } = await model.ask("read", text);
@@ -12,7 +12,7 @@ async function thought(model, { about, pieces, text, settings, uniforms, ...how 
   return { about: all, tables };
 }
 
-/** Every table that the page shows of the prompt. */
+/** All tables that the page shows for the prompt. */
 function tablesOf(model, ids, taps, lens, logits) {
   const tables = {};
   for (const [name, { data, dims }] of Object.entries(taps)) {
@@ -39,7 +39,7 @@ function rowsOf({ data, shape: [length, width] }) {
   return range(length).map((row) => data.subarray(row * width, (row + 1) * width));
 }
 
-/** As `kept` of record.py: from what is usual, here in a sample. */
+/** Decimals as in `kept` of record.py, here from a sample of the values. */
 function decimals(data) {
   const stride = Math.max(1, Math.floor(data.length / 2000));
   const some = Float64Array.from(data.filter((_, i) => i % stride === 0), Math.abs).sort();
@@ -47,7 +47,7 @@ function decimals(data) {
   return middle ? clamp(Math.ceil(Math.log10(STEPS / middle)), 9) : 2;
 }
 
-/** q · k of each head, and the same scaled: the graph does both, and softmax, unseen. */
+/** q · k of each head, raw and scaled: the graph computes them but does not output them. */
 function addScores(tables, model, layer) {
   const { data: qkv, shape: [length] } = tables[`h.${layer}.attn.c_attn`];
   const [heads, d] = [model.heads[layer], model.head_dim];
@@ -66,7 +66,7 @@ function addScores(tables, model, layer) {
   tables[`h.${layer}.attn.scaled`] = new Table(scaled, shape, decimals(scaled));
 }
 
-/** Attention, the mean over heads. */
+/** The mean of the attention probabilities over the heads. */
 function addMean(tables, layer) {
   const { data, shape: [heads, length] } = tables[`h.${layer}.attn.probs`];
   const mean = new Float32Array(length * length);
@@ -74,7 +74,7 @@ function addMean(tables, layer) {
   tables[`h.${layer}.attn.mean`] = new Table(mean, [length, length], 4);
 }
 
-/** The strongest neurons of each token, in the place of all. */
+/** Replace all neurons by the strongest of each token. */
 function addNeurons(tables, layer, most = 12) {
   const [before, after] = ["c_fc", "act"].map((name) => rowsOf(tables[`h.${layer}.mlp.${name}`]));
   const ids = after.map((row) => ranked(row.map(Math.abs), most));
@@ -86,7 +86,7 @@ function addNeurons(tables, layer, most = 12) {
   tables[`h.${layer}.mlp.act`] = table(some(after));
 }
 
-/** Writes on, a token a step, as `npgpt2.generation.generate.write` does. */
+/** Generate one token per step, as `npgpt2.generation.generate.write` does. */
 async function continued(model, { n_positions, eos }, how) {
   const { ids, many, settings, uniforms, stale, told } = how;
   const [likely, probabilities, written, chosen] = [[], [], [], []];

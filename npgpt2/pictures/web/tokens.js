@@ -1,13 +1,13 @@
-// Tokens as people can read them: spaces are seen, and bytes that are no whole character.
+// Tokens as readable text: spaces are visible, and so are bytes that are not a whole character.
 
 const SIGNS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
-// What keeps bytes and characters of a word in order that is read from right to left.
+// Unicode isolates: they keep bytes and characters of right-to-left words in order.
 const [LEFT_TO_RIGHT, AS_IT_IS, ISOLATED] = ["\u2066", "\u2068", "\u2069"];
 
 const hex = (byte) => byte.toString(16).padStart(2, "0");
 
-/** A piece, which is a text, or bytes that are part of a character. */
+/** A piece (a text, or bytes that are part of a character) as readable text. */
 function shown(piece) {
   if (piece == null) return "?"; // an id that the vocabulary does not have
   if (Array.isArray(piece)) return `${LEFT_TO_RIGHT}‹${piece.map(hex).join(" ")}›${ISOLATED}`;
@@ -17,13 +17,13 @@ function shown(piece) {
     .replace(/[\0-\x1f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0)));
 }
 
-/** A piece by its id, isolated: what is read from right to left turns nothing else around. */
+/** A piece by its id, isolated, so that right-to-left text does not reorder its neighbours. */
 function named(record, id) {
-  const piece = record.about.pieces[id]; // a page has those of the likeliest tokens
+  const piece = record.about.pieces[id]; // a page has only the pieces of the likeliest tokens
   return of("bdi", { class: "piece" }, piece === undefined ? `id ${id}` : shown(piece));
 }
 
-/** Of each token the characters that its bytes are part of; null where it is whole. */
+/** For each token, the characters that its bytes are part of; null if the token is whole. */
 function wholes(pieces) {
   const coded = new TextEncoder();
   const parts = pieces.map((piece) =>
@@ -43,17 +43,17 @@ function wholes(pieces) {
 }
 
 function isInside(byte) {
-  return (byte & 0xc0) === 0x80; // of a character in UTF-8
+  return (byte & 0xc0) === 0x80; // a continuation byte of UTF-8
 }
 
-/** What rows are called: bytes have the character before them that they are part of. */
+/** Row names: a token that is part of a character is preceded by that character. */
 function rowNames({ about: { ids, pieces } }) {
   const whole = wholes(ids.map((id) => pieces[id]));
   const before = whole.map((text) => (text ? AS_IT_IS + text + ISOLATED : ""));
   return ids.map((id, i) => before[i] + shown(pieces[id]));
 }
 
-/** The prompt, and its tokens as a row of buttons; the one that is chosen is pressed. */
+/** The prompt, and its tokens as a row of buttons; the selected one is pressed. */
 function tokenRow(record) {
   const { ids, prompt } = record.about;
   const names = rowNames(record);
@@ -76,12 +76,12 @@ function tokenRow(record) {
   const row = of("div", about, buttons);
   follow(row, ["token"], () => buttons.forEach((button, i) => {
     button.setAttribute("aria-pressed", i === state.token);
-    button.tabIndex = i === state.token ? 0 : -1; // the Tab key reaches one, the arrow keys all
+    button.tabIndex = i === state.token ? 0 : -1; // Tab reaches one, the arrow keys the others
   }));
   return [of("blockquote", { dir: "auto" }, prompt), row];
 }
 
-/** The text of tokens, all of them together. */
+/** The text of a list of tokens. */
 function textOf(ids, pieces) {
   const coded = new TextEncoder();
   const bytes = ids.flatMap((id) => {
@@ -91,7 +91,7 @@ function textOf(ids, pieces) {
   return new TextDecoder().decode(new Uint8Array(bytes));
 }
 
-/** Words beside an element while the pointer or the focus is on it. */
+/** Show a tooltip while the pointer or the focus is on an element. */
 function hint(element, words) {
   const show = () => {
     const tip = document.getElementById("tip");

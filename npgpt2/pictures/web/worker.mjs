@@ -1,4 +1,4 @@
-// The model in the browser: the exported graph, whose outputs are every intermediate array.
+// The model in the browser: the exported graph, which outputs every intermediate array.
 
 import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
 import { Tokenizer } from "./vendor/tokenizers.min.mjs";
@@ -15,7 +15,7 @@ onmessage = async ({ data: { id, call, args } }) => {
   }
 };
 
-/** An error in the page's words: their key, and what stands in their gaps. */
+/** An error that the page shows: a key of its texts, and the values for its placeholders. */
 class Said extends Error {
   constructor(...said) {
     super(said[0]);
@@ -23,7 +23,7 @@ class Said extends Error {
   }
 }
 
-/** Everything that is needed, with its progress; answers with every token's piece. */
+/** Load all files and report progress; returns the piece of every token. */
 async function load() {
   const { bytes: total, files: sizes } = await (await fetched("site.json")).json();
   const loaded = {};
@@ -40,7 +40,7 @@ async function load() {
   config = json("config.json");
   tokenizer = new Tokenizer(json("tokenizer.json"), json("tokenizer_config.json"));
   ort.env.wasm.wasmBinary = files["vendor/ort-wasm-simd-threaded.wasm"].buffer;
-  ort.env.wasm.numThreads = 1; // more want headers that a static host seldom sends
+  ort.env.wasm.numThreads = 1; // more threads need headers that static hosts seldom send
   const options = {
     executionProviders: ["wasm"],
     externalData: [{ path: "model.onnx_data", data: files["model/model.onnx_data"] }],
@@ -75,7 +75,7 @@ async function bytesOf(name, size, heard) {
   return bytes;
 }
 
-/** A text through the model: its ids, every array on the way, what each block would say, logits. */
+/** Run a text through the model; returns ids, intermediate arrays, logit lens and logits. */
 async function read(text) {
   const { ids } = tokenizer.encode(text, { add_special_tokens: false });
   const most = Math.min(config.n_positions, 256);
@@ -107,7 +107,7 @@ async function read(text) {
   };
 }
 
-/** One token more; answers with the logits of the next. */
+/** Run one more token; returns the logits for the next. */
 async function step(id) {
   const { logits } = await run([id]);
   return logits.data;
@@ -125,7 +125,7 @@ function empty(name) {
 }
 
 async function run(ids) {
-  const mine = past; // of this text, also where another is begun meanwhile
+  const mine = past; // of this text, even if another text starts meanwhile
   const before = mine["past_key_values.0.key"].dims[2];
   const whole = (values) =>
     new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);

@@ -1,11 +1,11 @@
-"""See a model think: one page, which needs no server and no network.
+"""Write an HTML page that shows how the model processes a prompt.
 
-The page shows the way of a prompt through the model, array by array: tokens, embeddings, the inside
-of every block, attention, logits and the token that is drawn; what the model would say after each
-block; and what it writes on. It is one file that can be mailed.
+The page shows every step of the forward pass: tokens, embeddings, the inside of every block,
+attention, logits and the sampled token. It also shows what the model would predict after each
+block, and the generated text. The page is one file; it needs no server and no network.
 
-With --live it is a folder for any web server, in which the model itself runs in the browser (on
-onnxruntime-web) and thinks again of whatever is typed.
+With --live, write a folder for any web server instead. The model then runs in the browser (on
+onnxruntime-web), and runs again when you type.
 """
 
 import argparse
@@ -19,47 +19,46 @@ from npgpt2.cli.output import note, one_line, progress, require_place, say, tabl
 from npgpt2.engines import ModelSpec
 from npgpt2.generation.options import GenerationOptions
 
-HELP = "see a model think, as a page"
+HELP = "show how the model processes a prompt, as an HTML page"
 EXAMPLES = """examples:
   npgpt2 explain 'O Romeo, Romeo! wherefore art thou'
   npgpt2 explain 'The meaning of life is' --model gpt2 -o life.html --open
   npgpt2 explain --live -o site --open
   npgpt2 explain --live DIR -o site 'Once upon a time'"""
-FILE, WRITTEN, LIVE = "explain.html", 20, 200  # tokens to write: by default, most on a live page
-FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou"}  # of a live page, unless it is told
+FILE, WRITTEN, LIVE = "explain.html", 20, 200  # new tokens: default, and most on a live page
+FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou"}  # default prompt of a live page
 UNNAMED = object()  # --live without a model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?",
-        help="text to think about; - reads it from standard input, less one newline at its end",
+        help="text to process; - reads it from standard input, without one newline at its end",
     )  # fmt: skip
     add_model(parser)
     parser.add_argument(
         "-o", "--out", metavar="FILE|DIR",
-        help=f"the page to write (default: {FILE}); with --live the folder to make, which has to "
-        "be named",
+        help=f"file to write (default: {FILE}); with --live, the folder to create (required)",
     )  # fmt: skip
     parser.add_argument("--open", action="store_true", help="open it in a browser; a live page is "
-                        "served on this machine until Ctrl-C")  # fmt: skip
-    how = parser.add_argument_group("what it writes on (the filters run in this order)")
+                        "served from this machine until Ctrl-C")  # fmt: skip
+    how = parser.add_argument_group("generation (the filters run in this order)")
     add_options(how, GenerationOptions, *FILTERS)
-    add_options(how, GenerationOptions, "seed", help="of the random numbers (default: 0)")
-    most = f"at most N tokens (default: {WRITTEN})"
+    add_options(how, GenerationOptions, "seed", help="random seed (default: 0)")
+    most = f"generate at most N tokens (default: {WRITTEN})"
     add_options(how, GenerationOptions, "max_new_tokens", help=most)
     add_options(parser, ModelSpec, "dtype", "strict")
-    live = parser.add_argument_group("a live page")
+    live = parser.add_argument_group("live page")
     live.add_argument(
         "--live", metavar="MODEL", nargs="?", const=UNNAMED,
-        help="make a static site in which this model runs; without MODEL the one of --model",
+        help="create a static site that runs this model (default: the model of --model)",
     )  # fmt: skip
     live.add_argument(
         "--node-modules", metavar="DIR",
-        help="npm's folder with onnxruntime-web and @huggingface/tokenizers, as 'npm install' "
-        "makes it (default: the nearest node_modules, from the current folder upwards)",
+        help="npm folder with onnxruntime-web and @huggingface/tokenizers, as 'npm install' "
+        "creates it (default: the nearest node_modules, from the current folder upwards)",
     )  # fmt: skip
-    live.add_argument("--force", action="store_true", help="replace a site that is there")
+    live.add_argument("--force", action="store_true", help="replace an existing site")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,9 +73,9 @@ def _page(args: argparse.Namespace, options: GenerationOptions) -> int:
 
     for name in ("node_modules", "force"):
         if getattr(args, name):
-            raise OptionError(name, "is of a live page. Add --live, or leave it out")
+            raise OptionError(name, "applies only to a live page. Add --live, or leave it out")
     if args.prompt is None:
-        raise OptionError("PROMPT", "got none, expected a text. Write it in quotes")
+        raise OptionError("PROMPT", "got none, expected a text. Give it in quotes")
     file = FILE if args.out is None else args.out
     require_place("out", file)
     prompt = given_prompt(args.prompt, "PROMPT")
@@ -98,19 +97,19 @@ def _live(args: argparse.Namespace, options: GenerationOptions) -> int:
 
     if args.live is not UNNAMED:
         if args.model not in (None, os.environ.get("NPGPT2_MODEL")):
-            raise OptionError("live", f"got {args.live!r}, and --model {args.model!r}: expected "
+            raise OptionError("live", f"got {args.live!r} and --model {args.model!r}, expected "
                               "one of the two")  # fmt: skip
         args.model = args.live
     if args.seed is not None:
-        raise OptionError("seed", "is of a page, not of a live one. Leave it out")
+        raise OptionError("seed", "does not apply to a live page. Leave it out")
     if options.max_new_tokens > LIVE:
         raise OptionError("max_new_tokens", f"got {options.max_new_tokens}, expected {LIVE} at "
                           "most on a live page")  # fmt: skip
     if not args.out:
-        raise OptionError("out", "no folder was named, expected one to make. Give -o DIR")
+        raise OptionError("out", "got none, expected a folder to create. Add -o DIR")
     spec = spec_of(args)
     if spec.dtype != "float32" or spec.strict:
-        raise OptionError("strict" if spec.strict else "dtype", "is of a page, not of a live one. "
+        raise OptionError("strict" if spec.strict else "dtype", "does not apply to a live page. "
                           "Leave it out")  # fmt: skip
     name = spec.name
     prompt = FIRST.get(name, "") if args.prompt is None else given_prompt(args.prompt, "PROMPT")
@@ -128,7 +127,7 @@ def _live(args: argparse.Namespace, options: GenerationOptions) -> int:
     if args.open:
         serve(folder)
     else:
-        note(f"to look at it: python -m http.server -d {one_line(str(folder))}")
+        note(f"to view the page, run: python -m http.server -d {one_line(str(folder))}")
     return 0
 
 
@@ -137,19 +136,19 @@ def _live_model(args: argparse.Namespace) -> Path:
         return model_folder(args)
     except FileError as error:
         if args.prompt is None and args.live is not UNNAMED:
-            raise FileError(f"{error}. (A text goes before --live)") from None
+            raise FileError(f"{error}. (Give the PROMPT before --live)") from None
         raise
 
 
 def show(address: str) -> None:
-    import webbrowser  # where it is used: every command imports this file
+    import webbrowser  # here, because every command imports this file
 
     if not webbrowser.open(address):
-        note(f"no browser could be opened. Open {address}")
+        note(f"could not open a browser. Open {address}")
 
 
 def serve(folder: Path) -> None:
-    """Show a site in a browser, from this machine and to it alone, until Ctrl-C."""
+    """Serve a site on 127.0.0.1 and open it in a browser, until Ctrl-C."""
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -160,6 +159,6 @@ def serve(folder: Path) -> None:
     handler = partial(Quiet, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"http://127.0.0.1:{server.server_port}/"
-        note(f"{address} until Ctrl-C")
+        note(f"serving on {address} until Ctrl-C")
         show(address)
         server.serve_forever()

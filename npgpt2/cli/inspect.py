@@ -1,9 +1,9 @@
-"""Look into a checkpoint.
+"""Show the contents of a checkpoint.
 
-Without TENSOR: every parameter with its shape, dtype and bytes, and the total. With TENSOR, or a
-slice of it: its numbers. With --prompt: its ids and pieces, their rows of wte and wpe, and the
-shapes of the keys and values that each layer keeps after it. --plot draws how the weights are
-spread, and lists those that lie farthest out.
+By default, list every parameter with its shape, dtype and bytes, and the totals. With TENSOR, or a
+slice of it, print its values. With --prompt, print the ids and pieces of a text, their rows of wte
+and wpe, and the shapes of each layer's KV cache. --plot draws the distribution of the weights and
+lists the farthest outliers.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from npgpt2.engines import ModelSpec
 if TYPE_CHECKING:
     from npgpt2.pictures.weights import Spread
 
-HELP = "list parameters, show a tensor's numbers, or what a prompt becomes"
+HELP = "list parameters, print a tensor, or show the tokens and KV cache of a prompt"
 EXAMPLES = """examples:
   npgpt2 inspect
   npgpt2 inspect 'transformer.wte.weight[:5]'
@@ -36,25 +36,25 @@ TENSOR = re.compile(r"(?P<name>[\w.]+)(\[(?P<index>[-\d:, .]*)\])?")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tensor", metavar="TENSOR[SLICE]", nargs="?",
-        help="a parameter's name, with a slice as in Python if wanted",
+        help="name of a parameter, optionally with a slice as in Python",
     )  # fmt: skip
     add_model(parser)
     parser.add_argument(
-        "--prompt", metavar="TEXT", help="show what this text becomes; - reads standard input"
+        "--prompt", metavar="TEXT", help="text to show as tokens; - reads standard input"
     )
     parser.add_argument(
         "--plot", metavar="FILE.png",
-        help="draw how the numbers of each tensor, or of TENSOR, are spread (needs matplotlib)",
+        help="draw the distribution of the values of each tensor, or of TENSOR (needs matplotlib)",
     )  # fmt: skip
     add_options(parser, ModelSpec, "dtype", "strict")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.tensor and args.prompt is not None:
-        raise OptionError("prompt", "got a tensor as well, expected one of the two")
+        raise OptionError("prompt", "got TENSOR as well, expected one of the two")
     if args.plot is not None:
         if args.prompt is not None:
-            raise OptionError("plot", "is of weights, got a prompt as well. Leave one out")
+            raise OptionError("plot", "draws weights, got --prompt as well. Leave one out")
 
         require_matplotlib()
         require_place("plot", args.plot)
@@ -88,7 +88,7 @@ def list_parameters(args: argparse.Namespace) -> None:
             size *= n
         numbers += size
     tied = checkpoint.config.tie_word_embeddings
-    head = f"lm_head is {'tied to wte' if tied else 'its own'}"
+    head = f"lm_head is {'tied to wte' if tied else 'not tied to wte'}"
     if checkpoint.config.head != "lm_head":
         head = f"the head is {checkpoint.config.head}"
     print(
@@ -100,7 +100,7 @@ def list_parameters(args: argparse.Namespace) -> None:
 
 
 def show_outliers(found: "list[Spread]", picture: str) -> None:
-    """What lies farthest out, and where the picture is."""
+    """Print the farthest outliers, and the file of the picture."""
     from npgpt2.pictures.weights import FAR, farthest
 
     rows = [
@@ -109,11 +109,11 @@ def show_outliers(found: "list[Spread]", picture: str) -> None:
     ]
     print()
     if rows:
-        head = ("farthest out", "index", "value", "standard deviations")
+        head = ("outlier", "index", "value", "standard deviations")
         print("\n".join(table([head, *rows], "llrr")))
     else:
-        print(f"no number is beyond {FAR:g} standard deviations")
-    note(f"how the numbers are spread: {picture}")
+        print(f"no outliers: no value is beyond {FAR:g} standard deviations")
+    note(f"distribution of the values: {picture}")
 
 
 def show_tensor(args: argparse.Namespace) -> None:
@@ -127,14 +127,14 @@ def show_tensor(args: argparse.Namespace) -> None:
         raise OptionError("TENSOR", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
     name = match["name"].removeprefix("transformer.")
     spec = spec_of(args)
-    checkpoint = Checkpoint.open(spec.folder(tell=note))  # of any head
+    checkpoint = Checkpoint.open(spec.folder(tell=note))  # whichever head it has
     params = checkpoint.read(np.dtype(spec.dtype), strict=spec.strict, progress=progress)
     arrays = dict(named_parameters(params))
     if name not in arrays:
         close = difflib.get_close_matches(name, arrays, 1)
-        hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all"
-        if name == "lm_head.weight":  # not among those of a tied one
-            hint = "The head is tied: it is wte.weight"
+        hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all names"
+        if name == "lm_head.weight":  # not a parameter of a tied model
+            hint = "The head is tied to wte. Use wte.weight"
         raise TensorNotFound(f"{args.tensor}: no parameter {name!r} in the checkpoint. {hint}")
     array = arrays[name]
     if match["index"] is not None:
@@ -142,17 +142,17 @@ def show_tensor(args: argparse.Namespace) -> None:
             array = array[parse_index(match["index"])]
         except (IndexError, ValueError) as error:
             raise OptionError(
-                "TENSOR", f"got the slice [{match['index']}] of shape {array.shape}: {error}"
+                "TENSOR", f"got the slice [{match['index']}] for shape {array.shape}: {error}"
             ) from None
     found: list[Spread] = []
     if args.plot is not None:
         from npgpt2.pictures.weights import draw_one, spread
 
         if not np.size(array):
-            raise OptionError("plot", f"got {args.tensor} without a number, expected some")
-        found = [spread(args.tensor, np.asarray(array))]  # places are those in the slice
+            raise OptionError("plot", f"got {args.tensor}, which is empty, expected values")
+        found = [spread(args.tensor, np.asarray(array))]  # indices within the slice
         draw_one(found[0], args.tensor, Path(args.plot))
-    shape = " × ".join(map(str, array.shape)) or "one number"
+    shape = " × ".join(map(str, array.shape)) or "scalar"
     print(f"{args.tensor}  {shape}  {array.dtype}")
     print(np.array2string(np.asarray(array), precision=8, max_line_width=100))
     if args.plot is not None:
@@ -160,7 +160,7 @@ def show_tensor(args: argparse.Namespace) -> None:
 
 
 def parse_index(text: str) -> tuple[int | slice, ...]:
-    """A slice as Python writes it, and nothing else.
+    """Parse an index as in Python: integers and slices, nothing else.
 
     >>> parse_index(":5, -1"), parse_index("::2")
     ((slice(None, 5, None), -1), (slice(None, None, 2),))
@@ -195,7 +195,7 @@ def show_prompt(args: argparse.Namespace) -> None:
     print("\n".join(table([head, *rows], "rrlll")))
     cache = model([ids], use_cache=True).past_key_values
     assert cache is not None  # use_cache=True
-    print(f"\nkeys and values after these {len(ids)} tokens (batch, heads, tokens, head_dim):")
+    print(f"\nKV cache after these {len(ids)} tokens (batch, heads, tokens, head_dim):")
     for layer in range(len(cache)):
         key, value = cache[layer]
         print(

@@ -1,8 +1,8 @@
 """Show the tokens of a text: id, piece and bytes.
 
-A piece is spelled as in vocab.json: Ġ is a space, Ċ a newline. Text such as <|endoftext|> is the
-special token of that name, unless --plain. --html draws where each ends, as a page that needs
-nothing beside it.
+A piece is spelled as in vocab.json: Ġ is a space, Ċ a newline. Text such as <|endoftext|> is
+encoded as the special token of that name, unless you give --plain. --html also writes a page that
+shows the token boundaries.
 """
 
 import argparse
@@ -21,10 +21,10 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", help="text; - reads it from standard input")
     add_model(parser)
-    parser.add_argument("--plain", action="store_true", help="no special tokens: all is plain text")
+    parser.add_argument("--plain", action="store_true", help="encode special tokens as plain text")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--html", metavar="FILE", help="write the text as a page as well, with its tokens' borders"
+        "--html", metavar="FILE", help="also write an HTML page that shows the token boundaries"
     )
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from npgpt2.pictures.text import tokens_page
 
         write_file(args.html, tokens_page(text, ids, tokenizer, spec_of(args).name))
-        note(f"the text with its tokens' borders: {args.html}")
+        note(f"token boundaries: {args.html}")
     pieces = [tokenizer.piece(i) for i in ids]
     data = [tokenizer.token_bytes(i) for i in ids]
     if args.json:

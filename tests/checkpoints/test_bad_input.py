@@ -1650,7 +1650,7 @@ COMMAND_LINES = {
     "two things": (
         ["inspect", "wte", "--prompt", "a"],
         2,
-        "--prompt: got a tensor as well, expected one of the two",
+        "--prompt: got TENSOR as well, expected one of the two",
     ),
     "no name": (
         ["inspect", "a b", "--model", TINY],
@@ -1660,18 +1660,18 @@ COMMAND_LINES = {
     "no slice": (
         ["inspect", "wpe.weight[0:9:0]", "--model", TINY],
         2,
-        "TENSOR: got the slice [0:9:0] of shape (128, 64): slice step cannot be zero",
+        "TENSOR: got the slice [0:9:0] for shape (128, 64): slice step cannot be zero",
     ),
     "no index": (
         ["inspect", "wpe.weight[512]", "--model", TINY],
         2,
-        "TENSOR: got the slice [512] of shape (128, 64): index 512 is out of bounds for axis 0 "
+        "TENSOR: got the slice [512] for shape (128, 64): index 512 is out of bounds for axis 0 "
         "with size 128",
     ),
     "no such tensor": (
         ["inspect", "h.0.wte", "--model", TINY],
         3,
-        "h.0.wte: no parameter 'h.0.wte' in the checkpoint. 'npgpt2 inspect' lists all",
+        "h.0.wte: no parameter 'h.0.wte' in the checkpoint. 'npgpt2 inspect' lists all names",
     ),
     "stride": (
         ["score", "a b c", "--stride", "0", "--model", TINY],

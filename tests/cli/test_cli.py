@@ -205,7 +205,7 @@ def test_inspect_a_slice(npgpt2, model, name):
 
 def test_inspect_one_number_and_a_whole_tensor(npgpt2, model):
     _, out, _ = npgpt2("inspect", "h.2.ln_1.bias[-1]", *MODEL)
-    assert out.startswith("h.2.ln_1.bias[-1]  one number  float32\n")
+    assert out.startswith("h.2.ln_1.bias[-1]  scalar  float32\n")
     assert float(out.split()[-1]) == pytest.approx(model.params.h[2].ln_1.bias[-1], abs=1e-8)
     assert npgpt2("inspect", "ln_f.weight", *MODEL)[1].startswith("ln_f.weight  64  float32\n")
 
@@ -223,7 +223,7 @@ def test_inspect_a_prompt(npgpt2, model):
     ("args", "code", "words"),
     [
         (["wte.wieght"], 3, "Did you mean wte.weight?"),
-        (["lm_head.weight"], 3, "The head is tied: it is wte.weight"),
+        (["lm_head.weight"], 3, "The head is tied to wte. Use wte.weight"),
         (["wte.weight[5"], 2, "TENSOR: got 'wte.weight[5'"),
         (["wte.weight[600]"], 2, "index 600 is out of bounds"),
         (["wte.weight[1:2:3:4]"], 2, "too many colons"),

@@ -304,7 +304,7 @@ def test_options_reach_it(run, tmp_path):
 
 
 WRONG = {
-    (): (2, "PROMPT: got none, expected a text. Write it in quotes"),
+    (): (2, "PROMPT: got none, expected a text. Give it in quotes"),
     ("",): (3, "prompt: is empty, expected at least one token. To generate without a prompt, begin "
                "with '<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (
@@ -312,13 +312,13 @@ WRONG = {
     ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),
     ("a", "-o", "none/such.html"): (
         4, "none/such.html: its folder does not exist, expected one to write to"),
-    ("a", "--force"): (2, "--force: is of a live page. Add --live, or leave it out"),
+    ("a", "--force"): (2, "--force: applies only to a live page. Add --live, or leave it out"),
     ("a", "--node-modules", "x"): (
-        2, "--node-modules: is of a live page. Add --live, or leave it out"),
+        2, "--node-modules: applies only to a live page. Add --live, or leave it out"),
     ("a", "--top-p", 2): (2, "--top-p: got 2.0, expected a number above 0 and up to 1"),
-    ("--live",): (2, "--out: no folder was named, expected one to make. Give -o DIR"),
+    ("--live",): (2, "--out: got none, expected a folder to create. Add -o DIR"),
     ("--live", "-o", "x", "--dtype", "float64"): (
-        2, "--dtype: is of a page, not of a live one. Leave it out"),
+        2, "--dtype: does not apply to a live page. Leave it out"),
 }  # fmt: skip
 
 
@@ -334,7 +334,7 @@ def test_one_clear_line(run, monkeypatch, tmp_path, tiny, argv, answer):
 
 def test_a_prompt_that_is_too_long(model, monkeypatch):
     monkeypatch.setattr("npgpt2.pictures.record.MOST", 5)
-    words = "prompt: is longer than a page can show: 6 > 5 tokens. Shorten it"
+    words = "prompt: got 6 tokens, expected 5 at most on a page. Shorten it"
     with pytest.raises(InputError, match=re.escape(words)):
         record(model, "aaaaaa", GREEDY)
 

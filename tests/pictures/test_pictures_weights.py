@@ -180,9 +180,9 @@ def test_a_panel_for_each_kind(tiny, tmp_path, monkeypatch):
         "mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_f.weight",
         "ln_f.bias",
     ]  # fmt: skip
-    assert figure.get_suptitle() == "the model: 191,040 weights in 40 tensors"
+    assert figure.get_suptitle() == "the model: 191,040 parameters in 40 tensors"
     words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "0.1 to 99.9 % of the numbers" in words
+    assert "percentiles 0.1 to 99.9" in words
     assert "median" in words
 
 
@@ -193,7 +193,7 @@ def test_bands_and_dots_are_where_the_numbers_are(checkpoint, tmp_path, monkeypa
     folder = checkpoint(put_in)
     figure = drawn(folder, tmp_path / "w.png", monkeypatch)
     axes = next(axes for axes in figure.axes if axes.get_title().startswith("mlp.c_fc.weight"))
-    assert axes.get_title() == "mlp.c_fc.weight: 1 far out"
+    assert axes.get_title() == "mlp.c_fc.weight: 1 outlier"
     dots = [dot for one in axes.collections for dot in one.get_offsets().tolist()
             if type(one).__name__ == "PathCollection"]  # fmt: skip
     assert dots == [[pytest.approx(1.4, abs=0.01), 9.0]]  # at the end of layer 1
@@ -256,9 +256,9 @@ def test_beside_what_inspect_prints(npgpt2, tiny, tmp_path):
     code, out, err = npgpt2("inspect", "--model", tiny, "--plot", tmp_path / "w.png")
     assert code == 0
     assert out.startswith(usual + "\n")
-    assert err == f"npgpt2: how the numbers are spread: {tmp_path / 'w.png'}\n"
+    assert err == f"npgpt2: distribution of the values: {tmp_path / 'w.png'}\n"
     head, *rows = out.removeprefix(usual + "\n").splitlines()
-    assert head.split("  ")[0] == "farthest out"
+    assert head.split("  ")[0] == "outlier"
     expected = farthest(spreads(Checkpoint.open(tiny)))
     assert len(rows) == len(expected) == 10
     for row, o in zip(rows, expected, strict=True):
@@ -283,17 +283,17 @@ def test_beside_a_tensors_numbers(npgpt2, tiny, tmp_path):
     assert png_size(tmp_path / "w.png") == (1000, 500)
     code, out, _ = npgpt2("inspect", "ln_f.bias[3]", "--model", tiny, "--plot", tmp_path / "w.png")
     assert code == 0
-    assert out.endswith("\n\nno number is beyond 6 standard deviations\n")
+    assert out.endswith("\n\nno outliers: no value is beyond 6 standard deviations\n")
 
 
 @pytest.mark.parametrize(("words", "code", "text"), [
     (["--prompt", "x", "--plot", "w.png"], 2,
-     "--plot: is of weights, got a prompt as well. Leave one out"),
+     "--plot: draws weights, got --prompt as well. Leave one out"),
     (["--plot", ""], 2, "--plot: got '', expected the name of a file to write"),
     (["--plot", "no/w.png"], 4, "no/w.png: its folder does not exist, expected one to write to"),
     (["--plot", "."], 4, ".: is a folder, expected the name of a file to write"),
     (["wte.weight[3:3]", "--plot", "w.png"], 2,
-     "--plot: got wte.weight[3:3] without a number, expected some"),
+     "--plot: got wte.weight[3:3], which is empty, expected values"),
     (["wte.wight", "--plot", "w.png"], 3,
      "wte.wight: no parameter 'wte.wight' in the checkpoint. Did you mean wte.weight?"),
 ])  # fmt: skip

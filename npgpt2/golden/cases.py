@@ -1,7 +1,7 @@
-"""What a golden folder holds: cases, each with its inputs and all that comes of them.
+"""The cases of a golden folder: each has inputs and the values that the model computes from them.
 
-A case shows names and arrays in the order of the data's flow, so that the first that a port has
-wrong is the first to look at. It is computed by a model in float32 and by the same in float64.
+A case emits named arrays in the order of computation, so the first one that a port gets wrong is
+the first to look at. Each case is computed twice: by the model in float32 and in float64.
 
 Axes: B batch, T tokens, S = past + T, N n_positions, V vocabulary.
 """
@@ -33,8 +33,8 @@ ROWS, LENGTH, STEPS = 2, 16, 3
 PROMPT, WRITTEN, SURE = 4, 16, 1e-3
 DRAWN, CHOICES = 16, 1000
 
-# Not eps = 1e-8: the keys' biases have a gradient of exactly zero, since softmax does not see them,
-# and Adam would make whole steps of its rounding errors.
+# eps is not 1e-8: the gradient of the key biases is exactly zero, since softmax ignores them, and
+# Adam would turn its rounding errors into full steps.
 ADAMW: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-3, "weight_decay": 0.1}
 LEARNING_RATE = 1e-3
 
@@ -58,12 +58,12 @@ TEXTS = {
     "controls": "\x00\x01\x7f\ufeff\u200b\u2028",
     "long": "a" * 2**20,
 }
-# What is no UTF-8: a lone continuation, a cut character, a surrogate, an overlong slash.
+# Invalid UTF-8: a lone continuation byte, a truncated character, a surrogate, an overlong slash.
 NOT_UTF8 = (b"\x80", b"\xe4\xbd", b"\xed\xa0\x80", b"\xc0\xaf", b"a\xffb")
 
 
 class Subject:
-    """A model, and what several cases want of it."""
+    """A model, and its gradient, which several cases use."""
 
     def __init__(self, model: GPT2) -> None:
         self.model = model
@@ -74,10 +74,10 @@ class Subject:
 
 
 class Case(NamedTuple):
-    """What it is, the names in it, and what shows its arrays.
+    """A description, the tensor names, and the function that computes and emits the arrays.
 
     Attributes:
-        exact: nothing of it is computed in the model's precision.
+        exact: no value depends on the model's precision.
     """
 
     words: str
@@ -87,7 +87,7 @@ class Case(NamedTuple):
 
 
 def some_ids(model: GPT2, rows: int, tokens: int) -> Array:
-    """Ids (rows, tokens) by formula, so that no vocabulary is needed: multiples of the golden ratio
+    """Ids (rows, tokens) from a formula, without a vocabulary: multiples of the golden ratio
     (Knuth, The Art of Computer Programming 3, section 6.4)."""
     n = np.arange(1, rows * tokens + 1).reshape(rows, tokens)
     return (n * 2654435769 % 2**32) * model.config.vocab_size >> 32
@@ -125,12 +125,12 @@ def _forward(tokens: int) -> Callable[[Subject, Listen], None]:
 
 
 def eight_inputs(model: GPT2) -> Inputs:
-    """What the case `eight` reads."""
+    """The inputs of the case `eight`."""
     return Inputs(some_ids(model, 1, TOKENS), np.arange(TOKENS)[None])
 
 
 def padded_inputs(model: GPT2) -> Inputs:
-    """What the case `padded` reads: two rows, the second shorter."""
+    """The inputs of the case `padded`: two rows, the second one shorter."""
     ids, mask = left_padded(
         [some_ids(model, 1, TOKENS)[0].tolist(), some_ids(model, 1, SHORT)[0].tolist()]
     )
@@ -151,7 +151,7 @@ def padded(subject: Subject, show: Listen) -> None:
 
 
 def real(name: str, array: Array, mask: Array | None) -> Array:
-    """Zeros in the place of what a padding token computes: that may be anything."""
+    """Replace the values of padding tokens, which are undefined, by zeros."""
     assert mask is not None
     axis = 2 if name.endswith(".probs") else 1
     shape = [1] * array.ndim
@@ -170,7 +170,7 @@ def step(subject: Subject, show: Listen) -> None:
 
 
 def greedy(subject: Subject, show: Listen) -> None:
-    """Up to where two tokens are so close that rounding might choose."""
+    """Stop before a step whose two best logits are so close that rounding could decide."""
     model = subject.model
     ids = some_ids(model, 1, PROMPT)
     show("prompt_ids", ids.astype(np.int32))
@@ -195,7 +195,7 @@ def batch_of(model: GPT2) -> Batch:
 
 
 class Gradient(NamedTuple):
-    """A mean loss, in nats, and its gradient by every parameter."""
+    """A mean loss, in nats, and its gradient with respect to every parameter."""
 
     loss: float
     flat: Flat
@@ -242,8 +242,8 @@ def descend(
     params: Flat, config: GPT2Config, batch: Batch, steps: int, first: Gradient, lr: float,
     **settings: Any,
 ) -> Iterator[float]:  # fmt: skip
-    """Steps of AdamW on one batch, along its first gradient and those after: after each, the loss
-    as it was before."""
+    """Take AdamW steps on one batch, the first along the gradient `first`. Yields the loss before
+    each step, after the step is taken."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         optimizer = AdamW(
@@ -253,7 +253,7 @@ def descend(
         for n in range(steps):
             if n:
                 now = gradient(params.tree, config, batch, after)
-            optimizer.step(now.flat, lr, norm=0.0)  # nothing is clipped
+            optimizer.step(now.flat, lr, norm=0.0)  # no clipping
             yield now.loss
 
 
@@ -272,38 +272,38 @@ def sampling(subject: Subject, show: Listen) -> None:
 FORWARD = "input_ids, and the names above"
 CASES = {
     "tokenizer": Case(
-        "texts ↔ ids; bytes that are no UTF-8", "TEXT/bytes, TEXT/ids, …", tokenizer, exact=True
+        "texts ↔ ids; bytes that are not UTF-8", "TEXT/bytes, TEXT/ids, …", tokenizer, exact=True
     ),
     "one": Case("one token", FORWARD, _forward(1)),
-    "eight": Case("eight tokens: what mistakes are known by", FORWARD, _forward(TOKENS)),
-    "full": Case("as many tokens as the context has", FORWARD, _forward(0)),
+    "eight": Case("eight tokens; mistakes are identified here", FORWARD, _forward(TOKENS)),
+    "full": Case("as many tokens as the context allows", FORWARD, _forward(0)),
     "padded": Case(
-        "two rows, the shorter padded on the left",
+        "two rows, the shorter one left-padded",
         "input_ids, attention_mask, position_ids, and the names above",
         padded,
     ),
     "step": Case(
-        "the eighth token behind a cache of seven",
+        "the eighth token, after a KV cache of seven",
         "past_ids, input_ids, position_ids, and the names above",
         step,
     ),
     "greedy": Case(
-        "ids written greedily, and the lead of each over the second",
+        "greedily generated ids, and the margin of each: best logit minus second best",
         "prompt_ids, ids, margins",
         greedy,
     ),
     "gradients": Case(
-        "a loss, and its gradient by every parameter",
-        "input_ids, targets, loss, and the parameters' names, backwards",
+        "a loss, and its gradient with respect to every parameter",
+        "input_ids, targets, loss, and the parameters' names in reverse order",
         gradients,
     ),
     "adamw": Case(
-        f"{STEPS} steps of AdamW on that batch: losses, and every parameter after each",
+        f"{STEPS} AdamW steps on that batch: the losses, and every parameter after each step",
         "N/loss, N/PARAMETER",
         adamw,
     ),
     "sampling": Case(
-        "ids drawn from logits by the uniform numbers given",
+        "ids sampled from given logits with given uniform random values",
         f"logits, uniforms, {'/ids, '.join(SAMPLING)}/ids",
         sampling,
         exact=True,

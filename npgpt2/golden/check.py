@@ -1,4 +1,4 @@
-"""A port's numbers against a golden folder: what agrees, the first that does not, and why."""
+"""Compare a port's values with a golden folder: what agrees, the first difference, its cause."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,18 +17,18 @@ from npgpt2.golden.folder import DOUBLE, Golden, load_golden
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.model.config import GPT2Config
 
-HINTED = 10  # names that are not known get a hint; finding one takes a while
+HINTED = 10  # unknown names that get a hint: finding the nearest name is slow
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        verdicts: in the order of the data's flow.
-        unknown: names in the dump that the golden folder does not have, each with the nearest.
-        missing: how many of its tensors are not in the dump.
-        first: the first that differs.
+        verdicts: one for each compared tensor, in the order of computation.
+        unknown: names in the dump that the golden folder does not have → the nearest known name.
+        missing: number of golden tensors that are not in the dump.
+        first: the first verdict that does not agree.
         diagnoses: at most one for each case.
     """
 
@@ -45,7 +45,7 @@ class Report:
 
     @property
     def mistake(self) -> Mistake | None:
-        """The one to mend first."""
+        """The one to fix first."""
         return self.diagnoses[0].mistake if self.diagnoses else None
 
 
@@ -53,24 +53,24 @@ def check(dump: str | Path, against: str | Path) -> Report:
     """Compare a port's dump with a golden folder.
 
     Args:
-        dump: a safetensors or npz file, or a folder of raw files with an index.tsv. Its names are
-            those of the golden folder; not all need be there.
+        dump: a safetensors or npz file, or a folder of raw files with an index.tsv. It uses the
+            names of the golden folder and may contain only some of them.
         against: a golden folder.
 
     Raises:
-        FileError, GoldenError: one of the two cannot be read, or the dump has no name that the
-            golden folder has.
+        FileError, GoldenError: one of the two cannot be read, or the dump contains no name of the
+            golden folder.
     """
     golden = load_golden(Path(against))
     dumped, known = read_dump(Path(dump)), golden.references
-    for name in known:  # a golden folder's own tensors agree with themselves
+    for name in known:  # so that a golden folder's own tensor file can be checked
         dumped.pop(name + DOUBLE, None)
     if not dumped.keys() & known.keys():
         name = next(iter(dumped), "nothing")
         example = _nearest(name, known) or next(iter(known))
         raise GoldenError(
             f"{dump}: has {name}{' …' if len(dumped) > 1 else ''}, expected a case and a tensor, "
-            f"such as {example}. 'npgpt2 golden list' has all names"
+            f"such as {example}. 'npgpt2 golden list' lists all names"
         )
     verdicts = list(_verdicts(golden, dumped))
     others = [name for name in dumped if name not in known]
@@ -83,7 +83,7 @@ def check(dump: str | Path, against: str | Path) -> Report:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """The name that was meant, perhaps: in `eight`, if no case is named."""
+    """The most similar known name, or "". A name without a case is looked up in `eight` first."""
     plain = name.replace("transformer.", "")
     spelled = [f"eight/{plain}", plain, name]
     found = (m for s in spelled for m in get_close_matches(s, known, 1, 0.8))
@@ -105,7 +105,7 @@ def _verdicts(golden: Golden, dumped: Mapping[str, Dumped]) -> Iterator[Verdict]
 
 
 def _half_cost(golden: Golden, tensor: str, dtype: str) -> float:
-    """The largest error that half precision makes at a tensor, twice; measured in `eight`."""
+    """Twice the largest error of half precision at a tensor, as measured in `eight`."""
     costs = golden.fingerprints.get(f"{HALVES}/{tensor}")
     if costs is None or dtype not in WAYS:
         return 0.0
@@ -113,7 +113,7 @@ def _half_cost(golden: Golden, tensor: str, dtype: str) -> float:
 
 
 def _real(golden: Golden, name: str) -> Array | None:
-    """Where a token of the case `padded` is no padding, to be broadcast over a tensor."""
+    """Mask of the case `padded`, False at padding, in a shape that broadcasts over a tensor."""
     reference = golden.references[name]
     if reference.dtype.kind != "f":
         return None

@@ -1,7 +1,7 @@
-"""The comparator: one tensor of a port against its reference. Nothing but agreement passes.
+"""The comparator: one tensor of a port against its reference.
 
-What is asked is whether ALL differences are within their bounds, never whether any is beyond: NaN
-is within nothing.
+It tests whether ALL errors are within their bounds, not whether any error is outside: a NaN is
+never within a bound, so it cannot pass.
 """
 
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from npgpt2.base.arrays import Array
 from npgpt2.golden.dump import Dumped, Layout, layouts
 from npgpt2.golden.reference import Reference, sliced, sums
 
-# Half precision rounds each number by half of its last place: 2⁻¹¹ and 2⁻⁸. Twice that is allowed.
+# Half precision rounds each value by up to half of its last place: 2⁻¹¹ and 2⁻⁸; twice is allowed.
 HALF_ROUNDING = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one tensor.
+    """The result for one tensor.
 
     Attributes:
-        agrees: whether it is what it should be.
-        remark: another layout or dtype, or why it cannot be compared.
-        index: of the worst element, in the golden shape.
-        got, expected: there.
-        units: how large the difference is there, in units of the tensor's noise.
-        allowed: how large it may be there, in the same units.
-        kept: the port's numbers where the reference has its own, flat, in float64; None where none
-            fit.
-        bounds: how far each of these may be from what is expected.
-        dtype: of the dump.
-        lost: how many of all its numbers are NaN or infinite.
+        agrees: whether all values are within their bounds.
+        remark: another layout or dtype, or why the tensor cannot be compared.
+        index: position of the worst element, in the golden shape.
+        got, expected: the two values at this position.
+        units: the error at this position, in units of the tensor's noise.
+        allowed: the bound at this position, in the same units.
+        kept: the port's values at the elements that the reference keeps, flat, float64; None if
+            the tensor could not be compared.
+        bounds: the largest error allowed for each of them.
+        dtype: dtype of the tensor in the dump.
+        lost: number of NaN or infinite values in the whole tensor.
     """
 
     reference: Reference
@@ -55,19 +55,19 @@ def compare(
     half_cost: float = 0.0,
     real: Array | None = None,
 ) -> Verdict:
-    """One tensor.
+    """Compare one tensor with its reference.
 
     Args:
-        heads: of the layer, to know layouts by.
-        half_cost: what computing in the dump's half precision costs here: the largest error.
-        real: in the golden shape, or broadcast to it, where a token is no padding: the rest is
-            compared as zeros.
+        heads: number of heads of the layer, needed to recognise layouts.
+        half_cost: the largest error that the dump's half precision causes at this tensor.
+        real: mask that broadcasts to the golden shape, False at padding, which is compared as
+            zeros.
     """
     array, wanted = dumped.array, reference.dtype.kind
     if not array.size:
         return Verdict(reference, False, f"is empty, expected shape {reference.shape}")
     if (array.dtype.kind == "f") != (wanted == "f"):
-        expected = "float32" if wanted == "f" else "whole numbers"
+        expected = "float32" if wanted == "f" else "integers"
         return Verdict(reference, False, f"is {dumped.dtype}, expected {expected}")
     verdicts = [
         _held(reference, dumped.dtype, layout, half_cost, real)
@@ -76,7 +76,7 @@ def compare(
     if not verdicts:
         return Verdict(reference, False, f"has shape {array.shape}, expected {reference.shape}")
     if array.shape == reference.shape and not any(v.agrees for v in verdicts):
-        return verdicts[0]  # as it was written: what is wrong is not a layout
+        return verdicts[0]  # in the layout as dumped: the layout is not the problem
     return min(verdicts, key=lambda v: (not v.agrees, np.isnan(v.units), v.units))
 
 
@@ -110,7 +110,7 @@ def _held(
 
 
 def _of_all(reference: Reference, flat: Array, atol: float, rtol: float) -> str:
-    """What is wrong with the sums over a tensor of which a slice is kept; nothing where it is."""
+    """Compare mean and root mean square of a tensor that is kept as a slice; "" if they agree."""
     with np.errstate(invalid="ignore", over="ignore"):
         mean, rms = sums(flat)
     half = rtol > reference.rtol
@@ -120,5 +120,5 @@ def _of_all(reference: Reference, flat: Array, atol: float, rtol: float) -> str:
     ):
         bound = atol + rtol * reference.rms if half else bound
         if not abs(got - expected) <= bound:
-            return f"between the numbers kept: its {name} is {got:.9g}, expected {expected:.9g}"
+            return f"outside the kept values: the {name} is {got:.9g}, expected {expected:.9g}"
     return ""

@@ -1,4 +1,4 @@
-"""Which of the usual mistakes gives a port's numbers."""
+"""Find the usual mistake that produces a port's values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from npgpt2.golden.forward import rounded
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.golden.reference import sliced, stride
 
-INSIDE = 2.0  # how many times its bound a fingerprint may be missed by: both sides have noise
-LIKE, SEVERAL = 3.0, 5  # as large an error: within a factor of 2³, in so many tensors at least
+INSIDE = 2.0  # distance to a fingerprint that counts as a match, in bounds: both sides have noise
+LIKE, SEVERAL = 3.0, 5  # errors of the same size: within a factor of 2³, in at least 5 tensors
 
 HALF_SUMS = Mistake(
     "float16 accumulation",
-    "your errors are as large, tensor by tensor, as sums in float16 make them: keep sums in "
-    "float32, and look whether weights or results are rounded to bfloat16 on their way",
+    "in every tensor your errors are as large as those of float16 accumulation: accumulate in "
+    "float32, and check whether weights or results are rounded to bfloat16",
 )
 HALF_TENSORS = {
     dtype: Mistake(
         f"{dtype} tensors",
-        f"your tensors are rounded to {dtype} on their way: where that is meant, dump them in "
-        f"{dtype}, and they are held to its bounds",
+        f"your tensors are rounded to {dtype}: if that is intended, dump them in {dtype}, and "
+        f"they are compared within the bounds of {dtype}",
     )
-    for dtype in reversed(WAYS)  # what bfloat16 can say, float16 mostly can
+    for dtype in reversed(WAYS)  # bfloat16 first: float16 can represent most of its values
 }
 UNTIED = Mistake(
     "untied head",
-    "your logits are no product of ln_f's output with wte: this model's head is tied, logits = "
-    "ln_f · wteᵀ, and its checkpoint has no lm_head.weight",
+    "your logits are not the product of ln_f's output and wteᵀ: this model's head is tied, "
+    "logits = ln_f · wteᵀ, and its checkpoint has no lm_head.weight",
 )
-OTHER_INPUT = Mistake("other inputs", "you read other inputs: feed those of the golden folder")
+OTHER_INPUT = Mistake("other inputs", "your inputs differ: use the inputs of the golden folder")
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Diagnosis:
     """Why a port differs in a case.
 
     Attributes:
-        first: the first tensor of the case that differs, in the order of the data's flow.
-        explained: how many of the tensors from there on the mistake gives.
-        of: how many were dumped.
-        then: the first that it does not give.
+        first: the first tensor of the case that differs, in the order of computation.
+        explained: how many of the tensors from there on the mistake reproduces.
+        of: how many tensors the dump has from there on.
+        then: the first tensor that the mistake does not reproduce, or "".
     """
 
     mistake: Mistake
@@ -56,7 +56,7 @@ class Diagnosis:
 
 
 def diagnose(golden: Golden, verdicts: list[Verdict]) -> Iterator[Diagnosis]:
-    """At most one for each case; that of the first case is the one to mend first."""
+    """At most one diagnosis for each case. Fix the one of the first case first."""
     for case, mistakes in golden.manifest["mistakes"].items():
         mine = [v for v in verdicts if v.reference.case == case]
         start = next((n for n, v in enumerate(mine) if not v.agrees), None)
@@ -75,8 +75,8 @@ def diagnose(golden: Golden, verdicts: list[Verdict]) -> Iterator[Diagnosis]:
 
 
 def _known(golden: Golden, rest: list[Verdict], mistakes: list[Mistake]) -> Diagnosis | None:
-    """The mistake that gives the most from the first tensor that differs on; of equals, the
-    nearest."""
+    """The mistake that reproduces the most tensors, from the first difference on; among equals,
+    the closest one."""
     best: tuple[int, float] = 0, 0.0
     found = None
     for n, mistake in enumerate(mistakes):
@@ -96,7 +96,7 @@ def _known(golden: Golden, rest: list[Verdict], mistakes: list[Mistake]) -> Diag
 
 
 def _wrong_there(golden: Golden, v: Verdict, n: int) -> bool:
-    """Whether a mistake gives something wrong where a port is wrong, and not NaN alone."""
+    """Whether a mistake, too, gives wrong values at this tensor, and not only NaN."""
     if v.kept is None or v.bounds is None:
         return False
     given = golden.fingerprints[v.reference.name][n].astype(np.float64)
@@ -108,12 +108,12 @@ def _wrong_there(golden: Golden, v: Verdict, n: int) -> bool:
 
 
 def _miss(golden: Golden, v: Verdict, n: int) -> float:
-    """How far a port is from what a mistake gives, in units of the bound; NaN is where NaN is."""
+    """The distance between a port and a mistake, in units of the bound. NaN matches NaN."""
     if v.kept is None or v.bounds is None:
         return np.inf
     given = golden.fingerprints[v.reference.name][n].astype(np.float64)
     if v.lost and np.isfinite(given).all():
-        return np.inf  # perhaps where no number is kept
+        return np.inf  # the NaN or infinity may be outside the kept values
     kept, bounds = (_thinned(v, numbers) for numbers in (v.kept, v.bounds))
     with np.errstate(invalid="ignore"):
         wide = bounds + v.reference.rtol * np.abs(given)
@@ -122,15 +122,15 @@ def _miss(golden: Golden, v: Verdict, n: int) -> float:
 
 
 def _thinned(v: Verdict, numbers: Array) -> Array:
-    """Those that fingerprints keep, of a tensor that is kept whole."""
+    """The elements that fingerprints keep, also from a tensor that is kept whole."""
     if v.reference.stride > 1:
         return numbers
     return sliced(numbers, stride(int(np.prod(v.reference.shape))))
 
 
 def _in_half(golden: Golden, mine: list[Verdict], rest: list[Verdict]) -> Diagnosis | None:
-    """Whether a dump in float32 has the numbers of half precision: rounded to it; or with errors as
-    large as sums in float16 make, wherever there are sums and nowhere else."""
+    """Whether a float32 dump was computed in half precision: its tensors are rounded to it; or its
+    errors are as large as those of float16 sums, at every tensor with sums and nowhere else."""
     there = [v for v in mine if f"{HALVES}/{v.reference.tensor}" in golden.fingerprints]
     if any(v.kept is None or v.dtype != "float32" for v in there):
         return None
@@ -155,7 +155,7 @@ def _in_half(golden: Golden, mine: list[Verdict], rest: list[Verdict]) -> Diagno
 
 
 def _untied(golden: Golden, mine: list[Verdict], rest: list[Verdict]) -> Diagnosis | None:
-    """Whether all is right up to ln_f, and the logits are something else altogether."""
+    """Whether everything is right up to ln_f, and the logits are completely different."""
     v, tied = rest[0], golden.manifest["model"]["config"]["tie_word_embeddings"]
     if (
         not tied

@@ -1,4 +1,4 @@
-"""A port's numbers, as it wrote them: safetensors, npz, or raw files with an index.tsv.
+"""Read a port's dump: safetensors, npz, or raw files with an index.tsv.
 
 Axes: B batch, T tokens, S = past + T, C n_embd, H heads, D head_dim, F mlp width, V vocabulary.
 """
@@ -20,7 +20,7 @@ from npgpt2.checkpoints.formats.safetensors_file import read_header
 from npgpt2.checkpoints.formats.tensors import from_bfloat16
 from npgpt2.golden.folder import INDEX, parse_shape
 
-# The names of dtypes in an index.tsv, and in safetensors. bfloat16 is read as its two bytes.
+# The names of dtypes in an index.tsv, and in safetensors. bfloat16 is read as uint16.
 DTYPES = {
     "float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8",
     "int32": "<i4", "int16": "<i2", "int8": "i1", "uint64": "<u8", "uint32": "<u4",
@@ -32,23 +32,23 @@ SHORT = {
     "u16": "uint16", "u8": "uint8", "bool": "bool",
 }  # fmt: skip
 
-NEEDED = ("name", "dtype", "shape", "file")  # columns; offset, where a file has several tensors
+NEEDED = ("name", "dtype", "shape", "file")  # columns; offset too, if a file has several tensors
 
 
 @dataclass(frozen=True)
 class Dumped:
-    """One tensor of a port: its numbers, and the dtype in which it wrote them."""
+    """One tensor of a port: its values, and the dtype in which they were dumped."""
 
     array: Array
     dtype: str
 
 
 def read_dump(path: Path) -> dict[str, Dumped]:
-    """All tensors of a dump, by the names it gives them.
+    """All tensors of a dump, by name.
 
     Raises:
-        FileError: it cannot be read.
-        GoldenError: it is of no known form, or damaged.
+        FileError: the dump cannot be read.
+        GoldenError: its format is unknown, or it is damaged.
     """
     found: dict[str, Dumped] = {}
     try:
@@ -84,15 +84,15 @@ def _npz(path: Path) -> Iterator[tuple[str, Dumped]]:
                 with archive.open(name) as file:
                     array = np.lib.format.read_array(file, allow_pickle=False)
                 yield name.removesuffix(".npy"), _dumped(array, array.dtype.name)
-    # A damaged, encrypted or otherwise packed archive; a member that is no array, or a huge one.
+    # A damaged or encrypted archive, an unknown compression, a member that is no array or is huge.
     except (
         zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, MemoryError,
     ) as error:  # fmt: skip
-        raise GoldenError(f"{path}: is no npz file of plain arrays ({error})") from None
+        raise GoldenError(f"{path}: is not an npz file of plain arrays ({error})") from None
 
 
 def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
-    """`index.tsv` has a line of names of columns; name, dtype, shape and file are needed."""
+    """The first line of `index.tsv` names the columns; name, dtype, shape, file are required."""
     path = folder / INDEX
     if not path.exists():
         raise GoldenError(
@@ -101,8 +101,8 @@ def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
     head, *lines = read_file(path).decode("utf-8", "replace").split("\n")
     if absent := [name for name in NEEDED if name not in head.rstrip("\r").split("\t")]:
         raise GoldenError(
-            f"{path}: line 1: has no {', '.join(absent)}, expected the columns' names with tabs "
-            f"between: {', '.join(NEEDED)}"
+            f"{path}: line 1: has no {', '.join(absent)}, expected the column names, separated by "
+            f"tabs: {', '.join(NEEDED)}"
         )
     for number, line in enumerate(lines, 2):
         if not line.strip():
@@ -114,7 +114,7 @@ def _raw(folder: Path) -> Iterator[tuple[str, Dumped]]:
             kind = SHORT.get(kind, kind)
             dtype = np.dtype(DTYPES[kind])
             if offset < 0 or "\0" in row["file"]:
-                raise ValueError(f"the offset {offset}" if offset < 0 else "a file's name with \\0")
+                raise ValueError(f"the offset {offset}" if offset < 0 else "a file name with \\0")
         except (KeyError, ValueError) as error:
             raise GoldenError(
                 f"{path}: line {number}: got {error}, expected a name, a dtype (one of "
@@ -134,7 +134,7 @@ def _dumped(array: Array, kind: str) -> Dumped:
     if kind == "bfloat16":
         return Dumped(from_bfloat16(array), kind)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"an array of {array.dtype}, expected numbers")
+        raise ValueError(f"an array of {array.dtype}, expected numbers or booleans")
     return Dumped(array, kind)
 
 
@@ -143,32 +143,32 @@ def _dumped(array: Array, kind: str) -> Dumped:
 
 @dataclass(frozen=True)
 class Layout:
-    """A port's tensor brought into the golden shape, and what that took, in words."""
+    """A port's tensor in the golden shape, and a description of its original layout."""
 
     array: Array
     words: str = ""
 
 
 def layouts(name: str, array: Array, shape: tuple[int, ...], heads: int) -> Iterator[Layout]:
-    """Every way to read a port's tensor as one of the golden shape; the plainest first.
+    """Every way to read a port's tensor in the golden shape, the simplest first.
 
     Args:
-        name: the tensor's, without its case.
-        heads: of a layer.
+        name: name of the tensor, without its case.
+        heads: number of heads of the layer.
     """
     if array.shape == shape:
         yield Layout(array)
     elif array.size == math.prod(shape) and _squeezed(array.shape) == _squeezed(shape):
         yield Layout(array.reshape(shape), f"shape {_written(array.shape)}")
     if name == "wpe" and shape[0] > 1 and _squeezed(array.shape) == _squeezed(shape[1:]):
-        yield Layout(np.broadcast_to(array.reshape(shape[1:]), shape), "one row for all")
+        yield Layout(np.broadcast_to(array.reshape(shape[1:]), shape), "one for all rows")
     if name == "logits" and array.ndim and array.shape[-1] > shape[-1]:
         cut = array[..., : shape[-1]]
         if _squeezed(cut.shape) == _squeezed(shape):
             more = array.shape[-1]
             yield Layout(
                 cut.reshape(shape),
-                f"a padded vocabulary of {more:,}, read without its last {more - shape[-1]:,}",
+                f"a padded vocabulary of {more:,}, without its last {more - shape[-1]:,}",
             )
     if array.size != math.prod(shape):
         return
@@ -178,7 +178,7 @@ def layouts(name: str, array: Array, shape: tuple[int, ...], heads: int) -> Iter
 
 
 def _with_heads(name: str, array: Array, shape: tuple[int, ...], heads: int) -> Iterator[Layout]:
-    """c_attn's output, merged heads, probabilities: with axes apart or in another order."""
+    """Layouts of c_attn, heads and probs: with separate axes, or axes in another order."""
     axes: dict[str, int]
     if name.endswith("attn.c_attn") and len(shape) == 3:
         b, t, width = shape
@@ -207,4 +207,4 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _written(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "one number"
+    return "x".join(map(str, shape)) or "() (a scalar)"

@@ -1,4 +1,4 @@
-"""What each of the usual mistakes gives in the place of each tensor, as far as it is kept.
+"""Fingerprints: the values that each of the usual mistakes gives for each tensor.
 
 Axes: B batch, T tokens.
 """
@@ -22,17 +22,17 @@ from npgpt2.gpt2 import GPT2
 from npgpt2.model.params import Embedding, Params, build_tree, named_parameters
 from npgpt2.train.corpus import Batch
 
-# Takes what the mistake of a number gives for a tensor.
+# Called with the index of a mistake, the name of a tensor, and the values that the mistake gives.
 Give: TypeAlias = Callable[[int, str, Array], None]
 
-HALVES = "halves"  # what half precision costs: sums in float16, and tensors in one of these
-LAYERS = 2  # in which sums in float16 are made
+HALVES = "halves"  # errors of half precision: of float16 sums (row 0), and of tensors in `WAYS`
+LAYERS = 2  # number of layers in which float16 sums are measured
 WAYS = {"float16": 1, "bfloat16": 2}
-NONE = np.float32(np.inf)  # where a mistake gives no such tensor
+NONE = np.float32(np.inf)  # the mistake does not give this tensor
 
 
 class Wrong:
-    """A model, computed wrongly."""
+    """A model, computed with mistakes."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.model = subject, subject.model
@@ -71,7 +71,7 @@ class Wrong:
             give(0, name, array[:, :, last] if name.endswith(".probs") else array[:, last])
 
         def alone(name: str, array: Array) -> None:
-            if not name.endswith(".probs"):  # one key, not eight: another shape
+            if not name.endswith(".probs"):  # it has another shape: one key, not eight
                 give(1, name, array)
 
         self.port(right._replace(positions=anew), Switches(), last_row)
@@ -95,7 +95,7 @@ class Wrong:
             give(4, "wte.weight", parts["lm_head.weight"])
 
     def adamw(self, give: Give) -> None:
-        """After the first step: its moments were zero, so it has a closed form."""
+        """After the first step only: the moments start at zero, so it has a closed form."""
         beta1, beta2, eps, decay = (
             cases.ADAMW[name] for name in ("beta1", "beta2", "eps", "weight_decay")
         )
@@ -112,10 +112,10 @@ class Wrong:
             give(4, f"1/{name}", p - lr * mixed / (np.abs(mixed) + eps))
 
     def halves(self) -> dict[str, Array]:
-        """What half precision costs each tensor of `eight`: the root mean square of its error and
-        the largest, (3, 2), for sums in float16, tensors in float16, and tensors in bfloat16.
+        """The error of half precision at each tensor of `eight`: (3, 2), the root mean square error
+        and the largest error, for sums in float16, tensors in float16, and tensors in bfloat16.
 
-        Sums in float16 take long: they are made in the first `LAYERS` only, NaN in the others.
+        Sums in float16 are slow: they are measured in the first `LAYERS` only, NaN in the others.
         """
         inputs, params = eight_inputs(self.model), self.model.params
         truth: dict[str, Array] = {}
@@ -141,7 +141,7 @@ class Wrong:
 
 
 def some(array: Array) -> Array:
-    """The numbers that are kept of a tensor; of these, all."""
+    """The elements of a tensor that fingerprints keep, flat."""
     return sliced(array.reshape(-1), stride(array.size))
 
 
@@ -150,7 +150,7 @@ def _rounded(params: Params, to: str) -> Params:
 
 
 def mistakes_of(case: str, model: GPT2) -> tuple[Mistake, ...]:
-    """Those that are known by a case."""
+    """The mistakes that a case can identify."""
     if case == "eight":
         return mistakes.forward_mistakes(model.config)
     return {
@@ -166,7 +166,7 @@ def fingerprints(
 ) -> dict[str, Array]:
     """For each tensor of a case with mistakes, (mistakes, slice) in float32; and `Wrong.halves`.
 
-    Infinite where a mistake gives no such tensor.
+    Infinite where the mistake does not give this tensor.
     """
     found: dict[str, Array] = {}
     wrong, model = Wrong(subject), subject.model

@@ -1,13 +1,13 @@
-"""A golden folder: the same references in three views, each for another reader.
+"""A golden folder: the same references in several formats.
 
     golden.safetensors        every tensor in float32, and in float64 as NAME:float64
-    raw/CASE.bin, index.tsv   those in float32 as little-endian bytes, for who has no library: one
-                              file a case, in which a tensor begins at a multiple of 64 bytes
-    manifest.json             what they are: conventions in words, cases, where they come from
-    fingerprints.safetensors  what each of the usual mistakes gives in their place
-    SHA256SUMS                of all these files, as sha256sum writes and checks them
+    raw/CASE.bin, index.tsv   the float32 tensors as little-endian bytes, readable without a
+                              library: one file per case, tensors aligned to 64 bytes
+    manifest.json             conventions in words, the cases, how the folder was made
+    fingerprints.safetensors  the values that each of the usual mistakes gives instead
+    SHA256SUMS                checksums of all these files, in the format of sha256sum
 
-Written twice on one machine the bytes are the same.
+Writing a folder twice on the same machine gives the same bytes.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ FINGERPRINTS, SUMS, RAW = "fingerprints.safetensors", "SHA256SUMS", "raw"
 DOUBLE = ":float64"
 SHAPE = re.compile(r"\d{1,18}(x\d{1,18})*")
 LINE = re.compile(r"(?P<sha256>[0-9a-f]{64})  (?P<name>\S+)")
-ALIGNED = 64  # bytes: where a tensor begins in a raw file
+ALIGNED = 64  # bytes: alignment of a tensor in a raw file
 COLUMNS = (
     "name", "dtype", "shape", "stride", "file", "offset", "bytes", "sha256", "atol", "rtol",
     "noise", "mean", "mean_atol", "rms", "rms_atol", "sha256_of_all",
@@ -40,13 +40,13 @@ COLUMNS = (
 
 
 class Golden(NamedTuple):
-    """What a golden folder says.
+    """The contents of a golden folder.
 
     Attributes:
         manifest: see `npgpt2.golden.write`.
-        references: by name, in the order of the data's flow.
-        fingerprints: by name, an array (mistakes, slice): what each mistake gives there. The
-            mistakes are the manifest's, in its order.
+        references: by name, in the order of computation.
+        fingerprints: by name, an array (mistakes, slice): the values that each mistake gives. The
+            mistakes are those of the manifest, in its order.
     """
 
     manifest: dict[str, Any]
@@ -81,7 +81,7 @@ def save_golden(folder: Path, golden: Golden) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """All but SHA256SUMS itself; what `new_folder` keeps there is gone when it is done."""
+    """All files but SHA256SUMS, and but `new_folder`'s own file, which it removes at the end."""
     paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
     return sorted(path for path in paths if path not in (SUMS, "pid"))
 
@@ -95,11 +95,11 @@ def _row(r: Reference, path: str, offset: int, data: bytes) -> tuple[str, ...]:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Read a golden folder, every byte of it held against its checksum.
+    """Read a golden folder and verify the checksum of every file.
 
     Raises:
         FileError: a file is missing or cannot be read.
-        GoldenError: a checksum differs, or the folder is of another schema.
+        GoldenError: a checksum differs, or the folder has another schema.
     """
     check_sums(folder)
     manifest = read_json(folder / MANIFEST, GoldenError)
@@ -115,7 +115,7 @@ def load_golden(folder: Path) -> Golden:
         for line in lines:
             row = dict(zip(head.split("\t"), line.split("\t"), strict=True))
             references[row["name"]] = _reference(row, tensors)
-    except (SafetensorError, KeyError, ValueError) as error:  # nothing that its sums would allow
+    except (SafetensorError, KeyError, ValueError) as error:  # only with forged checksums
         raise GoldenError(f"{folder}: is damaged ({error}). Write it again") from None
     return Golden(manifest, references, fingerprints)
 
@@ -131,7 +131,7 @@ def _reference(row: dict[str, str], tensors: dict[str, Array]) -> Reference:
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """A shape as index.tsv has it. Raises ValueError: it is none.
+    """Parse a shape of index.tsv. Raises ValueError: it is not a shape.
 
     >>> parse_shape("1x8x64")
     (1, 8, 64)
@@ -142,15 +142,15 @@ def parse_shape(text: str) -> tuple[int, ...]:
 
 
 def check_sums(folder: Path) -> None:
-    """Hold every file against SHA256SUMS.
+    """Verify every file against SHA256SUMS.
 
     Raises:
         FileError: a file is missing or cannot be read.
-        GoldenError: one differs, or is not listed.
+        GoldenError: a file differs, or is not listed.
     """
     if not (folder / SUMS).is_file():
         raise FileError(
-            f"{folder}: is no golden folder, it has no {SUMS}, expected one that "
+            f"{folder}: is not a golden folder, it has no {SUMS}, expected a folder that "
             "'npgpt2 golden write' made"
         )
     text = read_file(folder / SUMS).decode("utf-8", "replace")
@@ -161,12 +161,12 @@ def check_sums(folder: Path) -> None:
     odd += [f"{name} is not listed" for name in sorted(there - {*sums})]
     if odd or not all(lines) or not text.endswith("\n"):
         raise GoldenError(
-            f"{folder}: {', '.join(odd) or 'its lines are damaged'}, expected the files that "
-            f"{SUMS} lists. Write the folder again"
+            f"{folder}: {', '.join(odd) or f'the lines of {SUMS} are damaged'}, expected the files "
+            f"that {SUMS} lists. Write the folder again"
         )
     for name, expected in sums.items():
         if sha256_of(folder / name) != expected:
             raise GoldenError(
-                f"{folder / name}: has another sha256 than {SUMS} says: one of the two was "
-                "changed or cut. Write the folder again"
+                f"{folder / name}: its sha256 differs from the one in {SUMS}: one of the two files "
+                "was changed or truncated. Write the folder again"
             )

@@ -1,8 +1,8 @@
-"""GPT-2 once more, plainly, with a switch for each way to get it wrong.
+"""A second, simple implementation of GPT-2, with a switch for each usual mistake.
 
-With every switch as it is, this is `npgpt2.model.forward` written a second time: a test holds the
-two against each other. Turned, a switch computes what a port with that mistake computes, under the
-same tap names, so that a port's numbers can be recognised.
+With default switches it computes the same as `npgpt2.model.forward`; a test compares the two. Each
+other setting of a switch computes what a port with that mistake computes, under the same tap names,
+so that a port's mistake can be recognised by its values.
 
 Axes: B batch, T tokens, C n_embd, H heads, D head_dim, F mlp width, V vocabulary.
 """
@@ -21,7 +21,7 @@ from npgpt2.model.forward import Tap
 from npgpt2.model.ops import ACTIVATIONS, softmax
 from npgpt2.model.params import Block, LayerNorm, Linear, Params
 
-# What some ports have in gelu_new's place, beside the activations that there are.
+# Wrong variants of gelu_new found in ports, in addition to the other activations.
 WRONG_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "0.44715": lambda x: 0.5 * x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.44715 * x**3))),
@@ -29,7 +29,7 @@ WRONG_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "no half": lambda x: x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
 }
 
-# What some multiply q · k by, given the layer, D and C.
+# Factors by which ports multiply q · k, given the layer, D and C.
 SCALES: dict[str, Callable[[int, int, int], float]] = {
     "1/sqrt(d)": lambda layer, d, c: d**-0.5,
     "1/sqrt(d)/(layer + 1)": lambda layer, d, c: d**-0.5 / (layer + 1),
@@ -39,12 +39,12 @@ SCALES: dict[str, Callable[[int, int, int], float]] = {
 }
 
 Listen: TypeAlias = Callable[[str, Array], None]
-# Yields (x, weight) and is sent x @ weight; returns what it comes to.
+# A generator that yields (x, weight), is sent x @ weight, and returns its result; see `together`.
 Pass: TypeAlias = Generator[tuple[Array, Array], Array, Array]
 
 
 class Inputs(NamedTuple):
-    """What goes in: ids and positions (B, T), and where padding is not: (B, T) bool, or None."""
+    """Ids and positions (B, T), and the attention mask: (B, T) bool, False at padding, or None."""
 
     ids: Array
     positions: Array
@@ -53,33 +53,33 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Switches:
-    """How a port computes. As it is: GPT-2.
+    """How a port computes. The defaults are GPT-2.
 
     Attributes:
-        activation: of the MLP; None: the config's.
-        eps: of LayerNorm; None: the config's.
+        activation: activation of the MLP; None: the config's.
+        eps: eps of LayerNorm; None: the config's.
         unbiased: LayerNorm divides its sum of squares by C − 1.
         centred: LayerNorm subtracts the mean.
-        affine: LayerNorm has its weight and bias.
-        scale: what q · k is multiplied by, a key of `SCALES`; None: as the config has it.
-        future: how many tokens after itself a token sees; None: all.
-        empty: what a token that sees none gives each: "zeros", "uniform" or "nan".
-        over: the axis of the softmax: "keys", or "queries".
-        shift: added to every position; None: no positions at all.
+        affine: LayerNorm applies its weight and bias.
+        scale: factor of q · k, a key of `SCALES`; None: the config's.
+        future: how many later tokens a token attends to; None: all.
+        empty: probabilities of a query that attends to no key: "zeros", "uniform" or "nan".
+        over: axis of the softmax: "keys" or "queries".
+        shift: added to every position; None: no position embeddings.
         widened: embeddings are multiplied by √C.
-        parts: what c_attn's three thirds are taken for.
-        turned: they are taken so from its weight and bias: its output shows it already.
-        split: how C numbers are read as heads: "(H, D)", "(D, H)", "(H, 3, D)" with q, k and v
-            beside each other in each head, or "no transpose": (T, C) read as (H, T, D).
-        merged: how heads are written as C numbers: "(H, D)", "(D, H)" or "no transpose".
-        flipped: endings of the linear layers whose weight is read as if it lay (out, in).
-        unbias: endings of the parts that are without their bias.
-        post: LayerNorm stands behind each sum, not before each part.
-        onto: what a part's output is added to: "stream", "normalised" or "nothing".
-        final: ln_f is there.
-        head: "the model's"; "wte" where it has its own; or "zeros".
-        half: sums are kept in float16.
-        stored: what every tensor is rounded to: "float16", "bfloat16", or None.
+        parts: the order in which the three thirds of c_attn are read.
+        turned: its weight and bias are already in that order, and so its output.
+        split: how the C values of a token are split into heads: "(H, D)", "(D, H)", "(H, 3, D)"
+            with q, k and v of each head together, or "no transpose": (T, C) read as (H, T, D).
+        merged: how heads are merged into C values: "(H, D)", "(D, H)" or "no transpose".
+        flipped: names of the linear layers whose weight is read as (out, in).
+        unbias: names of the layers whose bias is left out.
+        post: LayerNorm comes after each residual sum (post-LN).
+        onto: what the output of attention or MLP is added to: "stream", "normalised", "nothing".
+        final: ln_f is applied.
+        head: "the model's"; "wte" although the model has its own; or "zeros".
+        half: sums are accumulated in float16.
+        stored: every tensor is rounded to "float16" or "bfloat16"; None: not rounded.
     """
 
     activation: str | None = None
@@ -108,7 +108,7 @@ class Switches:
 
 
 class Rounding(Tap):
-    """A tap that rounds what flows through it to half precision."""
+    """A tap that rounds every tensor to half precision."""
 
     def __init__(self, listen: Listen | None = None, path: str = "", how: str | None = None):
         super().__init__(listen, path)
@@ -136,7 +136,7 @@ def _bfloat16(x: Array) -> Array:
 
 
 def rounded(array: Array, to: str | None) -> Array:
-    """To the nearest float16 or bfloat16 (ties to even), in the dtype it came in.
+    """Round to the nearest float16 or bfloat16 (ties to even); the dtype stays.
 
     >>> rounded(np.array([1.001, 1.01]), "bfloat16"), rounded(np.array([1.001]), "float16")
     (array([1.     , 1.0078125]), array([1.00097656]))
@@ -147,7 +147,7 @@ def rounded(array: Array, to: str | None) -> Array:
 
 
 class Port:
-    """A GPT-2 as its switches stand.
+    """GPT-2, computed according to its switches.
 
     >>> from npgpt2 import GPT2
     >>> model = GPT2.from_pretrained("tests/data/tiny", dtype="float64")
@@ -240,7 +240,7 @@ class Port:
         return tap("c_proj", (yield from self.linear(y, p.attn.c_proj, "attn.c_proj")))
 
     def allowed(self, inputs: Inputs) -> Array:
-        """(B, 1, T, T): which query sees which key."""
+        """(B, 1, T, T) bool: which query attends to which key."""
         t = inputs.ids.shape[1]
         at = np.arange(t)
         future = t if self.how.future is None else self.how.future
@@ -288,11 +288,11 @@ class Port:
         return y if name in self.how.unbias else y + p.bias
 
     def times(self, x: Array, weight: Array) -> Pass:
-        """x @ weight, together with others where others go through that weight."""
+        """x @ weight. `together` batches it with other passes that use the same weight."""
         return self.dot(x, weight) if self.how.half else (yield x, weight)
 
     def dot(self, x: Array, y: Array) -> Array:
-        """x @ y, or the same with each sum in float16: one product after the other, rounded."""
+        """x @ y; with `half`, accumulated in float16: each product and each sum is rounded."""
         if not self.how.half:
             whole: Array = x @ y
             return whole
@@ -305,8 +305,8 @@ class Port:
 
 
 def together(passes: Sequence[Pass]) -> list[Array]:
-    """What each pass comes to, all of them side by side: rows that meet the same weight are
-    multiplied with it at once. Reading the weights is what a pass over a few tokens costs.
+    """Run several passes in parallel and return their results. Rows that need the same weight are
+    multiplied in one product, since most of the time of a short pass is spent reading weights.
 
     >>> def double(x):
     ...     y = yield x, 2 * np.eye(2)
@@ -341,7 +341,7 @@ def together(passes: Sequence[Pass]) -> list[Array]:
 
 
 def to_eleven_bits(x: Array) -> Array:
-    """float32 rounded to float16's precision, without its range: ten times as fast as a cast.
+    """float32 rounded to float16's 11 bits, without its range limits: ten times as fast as a cast.
 
     Veltkamp's splitting: Dekker 1971, Numerische Mathematik 18, pp. 224–242.
 

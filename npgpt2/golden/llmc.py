@@ -1,10 +1,10 @@
-"""The files that llm.c's own C test reads (https://github.com/karpathy/llm.c, `test_gpt2.c`).
+"""Write the files that llm.c's own C test reads (https://github.com/karpathy/llm.c, `test_gpt2.c`).
 
     gpt2_124M.bin                 a header of 256 int32, then every parameter in float32
     gpt2_124M_debug_state.bin     a header, ids and targets, logits, loss, every gradient
 
-Little-endian. Linear weights lie (out, in) there, each tensor stacked over the layers, and wte is
-padded with rows of zeros to a multiple of 128. The names are llm.c's, whatever the model's size.
+Little-endian. Linear weights are stored as (out, in), each tensor stacked over the layers, and wte
+is padded with zero rows to a multiple of 128. llm.c uses these file names for every model size.
 
 Axes: B batch, T tokens, V vocabulary.
 """
@@ -33,7 +33,7 @@ STATE_MAGIC = 20240327
 MODEL_VERSION, STATE_VERSION = 3, 2  # float32, with a padded vocabulary
 PADDED_TO = 128
 STEPS = 10
-# As test_gpt2.c calls gpt2_update; llm.c's weight decay reaches every tensor.
+# The arguments of gpt2_update in test_gpt2.c; llm.c applies weight decay to every tensor.
 ADAMW: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 LEARNING_RATE = 1e-4
 
@@ -48,20 +48,20 @@ def write_llmc(
     """Write both files.
 
     Args:
-        out: the folder to make.
-        model: in float32.
+        out: the folder to create.
+        model: a model in float32.
         batch, length: B rows of T tokens.
         progress: wraps the loop over steps.
 
     Returns:
-        The folder; and the losses of ten steps of llm.c's AdamW on this batch, which its test
-        expects: they stand in test_gpt2.c as `expected_losses`.
+        The folder; and the losses of ten AdamW steps of llm.c on this batch, each before its step.
+        Its test compares with `expected_losses` in test_gpt2.c: replace them by these.
 
     Raises:
         InputError: the model is not in float32.
-        FileError: the folder is there, or cannot be written.
-        ConfigError: llm.c has no such GPT-2.
-        OptionError: a batch of no rows, or longer than the context.
+        FileError: the folder exists, or cannot be written.
+        ConfigError: llm.c does not support the model's config.
+        OptionError: `batch` is below 1, or `length` is not between 1 and the context length.
     """
     require_single(model)
     require_plain(model.config)
@@ -87,18 +87,18 @@ def write_llmc(
             for array in stacked(first.flat.tree, model.config):
                 file.write(array.tobytes())
         params = Flat.of(model.params)
-        params = params._replace(decayed=params.trained)  # weight decay is on all
+        params = params._replace(decayed=params.trained)  # weight decay on every tensor
         steps = descend(params, model.config, data, STEPS, first, LEARNING_RATE, **ADAMW)
         losses = list(progress(steps, "steps", STEPS))
     return Path(out), losses
 
 
 def _refuse(folder: Path) -> bool:
-    raise FileError(f"{folder}: is there already, expected a new folder. Name another one")
+    raise FileError(f"{folder}: already exists, expected a new folder. Give another name")
 
 
 def require_plain(config: GPT2Config) -> None:
-    """Raises ConfigError for what llm.c's GPT-2 does not have."""
+    """Raises ConfigError: llm.c does not support this config."""
     odd = [
         name
         for name, is_odd in {
@@ -115,7 +115,7 @@ def require_plain(config: GPT2Config) -> None:
         if is_odd
     ]
     if odd:
-        raise ConfigError(f"{', '.join(odd)}: llm.c knows GPT-2 as OpenAI made it only")
+        raise ConfigError(f"{', '.join(odd)}: llm.c supports OpenAI's GPT-2 architecture only")
 
 
 def header(*numbers: int) -> bytes:
@@ -138,7 +138,7 @@ def padded(vocabulary: int) -> int:
 
 
 def stacked(params: Params, config: GPT2Config) -> Iterator[Array]:
-    """Parameters, or gradients, as llm.c has them: one array after the other, in its order."""
+    """Parameters or gradients in llm.c's order and layout, one array after the other."""
     arrays = dict(named_parameters(params))
     wte = np.zeros((padded(config.vocab_size), config.n_embd), "<f4")
     wte[: config.vocab_size] = arrays["wte.weight"]

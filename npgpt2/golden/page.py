@@ -1,4 +1,4 @@
-"""A check as a page: what `report` says, and a map of the errors over layers and tensors."""
+"""The result of a check as an HTML page: the report, and a map of errors by layer and tensor."""
 
 import html
 import math
@@ -10,7 +10,7 @@ from npgpt2.golden.compare import Verdict
 from npgpt2.golden.report import in_words, of_one
 from npgpt2.model.taps import BLOCK
 
-GREENS, REDS = 5, 9  # shades: of the share of the bound, and of the powers of ten beyond it
+GREENS, REDS = 5, 9  # shades: error as a share of the bound; powers of ten of the error
 
 STYLE = """
 table { border-collapse: collapse; margin: 1rem 0 }
@@ -26,24 +26,24 @@ td { width: 2.2rem; height: 1.6rem; border: 1px solid var(--paper); text-align: 
 
 
 def page(report: Report) -> str:
-    """One HTML file, with nothing beside it."""
+    """One self-contained HTML file."""
     words = html.escape("\n".join(in_words(report)))
-    title = "it agrees" if report.agrees else "it differs"
+    title = "the port agrees" if report.agrees else "the port differs"
     return document(
         f"golden check: {title}",
-        f"<h1>A port against its references: {title}</h1>\n<pre>{words}</pre>\n"
-        "<p>A cell is the worst error of a tensor, in units of its noise: what float32 itself "
-        "costs there. Green is within the bound, red beyond, grey was not in the dump. "
-        "A thick border marks the first that differs; ! has no such number.</p>\n"
+        f"<h1>Golden check: {title}</h1>\n<pre>{words}</pre>\n"
+        "<p>Each cell shows the largest error of a tensor in units of its noise, the error that "
+        "float32 itself makes there. Green: within the bound. Red: outside. Grey: not in the dump. "
+        "A thick border marks the first difference; ! marks one without a measured error.</p>\n"
         + "".join(_maps(report)),
         STYLE + _shades(),
     )
 
 
 def _shades() -> str:
-    """Green, the nearer to paper the further inside; red, the further from it the further outside.
+    """Green: the paler, the smaller the error. Red: the stronger, the larger the error.
 
-    The ink has 4.5 : 1 on each.
+    Text has a contrast of at least 4.5 : 1 on each.
     """
     greens = [(f"g{n}", 130, 45, 88 - 25 * n / (GREENS - 1), 14 + 12 * n / (GREENS - 1))
               for n in range(GREENS)]  # fmt: skip
@@ -57,7 +57,7 @@ def _shades() -> str:
 
 
 def _maps(report: Report) -> Iterator[str]:
-    """A case at a time: blocks as a grid, the rest as a column."""
+    """For each case: the blocks' tensors as a grid, the others as a column."""
     first = report.first.reference.name if report.first else ""
     layers = range(report.golden.manifest["model"]["config"]["n_layer"])
     grid = [[f"h.{i}.{tap.name}" for tap in BLOCK] for i in layers]
@@ -76,7 +76,7 @@ def _maps(report: Report) -> Iterator[str]:
 
 
 def _table(rows: str) -> str:
-    """As wide as it is: on a phone it moves by itself."""
+    """A table in a box that scrolls sideways on a narrow screen."""
     return f'<div class="map"><table>{rows}</table></div>\n'
 
 
@@ -101,7 +101,7 @@ def _short(units: float) -> str:
 
 
 def _shade(v: Verdict) -> str:
-    """The class of its colour."""
+    """The CSS class of a cell's colour."""
     if v.agrees:
         share = min(1.0, v.units / v.allowed) if v.allowed else 0.0
         return f"g{round(share * (GREENS - 1))}"

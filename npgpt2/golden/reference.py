@@ -1,9 +1,8 @@
-"""One tensor of a golden folder: its numbers in both precisions, or some of them, and its bounds.
+"""One tensor of a golden folder: its values in both precisions, or a slice of them, and its bounds.
 
-Where a tensor is not kept whole, `SLICE` of its numbers are: element k of the slice is element
-k · stride of the flattened tensor. The stride has no divisor in common with the size, so that the
-slice wanders over rows and columns alike. What lies between is held by its mean and its root mean
-square.
+A tensor that is not kept whole is kept as a slice of `SLICE` values: element k of the slice is
+element k · stride of the flattened tensor. The stride has no common divisor with the size, so the
+slice covers rows and columns evenly. The mean and the root mean square cover all other values.
 """
 
 import hashlib
@@ -18,29 +17,29 @@ from npgpt2.base.arrays import BLOCK, Array
 from npgpt2.base.errors import GoldenError
 
 SLICE = 32
-FACTOR = 16.0  # what a port's rounding may be of ours: sums one after the other, another exp, …
-LAST_PLACE = 2.0**-23  # of float32, beside 1
-RELATIVE = 16 * LAST_PLACE  # and beside it, of each number
-LEAST = LAST_PLACE / 8  # of the root mean square: where we happen to be exact a port need not be
+FACTOR = 16.0  # a port's error may be so many times ours: sequential sums, another exp, …
+LAST_PLACE = 2.0**-23  # relative precision of float32
+RELATIVE = 16 * LAST_PLACE  # relative tolerance, added to the absolute one
+LEAST = LAST_PLACE / 8  # smallest noise, relative to the rms: our result may be exact by chance
 
-BESIDE = ThreadPoolExecutor(1)  # a checksum takes as long as the sums
+BESIDE = ThreadPoolExecutor(1)  # the checksum, which takes as long as the sums, runs in parallel
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A tensor as it should be.
+    """The expected values of a tensor.
 
     Attributes:
         name: CASE/TENSOR.
-        shape: of the whole tensor.
-        dtype: of what a port computes: float32, int32, uint8 or bool.
-        stride: 1 where the whole is kept.
-        single, double: the numbers kept, flat, in float32 and in float64; whole numbers are one.
-        noise: what float32 itself costs: the largest |float32 − float64| of the numbers kept,
-            beyond a rounding of each, as a power of two. 0 for whole numbers.
-        mean, rms: of the whole tensor, in float64: the mean, and the root of the mean square.
-        mean_atol, rms_atol: how far a port's may be from them.
-        sha256: of the whole tensor's bytes, in float32.
+        shape: shape of the whole tensor.
+        dtype: dtype of a port's tensor: float32, int32, uint8 or bool.
+        stride: 1 if the tensor is kept whole.
+        single, double: the kept values, flat, in float32 and float64; the same for integers.
+        noise: the error of float32 itself: the largest |float32 − float64| of the kept values,
+            beyond the rounding of each value, as a power of two. 0 for integers.
+        mean, rms: mean and root mean square of the whole tensor, in float64.
+        mean_atol, rms_atol: the largest differences of a port's mean and rms that are allowed.
+        sha256: checksum of the whole tensor's bytes, in float32.
     """
 
     name: str
@@ -74,30 +73,30 @@ class Reference:
 
 
 class Piece:
-    """What is kept of an array that is about to change."""
+    """A copy of the values to keep, taken before the model changes the array in place."""
 
     def __init__(self, array: Array, whole: bool) -> None:
         flat = np.ascontiguousarray(array).reshape(-1)
         self.shape, self.dtype = array.shape, array.dtype
         self.stride = 1 if whole else stride(flat.size)
         self.numbers = sliced(flat, self.stride).copy()
-        single = flat.dtype.itemsize < 8  # nobody asks for the double's
+        single = flat.dtype.itemsize < 8  # the float64 array needs no checksum
         digest = BESIDE.submit(hashlib.sha256, flat.view(np.uint8).data) if single else None
         self.mean, self.rms = sums(flat)
         self.sha256 = digest.result().hexdigest() if digest else ""
 
 
 def reference(name: str, single: Piece, double: Piece) -> Reference:
-    """Both precisions of one tensor together.
+    """Combine both precisions of one tensor.
 
     Raises:
-        GoldenError: whole numbers differ between the two, or there is NaN or infinity: such a
-            model can be no reference.
+        GoldenError: integers differ between the two, or a value is NaN or infinite: such a model
+            cannot be a reference.
     """
     noise = mean_atol = rms_atol = 0.0
     if single.dtype.kind == "f":
         if not (np.isfinite(single.rms) and np.isfinite(double.rms)):
-            raise GoldenError(f"{name}: is not finite, expected a model that computes numbers")
+            raise GoldenError(f"{name}: is not finite, expected a model with finite values")
         error = np.abs(single.numbers - double.numbers)
         error -= 2 * LAST_PLACE * np.abs(double.numbers)
         least = max(LEAST * double.rms, 2.0**-60)
@@ -105,7 +104,7 @@ def reference(name: str, single: Piece, double: Piece) -> Reference:
         mean_atol = FACTOR * power_of_two(max(abs(single.mean - double.mean), least))
         rms_atol = FACTOR * power_of_two(max(abs(single.rms - double.rms), least))
     elif not np.array_equal(single.numbers, double.numbers):
-        raise GoldenError(f"{name}: float32 and float64 choose differently, expected the same ids")
+        raise GoldenError(f"{name}: float32 and float64 give different ids, expected the same ids")
     wide = double.numbers.astype(np.float64) if single.dtype.kind == "f" else double.numbers
     return Reference(
         name, single.shape, single.dtype, single.stride, single.numbers, wide, noise,
@@ -114,7 +113,7 @@ def reference(name: str, single: Piece, double: Piece) -> Reference:
 
 
 def sums(flat: Array) -> tuple[float, float]:
-    """Mean and root mean square, in float64; 0 of nothing."""
+    """Mean and root mean square, in float64; 0 for an empty array."""
     total = squares = 0.0
     for at in range(0, flat.size, BLOCK):
         wide = flat[at : at + BLOCK].astype(np.float64, copy=False)
@@ -125,7 +124,7 @@ def sums(flat: Array) -> tuple[float, float]:
 
 
 def stride(size: int) -> int:
-    """Between the elements that are kept of so many: all up to `SLICE`.
+    """The distance between kept elements of a tensor of `size` elements; 1 keeps all of them.
 
     >>> stride(32), stride(512), stride(1000)
     (1, 15, 31)
@@ -137,12 +136,12 @@ def stride(size: int) -> int:
 
 
 def sliced(flat: Array, step: int) -> Array:
-    """Every element, or `SLICE` of them."""
+    """The elements that are kept: all if step is 1, else `SLICE` of them."""
     return flat if step == 1 else flat[: step * SLICE : step]
 
 
 def power_of_two(x: float) -> float:
-    """The next one above: bounds do not change with the last digits of a machine.
+    """The smallest power of two ≥ x: it hides differences in last digits between machines.
 
     >>> power_of_two(0.3), power_of_two(0.5)
     (0.5, 0.5)

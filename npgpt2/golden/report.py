@@ -1,4 +1,4 @@
-"""What a check found, in words."""
+"""The result of a check as text."""
 
 import math
 from collections import Counter
@@ -9,26 +9,26 @@ from npgpt2.golden.check import Report
 from npgpt2.golden.compare import HALF_ROUNDING, Verdict
 from npgpt2.golden.reference import SLICE
 
-SHOWN = 10  # unknown names
+SHOWN = 10  # unknown names that are listed
 
 
 def in_words(report: Report, every: bool = False) -> Iterator[str]:
-    """Line by line: how many agree, the first that does not, and why."""
+    """The report's lines: how many tensors agree, the first difference, and its cause."""
     verdicts = report.verdicts
     missing = f"; {report.missing:,} references are not in the dump" if report.missing else ""
     yield f"{sum(v.agrees for v in verdicts):,} of {len(verdicts):,} tensors agree{missing}"
     if any(v.reference.stride > 1 for v in verdicts):
-        yield f"the folder keeps {SLICE} numbers of a tensor, its mean and its root mean square"
+        yield f"the folder keeps {SLICE} values of a tensor, its mean and its root mean square"
     for remark, count in Counter(v.remark for v in verdicts if v.remark and v.agrees).items():
         yield f"read as: {remark} ({count:,})"
     if any(v.dtype in HALF_ROUNDING for v in verdicts):
-        yield "half precision cannot show what is finer, such as another eps or GELU's erf form"
+        yield "half precision hides small differences, such as another eps or GELU's erf form"
     for name, near in islice(report.unknown.items(), SHOWN):
         yield f"unknown: {name}" + (f", did you mean {near}?" if near else "")
     if report.unknown:
         more = len(report.unknown) - SHOWN
         yield (f"unknown: {more:,} more; " if more > 0 else "") + (
-            "with a name that the golden folder does not have, no dump agrees"
+            "a dump with names that the golden folder does not have cannot agree"
         )
     if every:
         yield ""
@@ -36,12 +36,12 @@ def in_words(report: Report, every: bool = False) -> Iterator[str]:
     if report.first is not None:
         yield ""
         name = report.first.reference.name
-        yield f"the first that differs, in the order of the data's flow: {name}"
+        yield f"first difference, in the order of computation: {name}"
         yield "  " + _numbers(report.first)
         differ = Counter(v.reference.case for v in verdicts if not v.agrees)
         if differ.total() > 1:
             cases = ", ".join(f"{count:,} in {case}" for case, count in differ.items())
-            yield f"all that differ: {cases}" + ("" if every else " (--all lists them)")
+            yield f"tensors that differ: {cases}" + ("" if every else " (--all lists them)")
         yield from _why(report)
 
 
@@ -53,27 +53,27 @@ def of_one(v: Verdict) -> str:
 def _numbers(v: Verdict) -> str:
     if v.kept is None:
         return v.remark
-    where = f"worst at [{', '.join(map(str, v.index))}]"
+    where = f"largest error at [{', '.join(map(str, v.index))}]"
     remark = f"{v.remark}; " if v.remark else ""
     text = f"{remark}{where}: got {v.got:.9g}, expected {v.expected:.9g}"
     if v.reference.dtype.kind != "f":
         return text
     noise = v.reference.noise
     if v.lost:
-        return f"{text}; NaN or infinite are {v.lost:,} of {math.prod(v.reference.shape):,}"
-    return f"{text}: {_short(v.units)} × the noise of {noise:.2g} (allowed: {v.allowed:.3g})"
+        return f"{text}; {v.lost:,} of {math.prod(v.reference.shape):,} are NaN or infinite"
+    return f"{text}: {_short(v.units)} × the noise of {noise:.2g} (allowed: {v.allowed:.3g} ×)"
 
 
 def _why(report: Report) -> Iterator[str]:
     for d in report.diagnoses:
-        yield f"why, by the case {d.first.reference.case}: {d.mistake.sentence}"
+        yield f"likely cause (case {d.first.reference.case}): {d.mistake.sentence}"
         if d.then:
             yield (
-                f"  this gives {d.explained:,} of the {d.of:,} tensors from there on; "
+                f"  this explains {d.explained:,} of the {d.of:,} tensors from there on; "
                 f"at {d.then} something else differs too"
             )
         elif d.of > 1:
-            yield f"  this gives all {d.of:,} of the tensors from there on"
+            yield f"  this explains all {d.of:,} tensors from there on"
     if not report.diagnoses and report.first is not None:
         yield _hint(report, report.first)
 
@@ -81,20 +81,20 @@ def _why(report: Report) -> Iterator[str]:
 def _hint(report: Report, first: Verdict) -> str:
     r, dumped = first.reference, {v.reference.name for v in report.verdicts}
     if first.kept is None:
-        return f"nothing was compared there: write it as {r.dtype.name} of shape {r.shape}"
+        return f"this tensor was not compared: dump it as {r.dtype.name} of shape {r.shape}"
     if first.lost:
         return (
-            "what divides by zero, overflows or was never written stands between the tensor "
-            "before and this one"
+            "look for a division by zero, an overflow or uninitialised memory between the previous "
+            "tensor and this one"
         )
     before = list(islice(report.golden.references, list(report.golden.references).index(r.name)))
     absent = [n for n in before if n.startswith(f"{r.case}/") and n not in dumped]
-    known = "no mistake that is known gives these numbers; "
+    known = "no known mistake gives these values; "
     if absent:
-        return f"{known}what stands before it was not dumped: {absent[-1]}, …"
+        return f"{known}dump the tensors before this one too, such as {absent[-1]}"
     if all(v.reference.case != "eight" for v in report.verdicts):
-        return f"{known}mistakes are known best by the case eight: dump that too"
-    return f"{known}what was dumped before it agrees, so it goes wrong there"
+        return f"{known}most mistakes are identified in the case eight: dump it too"
+    return f"{known}all tensors before this one agree, so the mistake is in this step"
 
 
 def _short(x: float) -> str:

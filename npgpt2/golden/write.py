@@ -1,4 +1,4 @@
-"""Golden references of a model: computed twice, in float32 and in float64."""
+"""Write the golden references of a model, computed in float32 and in float64."""
 
 import hashlib
 import platform
@@ -24,39 +24,39 @@ from npgpt2.gpt2 import GPT2
 from npgpt2.model.config import GPT2Config
 from npgpt2.model.params import build_tree, named_parameters
 
-GIVEN = 4096  # numbers of an input; the tokenizer's longest are larger, and all alike
-SMALL = 1_000_000  # parameters of a model whose tensors are kept whole, unless told otherwise
+GIVEN = 4096  # largest input that is always kept whole; only the tokenizer's long text is larger
+SMALL = 1_000_000  # most parameters of a model whose tensors are kept whole by default
 
 
 def conventions(config: GPT2Config) -> dict[str, str]:
-    """What the numbers mean, in words."""
+    """The meaning of the values, in words."""
     divided = " / (layer + 1)" if config.scale_attn_by_inverse_layer_idx else ""
     scale = ("/√D" if config.scale_attn_weights else "") + divided
     tied = config.tie_word_embeddings
     return {
-        "tensors": "row-major: the last axis lies together. Raw files are little-endian",
+        "tensors": "row-major (C order). Raw files are little-endian",
         "linear": "y = x · W + b, W (in, out) as in GPT-2's checkpoints",
-        "layer_norm": "(x − mean) / √(variance + eps) · weight + bias; the variance is divided by "
-        f"n; eps is {config.layer_norm_epsilon:g}",
+        "layer_norm": "(x − mean) / √(variance + eps) · weight + bias; the sum of squares is "
+        f"divided by n; eps is {config.layer_norm_epsilon:g}",
         "block": "pre-LN: x + attn(ln_1(x)), then x + mlp(ln_2(x)); ln_f after the last block",
         "attention": f"c_attn gives q, k, v in this order, each (H, D); scores q·k{scale}; query i "
-        "of T sees key j of S where j − i ≤ S − T; softmax over the keys",
+        "of T attends to key j of S if j − i ≤ S − T; softmax over the keys",
         "activation": config.activation_function
         + (f": {FORMULA}" if config.activation_function == "gelu_new" else ""),
         "head": f"logits = ln_f · {'wte' if tied else 'lm_head'}ᵀ, without a bias",
         "positions": "from 0; in a padded row, the index among the real tokens",
-        "padding": "what a padding token computes is not compared",
-        "loss": "mean of −log softmax(logits)[target], in nats; a target is the token after",
-        "adamw": "weight decay beside the step, on matrices only; moments corrected for their "
-        "bias; eps outside the root",
+        "padding": "the values of padding tokens are not compared",
+        "loss": "mean of −log softmax(logits)[target], in nats; the target is the next token",
+        "adamw": "decoupled weight decay, on matrices only; bias-corrected moments; eps outside "
+        "the square root",
         "sampling": "temperature, top-k, top-p (the token that crosses p is kept), min-p, in "
-        "float64; then the id at which the running sum of probabilities, by id, passes the uniform "
-        "number",
+        "float64; then the first id at which the cumulative sum of probabilities, by id, exceeds "
+        "the uniform random value",
         "tolerance": f"|port − float64| ≤ atol + rtol·|float64|; atol is {FACTOR:g} × the noise: "
-        "the largest |float32 − float64| beyond a rounding of each number, as a power of two. "
-        "Who has the float32 numbers alone allows a sixteenth more",
-        "slices": f"where stride > 1, {SLICE} numbers are kept: element k is element k·stride of "
-        "the flattened tensor; mean and rms are of all of it",
+        "the largest |float32 − float64| beyond the rounding of each value, as a power of two. "
+        "When comparing with the float32 values instead, allow a sixteenth more",
+        "slices": f"where stride > 1, {SLICE} values are kept: element k is element k·stride of "
+        "the flattened tensor; mean and rms are those of the whole tensor",
     }
 
 
@@ -72,12 +72,12 @@ def write(
     """Write a golden folder.
 
     Args:
-        out: the folder to make.
-        model: in float32; it is computed in float64 as well.
-        only: names of `CASES`; all by default.
-        full: keep tensors whole, or slices of them; by default whole for a model of up to a
+        out: the folder to create.
+        model: a model in float32; every case is also computed in float64.
+        only: names of the cases, from `CASES`; default: all.
+        full: True keeps tensors whole, False keeps slices; default: whole for a model of up to a
             million parameters.
-        force: replace a golden folder that is there.
+        force: replace an existing golden folder.
         progress: wraps the loops over cases.
 
     Returns:
@@ -86,9 +86,9 @@ def write(
     Raises:
         InputError: the model is not in float32.
         ConfigError: its context or vocabulary is smaller than the cases need.
-        GoldenError: it computes NaN, or there is nothing to write.
-        OptionError: a case that there is not.
-        FileError: the folder is there, or cannot be written.
+        GoldenError: the model computes NaN, or there is nothing to write.
+        OptionError: a case does not exist.
+        FileError: the folder exists, or cannot be written.
     """
     require_single(model)
     for field, least in (("n_positions", cases.TOKENS), ("vocab_size", 2)):
@@ -102,7 +102,7 @@ def write(
 
     def replaces(folder: Path) -> bool:
         if not (folder / FINGERPRINTS).exists():
-            raise FileError(f"{folder}: is there and no golden folder, expected a new one")
+            raise FileError(f"{folder}: exists and is not a golden folder, expected a new folder")
         return force
 
     with new_folder(Path(out), replaces) as f:
@@ -127,7 +127,7 @@ def _pieces(case: str, subject: Subject, whole: bool) -> dict[str, Piece]:
     pieces: dict[str, Piece] = {}
 
     def show(name: str, array: Array) -> None:
-        given = array.dtype.kind != "f" or case == "sampling"  # a port needs all of it
+        given = array.dtype.kind != "f" or case == "sampling"  # inputs: a port needs all values
         pieces[f"{case}/{name}"] = Piece(array, whole or (given and array.size <= GIVEN))
 
     CASES[case].compute(subject, show)
@@ -137,11 +137,11 @@ def _pieces(case: str, subject: Subject, whole: bool) -> dict[str, Piece]:
 def require_single(model: GPT2) -> None:
     """Raises InputError: the model is not in float32."""
     if model.dtype != np.float32:
-        raise InputError(f"model: is in {model.dtype}, expected float32, as ports have it")
+        raise InputError(f"model: is in {model.dtype}, expected float32")
 
 
 def in_double(model: GPT2) -> GPT2:
-    """The same weights, to be computed with in float64."""
+    """The same model with its weights in float64."""
     tree = {name: p.astype(np.float64) for name, p in named_parameters(model.params)}
     return GPT2(model.config, build_tree(tree), model.folder)
 
@@ -175,7 +175,7 @@ def _filters(options: GenerationOptions) -> dict[str, Any]:
 
 
 def checkpoint_sha256(model: GPT2) -> str:
-    """Of every parameter's float32 bytes, in the order of `param_shapes`, one after the other."""
+    """sha256 of all parameters' float32 bytes, concatenated in the order of `param_shapes`."""
     digest = hashlib.sha256()
     for _, array in named_parameters(model.params):
         digest.update(np.ascontiguousarray(array, "<f4").data)

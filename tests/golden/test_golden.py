@@ -204,7 +204,7 @@ def test_another_schema_is_refused(golden, tmp_path):
 def test_a_folder_of_others_is_not_replaced(tiny_model, tmp_path):
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileError, match="is there and no golden folder"):
+    with pytest.raises(FileError, match="exists and is not a golden folder"):
         write(tmp_path / "g", tiny_model, only=["one"], force=True)
     write(tmp_path / "h", tiny_model, only=["one"])
     with pytest.raises(FileError, match="is there already"):
@@ -340,11 +340,11 @@ INJECTED = {
     "missing bias: mlp.c_proj": without_bias("mlp.c_proj"),
     "post-LN": with_op("block", post_ln),
     "float16 accumulation": with_op("linear", in_half),
-    "1/d for 1/sqrt(d)": with_scale(lambda config, layer: 1 / 16),
-    "1/sqrt(n_embd) for 1/sqrt(d)": with_scale(lambda config, layer: 1 / 8),
+    "1/d instead of 1/sqrt(d)": with_scale(lambda config, layer: 1 / 16),
+    "1/sqrt(n_embd) instead of 1/sqrt(d)": with_scale(lambda config, layer: 1 / 8),
     "GELU with 0.44715": with_gelu(lambda x: tanh_gelu(x, cube=0.44715)),
-    "GELU with 2/π for its root": with_gelu(lambda x: tanh_gelu(x, slope=0.63661977)),
-    "GELU without its half": with_gelu(lambda x: 2 * tanh_gelu(x)),
+    "GELU with 2/π": with_gelu(lambda x: tanh_gelu(x, slope=0.63661977)),
+    "GELU without 1/2": with_gelu(lambda x: 2 * tanh_gelu(x)),
     "missing bias: ln_1": without_bias("ln_1"),
     "missing bias: ln_2": without_bias("ln_2"),
     "missing bias: ln_f": without_bias("ln_f"),
@@ -403,7 +403,7 @@ def test_a_padded_vocabulary(golden, held, tiny_model):
     shown["eight/logits"] = np.concatenate([logits, np.zeros_like(logits[..., :64])], -1)
     report = held(shown, golden)
     assert report.agrees
-    assert "a padded vocabulary of 576, read without its last 64" in report.verdicts[-1].remark
+    assert "a padded vocabulary of 576, without its last 64" in report.verdicts[-1].remark
 
 
 @pytest.mark.parametrize("mistake", FORWARD, ids=lambda m: m.name)
@@ -430,9 +430,9 @@ def test_mistakes_with_padding(golden, held, tiny_model):
     ids, right, mask = padded_inputs(tiny_model)
     columns = np.arange(8)[None]
     for name, mask_given, positions in (
-        ("positions of padding counted", mask, columns),
-        ("padding is seen", None, right),
-        ("padding is seen and counted", None, None),
+        ("positions count padding", mask, columns),
+        ("padding not masked", None, right),
+        ("attention mask ignored", None, None),
     ):
         shown = taps(tiny_model, "padded", ids, attention_mask=mask_given, position_ids=positions)
         assert held(shown, golden).mistake.name == name
@@ -442,10 +442,10 @@ def test_mistakes_in_a_step(golden, held, tiny_model):
     ids = eight_inputs(tiny_model).ids
     past = tiny_model(ids[:, :-1]).past_key_values
     shown = taps(tiny_model, "step", ids[:, -1:], past_key_values=past, position_ids=[[0]])
-    assert held(shown, golden).mistake.name == "positions begin anew behind the cache"
+    assert held(shown, golden).mistake.name == "positions restart after the cache"
     shown = taps(tiny_model, "step", ids[:, -1:], position_ids=[[7]])
     report = held({n: a for n, a in shown.items() if not n.endswith("probs")}, golden)
-    assert report.mistake.name == "the cache is not seen"
+    assert report.mistake.name == "KV cache ignored"
 
 
 def gradient_dump(loss, tree, times=1.0):
@@ -458,8 +458,8 @@ def test_mistakes_in_the_loss(golden, held, tiny_model):
     both = np.concatenate([batch.ids, batch.targets[:, -1:]], 1)
     loss, d = gradients(tiny_model, both)
     assert held(gradient_dump(loss, d), golden).agrees
-    assert held(gradient_dump(loss, d, 32), golden).mistake.name == "sum for mean"
-    assert held(gradient_dump(loss, d, 2), golden).mistake.name == "mean of rows"
+    assert held(gradient_dump(loss, d, 32), golden).mistake.name == "sum instead of mean"
+    assert held(gradient_dump(loss, d, 2), golden).mistake.name == "sum over rows"
     own = np.full_like(both, -100)  # as labels: shifted by one, they are what goes in
     own[:, 1:] = both[:, :-1]
     unshifted, e = gradients(tiny_model, both, own)
@@ -749,8 +749,7 @@ def test_a_number_between_those_kept(what):
     wrong = plus(x.astype("f4"), 1, what)
     assert not compare(expected, Dumped(wrong, "float32")).agrees
     assert (
-        "between the numbers kept: its mean is"
-        in compare(expected, Dumped(wrong, "float32")).remark
+        "outside the kept values: the mean is" in compare(expected, Dumped(wrong, "float32")).remark
     )
 
 
@@ -810,7 +809,7 @@ def test_npz(golden, tiny_model, tmp_path):
 
 BAD = {
     "no such file": ("d.npz", None, FileError, "d.npz: No such file"),
-    "no npz": ("d.npz", b"PK but not really", GoldenError, "is no npz file"),
+    "no npz": ("d.npz", b"PK but not really", GoldenError, "is not an npz file"),
     "no safetensors": ("d.safetensors", b"\x08" + bytes(7) + b"{       ", GoldenError, "not JSON"),
     "empty": ("d.safetensors", b"", GoldenError, "has 0 bytes"),
     "text": ("d.txt", b"1 2 3 4 5 6 7 8 9", GoldenError, "Expected safetensors, .npz, or a folder"),
@@ -835,7 +834,7 @@ INDEXES = {
     "negative": ("name\tdtype\tshape\tfile\neight/ln_f\tfloat32\t-1x-1\ty\n", "the shape '-1x-1'"),
     "offset": ("name\tdtype\tshape\tfile\toffset\na\tf32\t1\ty\t-4\n", "the offset -4"),
     "huge": ("name\tdtype\tshape\tfile\na\tf32\t999999999999\ty\n", "expected 3,999,999,999,996"),
-    "nul": ("name\tdtype\tshape\tfile\na\tf32\t1\t\0y\n", "a file's name with"),
+    "nul": ("name\tdtype\tshape\tfile\na\tf32\t1\t\0y\n", "a file name with"),
     "long": ("name\tdtype\tshape\tfile\neight/ln_f\tfloat32\t1x8\ty\n", "has 64 bytes"),
 }
 
@@ -875,7 +874,7 @@ def test_a_name_that_comes_twice(form, golden, tiny_model, tmp_path):
 
 def test_pickles_are_not_opened(golden, tmp_path):
     np.savez(tmp_path / "d.npz", **{"eight/ln_f": np.array([{}], object)})
-    with pytest.raises(GoldenError, match="no npz file of plain arrays"):
+    with pytest.raises(GoldenError, match="not an npz file of plain arrays"):
         check(tmp_path / "d.npz", golden)
 
 
@@ -932,27 +931,27 @@ def test_what_to_do_next(golden, held, tiny_model):
     shown = port(tiny_model, Switches())
     right, wrong = shown["eight/h.0.ln_1"], shown["eight/h.0.ln_1"] + np.float32(0.1)
     text = hints(golden, held, {"eight/h.0.ln_1": right.reshape(-1)})
-    assert "nothing was compared there: write it as float32 of shape (1, 8, 64)" in text
+    assert "this tensor was not compared: dump it as float32 of shape (1, 8, 64)" in text
     text = hints(golden, held, {"eight/h.0.ln_1": np.where(right > 0, right, np.nan)})
-    assert re.search(r"NaN or infinite are \d+ of 512", text)
-    assert "what divides by zero, overflows or was never written" in text
+    assert re.search(r"\d+ of 512 are NaN or infinite", text)
+    assert "look for a division by zero, an overflow or uninitialised memory" in text
     text = hints(golden, held, {"eight/h.0.ln_1": wrong})
-    assert "what stands before it was not dumped: eight/embed" in text
+    assert "dump the tensors before this one too, such as eight/embed" in text
     text = hints(golden, held, {"one/h.0.ln_1": wrong[:, :1]})
-    assert "what stands before it was not dumped: one/embed" in text
+    assert "dump the tensors before this one too, such as one/embed" in text
     before = case_of(tiny_model, "eight")
     upto = {n: before[f"eight/{n}"] for n in ("input_ids", "wte", "wpe", "embed")}
     upto = {f"eight/{n}": a for n, a in upto.items()}
     text = hints(golden, held, upto | {"eight/h.0.ln_1": wrong, "eight/ln_f": wrong})
-    assert "what was dumped before it agrees, so it goes wrong there" in text
-    assert "all that differ: 2 in eight (--all lists them)" in text
+    assert "all tensors before this one agree, so the mistake is in this step" in text
+    assert "tensors that differ: 2 in eight (--all lists them)" in text
 
 
 def test_many_unknown_names_are_counted(golden, held, tiny_model):
     shown = {"eight/wte": port(tiny_model, Switches())["eight/wte"]}
     text = hints(golden, held, shown | {f"x{i}": np.ones(1, "f4") for i in range(25)})
     assert text.count("unknown: x") == 10
-    assert "unknown: 15 more; with a name that the golden folder does not have, no" in text
+    assert "unknown: 15 more; a dump with names that the golden folder does not have cannot" in text
 
 
 # ── bounds, dumps and diagnoses by hand ───────────────────────────────────────────────────────────
@@ -967,7 +966,7 @@ def test_what_keeps_the_mean_is_held_by_the_root_mean_square():
     wrong = plus(plus(x.astype("f4"), 1, 1e3), 2, -1e3)  # neither is kept
     verdict = compare(kept_of(x), Dumped(wrong, "float32"))
     assert not verdict.agrees
-    assert "its root mean square is" in verdict.remark
+    assert "the root mean square is" in verdict.remark
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -1023,7 +1022,7 @@ def test_what_can_be_no_reference():
         x = np.array([1.0, bad])
         with pytest.raises(GoldenError, match="is not finite"):
             reference("eight/x", Piece(x.astype("f4"), True), Piece(x, True))
-    with pytest.raises(GoldenError, match="choose differently"):
+    with pytest.raises(GoldenError, match="give different ids"):
         reference("greedy/ids", Piece(np.array([1, 2]), True), Piece(np.array([1, 3]), True))
 
 
@@ -1117,7 +1116,7 @@ def test_a_line_more_in_the_sums_is_refused(golden, tmp_path):
     shutil.copytree(golden, tmp_path / "g")
     with (tmp_path / "g" / "SHA256SUMS").open("a") as file:
         file.write("what is this\n")
-    with pytest.raises(GoldenError, match="its lines are damaged"):
+    with pytest.raises(GoldenError, match="the lines of SHA256SUMS are damaged"):
         load_golden(tmp_path / "g")
 
 

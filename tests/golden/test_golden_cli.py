@@ -117,11 +117,11 @@ def test_a_port_that_does_not(npgpt2, dump, tmp_path):
     )
     assert code == 1
     assert "12 of 39 tensors agree" in out
-    assert "the first that differs, in the order of the data's flow: eight/h.0.mlp.act" in out
-    assert "why, by the case eight: your GELU is the erf form: GPT-2 uses the tanh form" in out
-    assert "this gives all 27 of the tensors from there on" in out
+    assert "first difference, in the order of computation: eight/h.0.mlp.act" in out
+    assert "likely cause (case eight): your GELU is the erf form: GPT-2 uses the tanh form" in out
+    assert "this explains all 27 tensors from there on" in out
     assert len(re.findall("^DIFFERS  eight/", out, re.MULTILINE)) == 27
-    assert err == f"npgpt2: the same as a page: {page}\n"
+    assert err == f"npgpt2: the report as a page: {page}\n"
     text = page.read_text(encoding="utf-8")
     assert "erf form" in text
     assert len(re.findall(r'<td class="r\d first"', text)) == 1
@@ -133,11 +133,11 @@ def test_a_port_that_does_not(npgpt2, dump, tmp_path):
     (["check", "none.npz", "--against", KEPT], 4, "none.npz: No such file"),
     (["check", TINY, "--against", KEPT], 3, "tiny: has no index.tsv, expected one with the col"),
     (["check", TINY / "model.safetensors", "--against", KEPT], 3, "such as eight/h.0.attn.c_attn"),
-    (["check", TINY / "model.safetensors", "--against", TINY], 4, "tiny: is no golden folder"),
+    (["check", TINY / "model.safetensors", "--against", TINY], 4, "tiny: is not a golden folder"),
     (["check", "a.npz"], 2, "the following arguments are required: --against"),
     (["write", "g", "--cases", "nine", "--model", TINY], 2, "--cases: got 'nine', expected some"),
     (["write", "g", "--full", "--slices"], 2, "--slices: not allowed with argument --full"),
-    (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: is there and no golden folder"),
+    (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: exists and is not a golden"),
     (["llmc", "g", "--model", TINY, "--batch", "0"], 2, "--batch: got 0, expected 1 or"),
     (["llmc", "g", "--model", TINY, "--length", "129"], 2, "--length: got 129, expected 1 to 12"),
     ([], 2, "the following arguments are required: ACTION"),
@@ -154,6 +154,7 @@ def test_what_is_wrong_is_said_in_a_line(npgpt2, arguments, code, words):
 def test_list(npgpt2):
     code, out, _ = npgpt2("golden", "list", "--model", TINY)
     assert code == 0
+    assert re.search(r"\Aname .*\neight/input_ids +B × T +1x8 +the input: token ids", out)
     assert re.search(r"^eight/h\.2\.attn\.probs +B × H × T × S +1x4x8x8 ", out, re.MULTILINE)
     assert all(re.search(rf"^  {case} ", out, re.MULTILINE) for case in CASES)
 
@@ -293,6 +294,15 @@ def test_ten_losses_of_its_adamw(llmc):
     assert losses[9] < losses[0]
 
 
+def test_each_loss_has_a_label(npgpt2, tmp_path):
+    arguments = ("--model", TINY, "--batch", 1, "--length", 8)
+    code, out, err = npgpt2("golden", "llmc", tmp_path / "l", *arguments)
+    assert code == 0
+    _, losses = write_llmc(tmp_path / "f", GPT2.from_pretrained(TINY), 1, 8)
+    assert out == "".join(f"loss of step {n}: {x:.6f}\n" for n, x in enumerate(losses, 1))
+    assert err.endswith("replace expected_losses in test_gpt2.c by the losses above\n")
+
+
 def test_padding():
     assert [padded(n) for n in (1, 128, 129, 50257)] == [128, 128, 256, 50304]
 
@@ -304,7 +314,7 @@ def test_what_llmc_does_not_have(npgpt2, tmp_path):
         "activation_function": "gelu"}))  # fmt: skip
     code, _, err = npgpt2("golden", "llmc", tmp_path / "l", "--model", tmp_path / "m")
     assert code == 3
-    assert "activation_function: llm.c knows GPT-2 as OpenAI made it only" in err
+    assert "activation_function: llm.c supports OpenAI's GPT-2 architecture only" in err
     assert not (tmp_path / "l").exists()
 
 
@@ -327,7 +337,7 @@ def test_names_that_are_not_known_are_said_and_are_no_success(npgpt2, dump, tmp_
     assert "unknown: eight/h.0.ln1, did you mean eight/h.0.ln_1?" in out
     assert "unknown: <script>\\x1b[2J" in out
     assert "read as: shape 8x512 (1)" in out
-    assert "the folder keeps 32 numbers of a tensor" in out
+    assert "the folder keeps 32 values of a tensor" in out
     text = page.read_text(encoding="utf-8")
     assert "<script>" not in text
     cells = re.findall(r'<td class="([gr])\d', text)
@@ -345,7 +355,7 @@ def test_write_full_and_by_force(npgpt2, tmp_path):
 def test_llmc_replaces_nothing(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "thesis.txt").write_text("mine")
-    with pytest.raises(FileError, match="is there already"):
+    with pytest.raises(FileError, match="already exists"):
         write_llmc(tmp_path / "f", GPT2.from_pretrained(TINY), 1, 8)
     assert (tmp_path / "f" / "thesis.txt").read_text() == "mine"
 
@@ -357,5 +367,5 @@ def test_llmc_replaces_nothing(tmp_path):
 ])  # fmt: skip
 def test_llmc_has_openais_gpt2_only(field, value):
     require_plain(GPT2Config())
-    with pytest.raises(ConfigError, match=f"^{field}: llm.c knows"):
+    with pytest.raises(ConfigError, match=f"^{field}: llm.c supports"):
         require_plain(GPT2Config(**{field: value}))

@@ -51,6 +51,7 @@ def snapshots(work: Path) -> dict[str, str]:
     """
     texts = {f"help/{name}.txt": text for name, text in helps()}
     texts |= {f"graphs/{name}.txt": show(model) for name, model in graphs(work)}
+    texts["options.txt"] = "".join(f"{line}\n" for line in option_forms())
     return texts | {"api.txt": "".join(f"{line}\n" for line in public_names())}
 
 
@@ -194,6 +195,27 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 yield from _parsers(command)
+
+
+def option_forms() -> Iterator[str]:
+    """Each option of several commands: its forms, and which commands have each.
+
+    An option with one line has one form everywhere.
+    """
+    forms: dict[str, dict[str, list[str]]] = {}
+    for parser in _parsers(build_parser()):
+        for action in parser._actions:
+            if action.option_strings and action.dest not in ("help", "debug"):
+                takes = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+                if action.choices:
+                    takes = f" {{{','.join(action.choices)}}}"
+                several = " …" if isinstance(action, argparse._AppendAction) else ""
+                flag = action.option_strings[-1]
+                known = forms.setdefault(flag, {}).setdefault(f"{flag}{takes}{several}", [])
+                known.append(parser.prog.removeprefix("npgpt2 "))
+    for _, found in sorted(forms.items()):
+        if sum(map(len, found.values())) > 1:
+            yield from (f"{form}: {', '.join(commands)}" for form, commands in found.items())
 
 
 # ── what can be imported ─────────────────────────────────────────────────────────────────────────

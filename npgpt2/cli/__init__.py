@@ -11,6 +11,7 @@ Exit codes: 0 success, 1 a check failed, 2 usage error, 3 bad input, 4 reading o
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -43,6 +44,7 @@ from npgpt2.cli import (
     train,
     verify,
 )
+from npgpt2.cli.options import repeated
 from npgpt2.cli.output import discard_output, one_line
 
 COMMANDS = (
@@ -52,10 +54,17 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """`ArgumentParser` that prints its errors in this project's one-line form."""
+    """`ArgumentParser` with one-line errors, and with options that take several values."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([*repeated(self, words)], namespace)
 
     def error(self, message: str) -> NoReturn:
         text = one_line(message.removeprefix("argument ").rstrip("."))
+        if choice := re.fullmatch(r"(.*): invalid choice: (.*) \(choose from (.*)\)", text):
+            name, got, choices = choice.groups()  # each Python puts other quotation marks
+            text = f"{name}: got {got}, expected one of {choices.replace(chr(39), '')}"
         self.exit(2, f"npgpt2: error: {text}. See '{self.prog} --help'\n")
 
 

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.options import whole
+from npgpt2.cli.options import add_several, whole
 from npgpt2.cli.output import note, one_line, progress, table
 
 HELP = "export a checkpoint to ONNX"
 EXAMPLES = """examples:
   npgpt2 export shakespeare -o shakespeare-onnx
   npgpt2 export gpt2 -o gpt2-onnx
-  npgpt2 export DIR -o OUT --precision fp32 --precision int8 --precision int4
+  npgpt2 export DIR -o OUT --precision fp32 int8 int4
   npgpt2 export DIR --share-weights"""
 
 
@@ -27,15 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="DIR", help="folder to write; required unless --share-weights"
     )
-    parser.add_argument(
-        "--precision", action="append", choices=("fp32", "fp16", "int8", "int4"),
-        help="precision of the weights; can be repeated (default: fp32)",
+    add_several(
+        parser, "--precision", choices=("fp32", "fp16", "int8", "int4"),
+        help="precision of the weights, one or several; transformers.js calls int8 q8 and int4 q4 "
+        "(default: fp32)",
     )  # fmt: skip
-    parser.add_argument(
-        "--graph", action="append", choices=("portable", "gqa", "mha", "all"),
+    add_several(
+        parser, "--graph", choices=("portable", "gqa", "mha", "all"),
         help="portable: only standard operators (ai.onnx); gqa: ONNX Runtime's GroupQueryAttention "
-        "on a shared KV cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; can "
-        "be repeated (default: portable, and gqa if the head size is a multiple of 8)",
+        "on a shared KV cache, the fastest; mha: its MultiHeadAttention, for float32 on CUDA; one "
+        "or several (default: portable, and gqa if the head size is a multiple of 8)",
     )  # fmt: skip
     parser.add_argument(
         "--share-weights", action="store_true",

@@ -1,6 +1,7 @@
 """Command-line arguments made from the fields of a dataclass: see `npgpt2.base.options`."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -53,3 +54,43 @@ def options_of(args: argparse.Namespace, options: type) -> dict[str, Any]:
     """Return the fields that the command line gave, by name."""
     values = {f.name: getattr(args, f.name, None) for f in fields(options)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def add_several(parser: argparse._ActionsContainer, flag: str, **arguments: Any) -> None:
+    """Add an option that takes several values: `--precision int8 int4`, or repeated, or both.
+
+    Args:
+        arguments: of `add_argument`; `type` or `choices` tell a value from what follows it.
+    """
+    parser.add_argument(flag, action="append", **arguments)
+
+
+def repeated(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterator[str]:
+    """`--precision int8 int4 DIR` as `--precision int8 --precision int4 DIR`.
+
+    argparse's nargs="+" would take DIR for a third value.
+    """
+    flag, is_first = "", False
+    for word in words:
+        if word.startswith("-"):
+            flag, is_first = word, "=" not in word
+        elif is_first:
+            is_first = False
+        elif is_value(parser, flag, word):
+            yield flag
+        else:
+            flag = ""
+        yield word
+
+
+def is_value(parser: argparse.ArgumentParser, flag: str, word: str) -> bool:
+    """Whether a word is a value of an option that takes several."""
+    action = parser._option_string_actions.get(flag)
+    if not isinstance(action, argparse._AppendAction):
+        return False
+    if action.choices is not None:
+        return word in action.choices
+    try:
+        return callable(action.type) and action.type(word) is not None
+    except argparse.ArgumentTypeError:
+        return False

@@ -1601,7 +1601,7 @@ ARGUMENTS = [
     (
         "--dtype",
         "float16",
-        "invalid choice: 'float16' (choose from …). See 'npgpt2 generate --help'",
+        "got 'float16', expected one of float32, float64. See 'npgpt2 generate --help'",
     ),
 ]
 
@@ -1629,7 +1629,7 @@ COMMAND_LINES = {
     "no such command": (
         ["write"],
         2,
-        "COMMAND: invalid choice: 'write' (choose from …). See 'npgpt2 --help'",
+        "COMMAND: got 'write', expected one of …. See 'npgpt2 --help'",
     ),
     "no text": (
         ["tokenize"],

@@ -290,6 +290,27 @@ def test_help_shows_an_example_that_parses(npgpt2, command):
         assert build_parser().parse_args(words[1:]).command == command
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("DIR", "--precision", "int8", "int4"),
+        ("--precision", "int8", "int4", "DIR"),
+        ("--precision", "int8", "DIR", "--precision", "int4"),
+        ("--precision=int8", "--precision", "int4", "DIR"),
+        ("--graph", "gqa", "--precision", "int8", "int4", "--", "DIR"),
+    ],
+)
+def test_an_option_of_several_values(words):
+    """After one flag or each after its own; what follows them is not swallowed."""
+    args = build_parser().parse_args(["export", *words])
+    assert (args.precision, args.model) == (["int8", "int4"], "DIR")
+
+
+def test_an_option_of_texts_takes_one_each():
+    args = build_parser().parse_args(["generate", "--stop", "a", "b", "--stop", "c"])
+    assert (args.stop, args.prompt) == (["a", "c"], "b")
+
+
 def test_help_states_the_defaults_that_hold(npgpt2):
     out, options = " ".join(npgpt2("generate", "--help")[1].split()), GenerationOptions()
     for name in ("temperature", "top_p", "max_new_tokens", "num_samples", "repetition_penalty"):

@@ -1,4 +1,4 @@
-"""What NumPy lacks: products and elementwise chains by pieces, which are faster, and erf."""
+"""What NumPy lacks: matrix products and elementwise functions in pieces (faster), and erf."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,19 +11,19 @@ from npgpt2.base.threads import spread
 
 Array: TypeAlias = npt.NDArray[Any]
 
-BLOCK = 1 << 16  # elements an elementwise chain works on at a time: its temporaries stay in cache
-COLUMNS = 8192  # of a matrix at a time: BLAS reads 25 MB pieces faster than one of 154 MB
+BLOCK = 1 << 16  # elements of an elementwise function at a time: its temporaries stay in cache
+COLUMNS = 8192  # columns of a matrix at a time: BLAS reads 25 MB pieces faster than one of 154 MB
 FEW, UNCOPIED = 4, 900_000  # rows, and multiplications of a piece: see `product`
 
 
 class Elementwise(Protocol):
-    """`out` may be the input itself, or another contiguous array."""
+    """An elementwise function. `out` may be the input itself, or another contiguous array."""
 
     def __call__(self, x: Array, out: Array | None = None) -> Array: ...
 
 
 def blockwise(f: Callable[[Array], Array]) -> Elementwise:
-    """Run an elementwise chain over pieces of `BLOCK` elements, so that it stays in cache."""
+    """Run an elementwise function on pieces of `BLOCK` elements, so that they stay in cache."""
 
     @wraps(f)
     def apply(x: Array, out: Array | None = None) -> Array:
@@ -37,11 +37,11 @@ def blockwise(f: Callable[[Array], Array]) -> Elementwise:
 
 
 def product(x: Array, weight: Array) -> Array:
-    """x @ weight: (N, in), (in, out) → (N, out), by some columns at a time where there are many.
+    """x @ weight: (N, in), (in, out) → (N, out). A wide weight is multiplied in column pieces.
 
-    A few rows by few columns: OpenBLAS copies a matrix into the order that its kernels like before
-    it multiplies, which costs more than multiplying by a few rows, but for products of up to
-    `UNCOPIED` multiplications it does without (on AVX-512).
+    For a few rows the pieces are small. OpenBLAS packs a matrix before it multiplies, which costs
+    more than the product with a few rows; it does not pack for products of up to `UNCOPIED`
+    multiplications (on AVX-512).
     """
     (n, inner), outer = x.shape, weight.shape[1]
     few = 1 < n <= FEW
@@ -78,7 +78,7 @@ ERFC_Q = (1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02
 
 
 def erf(x: Array) -> Array:
-    """The error function, 2/√π ∫₀ˣ exp(−t²) dt, to the last digits of float64.
+    """The error function, 2/√π ∫₀ˣ exp(−t²) dt, to nearly full float64 precision.
 
     >>> erf(np.array([0.25, 1.0, -3.0])).round(8)
     array([ 0.27632639,  0.84270079, -0.99997791])
@@ -90,7 +90,7 @@ def erf(x: Array) -> Array:
     for p, q in zip(ERF_P[:3], ERF_Q[:3], strict=True):
         num, den = (num + p) * z, (den + q) * z
     near = x * (num + ERF_P[3]) / (den + ERF_Q[3])
-    # Above: 1 − exp(−x²) · a rational function; from 6 on it is 1 to the last bit.
+    # |x| > 0.46875: 1 − exp(−x²) · a rational function; from 6 on, 1 to the last bit.
     y = np.clip(a, 0.46875, 6.0)
     num, den = ERFC_P[8] * y, y
     for p, q in zip(ERFC_P[:7], ERFC_Q[:7], strict=True):

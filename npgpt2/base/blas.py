@@ -1,10 +1,10 @@
-"""The library that multiplies matrices for NumPy: helped to know the processor, and described.
+"""BLAS, the library that multiplies matrices for NumPy: choose its kernel, and describe it.
 
-OpenBLAS picks its kernel by the processor's family number, and takes an AMD processor newer than
-itself for a "Haswell" (AVX2): half the speed of what the chip can do (matrix products of 245
-instead of 450 GFLOP/s, measured on two cores of an AMD EPYC of family 26 with NumPy 2.4.6).
-Naming the kernel helps, but only before NumPy is loaded; a command line can do that, a library
-that is imported cannot. Never named where the processor lacks an instruction the kernel uses.
+OpenBLAS chooses its kernel by the processor's family number. It treats an AMD processor that is
+newer than itself as a "Haswell" (AVX2), at half of the possible speed (matrix products at 245
+instead of 450 GFLOP/s, measured on two cores of an AMD EPYC of family 26 with NumPy 2.4.6). Naming
+the kernel helps, but only before NumPy is loaded: the command line does it, an imported library
+cannot. The kernel is named only if the processor has all instructions that it uses.
 """
 
 import os
@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What OpenBLAS' SkylakeX kernels are compiled with.
+# The instruction sets that OpenBLAS' SkylakeX kernels are compiled for.
 NEEDED = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Set OPENBLAS_CORETYPE for an AMD processor with AVX-512; returns what was set, or None."""
+    """Set OPENBLAS_CORETYPE for an AMD processor with AVX-512; returns the value set, or None."""
     if "OPENBLAS_CORETYPE" in os.environ or "numpy" in sys.modules:
         return None
     try:
@@ -35,7 +35,7 @@ def choose_kernel(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 class OpenBLAS(NamedTuple):
-    """The one that NumPy has loaded: its kernel's name, and how many threads it uses."""
+    """The OpenBLAS that NumPy has loaded: kernel name, and functions to get and set its threads."""
 
     kernel: str
     threads: Callable[[], int]
@@ -44,7 +44,7 @@ class OpenBLAS(NamedTuple):
 
 @cache
 def openblas() -> OpenBLAS | None:
-    """None where NumPy has another BLAS, or one of the system's."""
+    """The OpenBLAS of NumPy's wheel; None if NumPy uses another BLAS."""
     import ctypes
 
     import numpy as np
@@ -65,7 +65,7 @@ def openblas() -> OpenBLAS | None:
 
 
 def describe() -> str:
-    """Which library NumPy was built with, and what it chose in this process."""
+    """Name and version of NumPy's BLAS, and for OpenBLAS its kernel and threads."""
     import numpy as np
 
     config: Any = np.show_config(mode="dicts")
@@ -78,7 +78,7 @@ def describe() -> str:
 
 
 def simd() -> list[str]:
-    """What NumPy found of the processor's vector instructions."""
+    """The vector instruction sets that NumPy found on this processor."""
     import numpy as np
 
     config: Any = np.show_config(mode="dicts")

@@ -1,7 +1,7 @@
-"""One HTML file with nothing beside it: no request leaves it, and no text in it is markup.
+"""A self-contained HTML file: it loads nothing from elsewhere, and its texts are not markup.
 
-Its Content-Security-Policy names the sha256 of its own style and script; whatever else a text may
-bring along is not run. (https://www.w3.org/TR/CSP3/)
+Its Content-Security-Policy allows only its own style and script, by their sha256; a browser runs no
+script that a text contains. (https://www.w3.org/TR/CSP3/)
 """
 
 import base64
@@ -33,15 +33,15 @@ def document(
     worker: bool = False,
     fetches: bool = False,
 ) -> str:
-    """A whole file.
+    """The text of an HTML file.
 
     Args:
         title: plain text.
-        body: markup. What comes from a prompt or a file was escaped by `html.escape`.
-        style: CSS behind `STYLE`. (Attributes named `style` are refused by the policy.)
-        script: one module, run when the body is there.
-        worker: it may start a worker that lies beside the file.
-        fetches: it may ask the server that it came from.
+        body: markup. The caller escapes text from prompts and files with `html.escape`.
+        style: CSS after `STYLE`. (The policy refuses attributes named `style`.)
+        script: one JavaScript module, run after the body is parsed.
+        worker: allow the script to start a worker from the server of the page.
+        fetches: allow the script to send requests to the server of the page.
 
     >>> page = document("a < b", "<p>1</p>")
     >>> "<title>a &lt; b</title>" in page, "default-src 'none'" in page

@@ -1,4 +1,4 @@
-"""Files: small ones from strangers are read with care, folders are written whole or not at all."""
+"""Files: small untrusted files are read with checks; folders are written whole or not at all."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ from npgpt2.base.impostors import refuse_impostor
 
 try:
     import fcntl
-except ImportError:  # Windows, see docs/platforms.md: two writers are not told of each other
+except ImportError:  # Windows, see docs/platforms.md: two writers do not detect each other
     fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
-MAX_BYTES = 2**28  # of a file that is read whole; the largest vocabularies have a tenth of it
+MAX_BYTES = 2**28  # of a file read at once; the largest vocabularies have a tenth of it
 
 
 @contextmanager
 def named_errors(path: Path, inside: bool = False) -> Iterator[None]:
-    """What the operating system refuses in the block is a FileError that names the file; `inside`
-    a folder the one in it that was refused, where that is known."""
+    """Turn an OSError in the block into a FileError that names `path`; with `inside`, the file in
+    that folder which failed, if known."""
     try:
         yield
     except FileError:
@@ -38,7 +38,7 @@ def named_errors(path: Path, inside: bool = False) -> Iterator[None]:
 
 
 def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
-    """One JSON object from a file.
+    """Read one JSON object from a file.
 
     Raises:
         FileError: the file cannot be read.
@@ -48,20 +48,20 @@ def read_json(path: Path, error: type[Exception]) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, source: str, error: type[Exception]) -> dict[str, Any]:
-    """One JSON object, with duplicate keys refused and a byte-order mark said.
+    """Parse one JSON object. Duplicate keys and a byte-order mark are errors.
 
     Raises:
-        error: it is not UTF-8, not JSON, not an object, or names a key twice.
+        error: the data are not UTF-8, not JSON, not an object, or have a key twice.
     """
     refuse_impostor(source, data, "JSON", error)
     if data.startswith(b"\xef\xbb\xbf"):
-        raise error(f"{source}: starts with a byte-order mark, expected UTF-8. Save it without")
+        raise error(f"{source}: starts with a byte-order mark, expected UTF-8. Save it without one")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) < len(pairs):
             twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise error(f"{source}: key {twice!r} stands there twice, expected once")
+            raise error(f"{source}: key {twice!r} occurs twice, expected once")
         return keys
 
     try:
@@ -72,7 +72,7 @@ def parse_json(data: bytes, source: str, error: type[Exception]) -> dict[str, An
         ) from None
     except error:
         raise
-    except (ValueError, RecursionError) as problem:  # ValueError: also a number of 5,000 digits
+    except (ValueError, RecursionError) as problem:  # ValueError: also for a number of 5,000 digits
         raise error(f"{source}: not JSON ({problem}). Download again") from None
     if not isinstance(values, dict):
         raise error(
@@ -85,7 +85,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of a regular file.
 
     Raises:
-        FileError: it is not one, is larger than `MAX_BYTES`, or cannot be read.
+        FileError: it is not a regular file, is larger than `MAX_BYTES`, or cannot be read.
     """
     with named_errors(path):
         size = require_regular(path)
@@ -95,18 +95,18 @@ def read_file(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A person's own text, of any size and from any kind of file.
+    """The user's own text, of any size and from any kind of file.
 
     Raises:
-        FileError: it cannot be read.
-        InputError: it is not UTF-8.
+        FileError: the file cannot be read.
+        InputError: the file is not UTF-8.
     """
     with named_errors(path):
         return utf8(path.read_bytes(), str(path))
 
 
 def utf8(data: bytes, where: str) -> str:
-    """Bytes as text. Raises InputError: they are not UTF-8."""
+    """Decode UTF-8. Raises InputError: the bytes are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -116,15 +116,15 @@ def utf8(data: bytes, where: str) -> str:
 
 
 def require_regular(path: Path) -> int:
-    """The size of a regular file. Asked before one is opened: a FIFO waits, a device never ends.
+    """The size of a regular file. Call it before opening: a FIFO blocks, a device never ends.
 
     Raises:
-        FileError: it is a folder, a FIFO, a device or a socket, or a link to nothing.
+        FileError: it is a folder, a FIFO, a device or a socket, or a broken link.
     """
     try:
         info = path.stat()
     except FileNotFoundError:
-        if path.is_symlink():  # a hub cache that was cleared in part
+        if path.is_symlink():  # a partly cleared hub cache
             raise FileError(
                 f"{path}: is a link to {os.readlink(path)}, which is not there. Download again"
             ) from None
@@ -136,7 +136,7 @@ def require_regular(path: Path) -> int:
 
 
 def is_beside(name: str) -> bool:
-    """Whether a name that stands in a file is of one in the same folder: it leads nowhere else.
+    """Whether a name read from a file is a plain file name, which cannot leave the folder.
 
     >>> is_beside("model-00001-of-00002.safetensors"), is_beside("../x"), is_beside("")
     (True, False, False)
@@ -145,7 +145,7 @@ def is_beside(name: str) -> bool:
 
 
 def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
-    """Of a file of any size. Raises FileError: it cannot be read."""
+    """The hex sha256 of a file of any size. Raises FileError: the file cannot be read."""
     digest = hashlib.sha256()
     with named_errors(path):
         blocks = range(0, require_regular(path), 1 << 20)
@@ -156,11 +156,11 @@ def sha256_of(path: Path, progress: Progress = lambda loop, what: loop) -> str:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Whether two paths are of one file or folder: also by links, and by names that differ in case
-    where the file system does not mind."""
+    """Whether two paths are the same file or folder, also through links or on a file system that
+    ignores case."""
     try:
         return one.samefile(other)
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return one.resolve() == other.resolve()
 
 
@@ -171,7 +171,7 @@ _begun: list[object] = []
 
 @contextmanager
 def unfinished() -> Iterator[None]:
-    """While the block lasts something is half-written, which it clears up when it fails."""
+    """Mark the block as writing: it cleans up after itself when it fails."""
     _begun.append(None)
     try:
         yield
@@ -185,22 +185,23 @@ def is_unfinished() -> bool:
 
 @contextmanager
 def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]:
-    """A folder to fill, which appears at `target` when the block ends without an error.
+    """Yield a folder to fill. It appears at `target` when the block ends without an error.
 
-    Until then it stands beside it under a name with a dot; of a block that fails, or is killed and
-    begun again, nothing remains. A folder that is there already stays whole until the new one is.
+    Until then it is next to `target`, under a name that begins with a dot. If the block fails,
+    nothing remains; if the process is killed, the next call cleans up. An existing folder stays
+    complete until the new one is.
 
     Args:
-        replaces: asked of a folder that is there and not empty; where it says no, or raises its
-            own error, nothing is written.
+        replaces: called with an existing folder that is not empty; if it returns False or raises,
+            nothing is written.
 
     Raises:
-        FileError: the target is no folder, may not be replaced, or is being written by another
-            process; or the disk is full.
+        FileError: the target is not a folder, may not be replaced, or another process is writing
+            to it; or the disk is full.
     """
     target = Path(os.path.abspath(target))
     if not target.name:
-        raise FileError(f"{target}: is the root, expected a folder to make")
+        raise FileError(f"{target}: is the root folder, expected a folder to create")
     old = _old(target)
     with named_errors(target, inside=True):
         if old.is_dir() and not target.exists():  # a process was killed between two renames
@@ -215,43 +216,43 @@ def new_folder(target: Path, replaces: Callable[[Path], bool]) -> Iterator[Path]
 
 
 def require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
-    """Raises FileError where `new_folder` would not put a folder."""
+    """Raises FileError if `new_folder` may not write to `target`."""
     if not target.exists() and not target.is_symlink():
         return
     if target.is_symlink() or not target.is_dir():
-        raise FileError(f"{target}: is not a folder, expected one or nothing there")
+        raise FileError(f"{target}: is not a folder, expected a folder or a new path")
     if target.samefile("."):
-        raise FileError(f"{target}: is the folder that you stand in, expected another")
+        raise FileError(f"{target}: is the current folder, expected another")
     if any(target.iterdir()) and not replaces(target):
-        raise FileError(f"{target}: is there already, expected a new folder. --force replaces it")
+        raise FileError(f"{target}: already exists, expected a new folder. --force replaces it")
 
 
 def holds_only(folder: Path, known: Callable[[str], bool], what: str) -> bool:
-    """True, of a folder in which every name is known: it may be replaced, nothing is lost.
+    """True if `known` accepts every name in a folder, so that it may be replaced.
 
     Raises:
-        FileError: it holds something else. `what` is expected there, in words.
+        FileError: the folder contains something else. `what` names the expected contents.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not known(name):
             raise FileError(
-                f"{folder}: is there already, expected {what}: it holds {name}, which none wrote, "
-                "and is not replaced. Choose another folder"
+                f"{folder}: already exists and contains {name}, expected only {what}. "
+                "It is not replaced. Choose another folder"
             )
     return True
 
 
 @contextmanager
 def _alone(work: Path) -> Iterator[Path]:
-    """An empty folder that one process at a time works in, gone afterwards unless it was renamed.
+    """An empty folder, locked for this process, and removed afterwards unless it was renamed.
 
-    The lock is on the folder itself, and dies with the process.
+    The lock is on the folder itself and ends with the process.
     """
     handle = _locked(work)
     mine = os.fstat(handle).st_ino if fcntl else work.stat().st_ino
     try:
-        for left in work.iterdir():  # by a process that was killed
+        for left in work.iterdir():  # left by a killed process
             _remove(left)
         (work / "pid").write_text(str(os.getpid()))
         yield work
@@ -262,17 +263,17 @@ def _alone(work: Path) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove all of a folder that can be removed. Ctrl-C waits until it is done."""
+    """Remove a folder as far as possible. Ctrl-C takes effect only afterwards."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException as end:
         shutil.rmtree(folder, ignore_errors=True)
-        if not isinstance(end, OSError):  # of a handle that cannot be closed it raises all the same
+        if not isinstance(end, OSError):  # rmtree raises it if a handle cannot be closed
             raise
 
 
 def _remove(path: Path) -> None:
-    """A file, a folder with all that is in it, or a link without what it points to."""
+    """Remove a file, a folder with its contents, or a link but not its target."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -280,7 +281,7 @@ def _remove(path: Path) -> None:
 
 
 def _locked(work: Path) -> int:
-    """Make the folder, or take over what a killed process left; a handle that holds the lock."""
+    """Create the folder, or take over one that a killed process left; returns the lock's handle."""
     if work.is_symlink():  # it could point anywhere
         work.unlink()
     try:
@@ -289,7 +290,7 @@ def _locked(work: Path) -> int:
             return -1
         handle = os.open(work, os.O_RDONLY)
     except BaseException:  # Ctrl-C as well
-        with suppress(OSError):  # what is not empty is another's
+        with suppress(OSError):  # if not empty, it belongs to another process
             work.rmdir()
         raise
     try:
@@ -309,13 +310,13 @@ def _locked(work: Path) -> int:
 
 
 def _release(handle: int) -> None:
-    """Unlock. What a disk says now is of no use: all that counts was synced before."""
+    """Unlock. Errors are ignored: everything was synced before."""
     with suppress(OSError):
         os.close(handle)
 
 
 def _sync(folder: Path) -> None:
-    """Wait until a folder's files are on the disk."""
+    """Remove the pid file, and wait until a folder's files are on the disk."""
     (folder / "pid").unlink()
     for path in sorted(folder.rglob("*")):
         fsync(path)
@@ -325,7 +326,7 @@ def _sync(folder: Path) -> None:
 def fsync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and not fcntl:
-        return  # Windows knows no handles of folders
+        return  # Windows has no handles of folders
     handle = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -334,7 +335,7 @@ def fsync(path: Path) -> None:
 
 
 def _swap(work: Path, target: Path) -> None:
-    """Put a finished folder in its place; the one that was there goes when the new one stands."""
+    """Move a finished folder to its target; remove the old one only afterwards."""
     old = _old(target)
     _clear(old)
     try:
@@ -343,7 +344,7 @@ def _swap(work: Path, target: Path) -> None:
             target.rename(old)
         work.rename(target)
         fsync(target.parent)
-    finally:  # after an error and Ctrl-C as well: the old one stands again, or it goes
+    finally:  # also after an error or Ctrl-C: restore the old one, or remove it
         if old.exists() and not target.exists():
             os.rename(old, target)
         _clear(old)
@@ -355,12 +356,12 @@ def _old(target: Path) -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Be the only process that writes into a folder, and sweep out what a killed one left there.
+    """Lock a folder for writing, and remove what a killed process left in it.
 
     Raises:
-        FileBusy: another one is.
+        FileBusy: another process is writing to the folder.
     """
-    folder = folder.resolve()  # `_locked` takes a link for an attack
+    folder = folder.resolve()  # `_locked` removes a link
     with named_errors(folder):
         handle = _locked(folder)
     with unfinished():
@@ -377,13 +378,13 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def replaced(path: Path, own: str = "") -> Iterator[Path]:
-    """A file to write, which takes its place when the block ends without an error.
+    """Yield a path to write. The file replaces `path` when the block ends without an error.
 
     Args:
-        own: part of its name until then, where several may write it at the same time.
+        own: part of its temporary name, for when several may write the file at the same time.
 
     Raises:
-        FileError: it cannot be written; what was there stays.
+        FileError: the file cannot be written; the old file stays.
     """
     work = path.with_name(f".{path.name}{own}.new")
     with unfinished():
@@ -396,12 +397,12 @@ def replaced(path: Path, own: str = "") -> Iterator[Path]:
                 work.replace(path)
                 fsync(path.parent)
         finally:
-            with suppress(OSError):  # it is there only after an error
+            with suppress(OSError):  # it exists only after an error
                 work.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """The same bytes on every system."""
+    """Write UTF-8 with \\n as newline on every system."""
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -409,7 +410,7 @@ def take_alone(file: BinaryIO) -> None:
     """Lock a file that is being written, until it is closed.
 
     Raises:
-        FileBusy: another process has.
+        FileBusy: another process has locked it.
     """
     if not fcntl:
         return
@@ -420,12 +421,12 @@ def take_alone(file: BinaryIO) -> None:
 
 
 def drop_alone(file: BinaryIO) -> None:
-    """Remove a file that was locked by `take_alone`."""
+    """Remove a file that `take_alone` locked."""
     _let_go(file).unlink()
 
 
 def put_alone(file: BinaryIO, path: Path) -> None:
-    """Put a file that was locked by `take_alone` in its place, and on the disk."""
+    """Move a file that `take_alone` locked to `path`, and wait until it is on the disk."""
     work = _let_go(file)
     fsync(work)
     work.replace(path)
@@ -433,7 +434,7 @@ def put_alone(file: BinaryIO, path: Path) -> None:
 
 
 def _let_go(file: BinaryIO) -> Path:
-    """Where it lies. Windows moves and removes no file that is open; it has no lock to lose."""
+    """The file's path. Windows cannot move or remove an open file, so it is closed there."""
     if not fcntl:
         file.close()
     return Path(file.name)
@@ -441,8 +442,8 @@ def _let_go(file: BinaryIO) -> Path:
 
 @contextmanager
 def output(path: Path) -> Iterator[Path]:
-    """A file that a person named, to write as `replaced` does: what a link points to; what is a
-    pipe or a device is written to as it is."""
+    """As `replaced`, for a file that the user named: follows links, and writes directly to a pipe
+    or a device."""
     if path.exists() and not path.is_file():
         yield path
     else:
@@ -451,14 +452,14 @@ def output(path: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """It can only be read by setting it."""
+    """The umask of this process. Reading it needs setting it."""
     umask = os.umask(0o077)
     os.umask(umask)
     return umask
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises FileError where the disk of a folder, there or to come, has less than that free."""
+    """Raises FileError if a folder's disk has less than `needed` bytes free. It need not exist."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

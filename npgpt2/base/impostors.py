@@ -1,4 +1,4 @@
-"""What people really have under the name of a file, by its first bytes."""
+"""Detect files that are not what their names say, by their first bytes."""
 
 from npgpt2.base.errors import CheckpointError
 
@@ -15,7 +15,7 @@ IMPOSTORS = {
 def refuse_impostor(
     source: object, start: bytes, expected: str, error: type[Exception] = CheckpointError
 ) -> None:
-    """Raises `error` where a file begins as something else that is known."""
+    """Raises `error` if the first bytes of a file belong to one of `IMPOSTORS`."""
     start = start[:64].lstrip().lower()
     for magic, text in IMPOSTORS.items():
         if start.startswith(magic):

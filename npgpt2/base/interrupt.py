@@ -1,4 +1,4 @@
-"""Ctrl-C where no command is at work yet, or none any more: a newline, exit code 130, at once."""
+"""Ctrl-C before a command starts or after it ends: exit at once, with a newline and code 130."""
 
 import os
 import signal
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def hear() -> None:
-    """End this process so from now on; unless it was told to ignore Ctrl-C, as `&` in a shell's
-    script does."""
+    """From now on, Ctrl-C ends this process at once, unless it ignores Ctrl-C (as a shell script's
+    `&` makes it)."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        with suppress(ValueError):  # in a thread that is not the main one
+        with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, end)
 
 
 def end(*_: object) -> "NoReturn":
-    """Without an exception: in the middle of an import that brings some libraries down."""
-    with suppress(OSError):  # nobody reads
+    """Exit without an exception, which in the middle of an import crashes some libraries."""
+    with suppress(OSError):  # stderr is closed
         os.write(2, b"\n")
     os._exit(130)

@@ -1,6 +1,6 @@
-"""Options as fields of a dataclass: each default, range and text of help stands once, at the field.
+"""Options as fields of a dataclass. Each field defines its default, range and help text once.
 
-The command line makes its arguments of them, and the dataclass holds its values against them.
+The command line builds its arguments from the fields, and the dataclass validates its values.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from npgpt2.base.errors import OptionError
 
-MOST = 2**31 - 1  # of whole numbers that count what is in memory
+MOST = 2**31 - 1  # upper limit of integers that count things in memory
 T = TypeVar("T")
 
 KINDS = (bool, int, float, str)
@@ -31,30 +31,30 @@ def option(
     choices: tuple[str, ...] | None = None,
     flag: str = "",
 ) -> Any:
-    """A field. `require` looks at those of type `bool`, `int`, `float` and `str`, also `| None`.
+    """A field. `require` validates those of type `bool`, `int`, `float` or `str`, also `| None`.
 
     Args:
-        default: None: nothing is said.
-        help: `{default}` in it stands for the default.
-        metavar: what stands for the value, in help.
-        least, most: the range of a number, its ends included.
-        above, below: the same without its ends.
-        expected: the range in words, where it is not said as usual; `{least}` in it, and so on.
-        choices: the texts that it may be.
-        flag: what its argument is called, if not as the field.
+        default: the default value; None means not given.
+        help: help text; may contain `{default}`.
+        metavar: placeholder for the value in the help.
+        least, most: range of a number, ends included.
+        above, below: range of a number, ends excluded.
+        expected: the range in words, instead of the usual words; may contain `{least}` etc.
+        choices: the allowed strings.
+        flag: name of the command-line argument, if it differs from the field.
     """
     return field(default=default, metadata=dict(locals()))
 
 
 def help_of(f: "Field[Any]") -> str:
-    """What a field says of itself."""
+    """The help text of a field, with its default filled in."""
     given = kind_of(f) in (int, float) and f.default is not None
     text = f.metadata["help"].format(default=f"{f.default:g}" if given else f.default)
     return str(text)
 
 
 def described(options: type[T]) -> type[T]:
-    """A dataclass whose docstring has what its fields say of themselves."""
+    """A class decorator that adds the help texts of the fields to the docstring."""
     lines = [f"    {f.name}: {help_of(f)}" for f in fields(options) if f.metadata]  # type: ignore[arg-type]
     options.__doc__ = "\n".join(
         [inspect.cleandoc(options.__doc__ or ""), "", "Attributes:", *lines]
@@ -63,13 +63,13 @@ def described(options: type[T]) -> type[T]:
 
 
 def kind_of(f: "Field[Any]") -> Any:
-    """A field's type, None aside."""
+    """A field's type, without None."""
     kinds = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
     return next(kind for kind in kinds if kind is not NoneType)
 
 
 def require(options: Any) -> None:
-    """Raises OptionError where a field is not of its type, or outside its range.
+    """Raises OptionError if a field has the wrong type or is outside its range.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -77,7 +77,7 @@ def require(options: Any) -> None:
     ...     rows: int = option(1, "rows at a time", least=1, most=4)
     >>> require(Options(rows=5))
     Traceback (most recent call last):
-    npgpt2.base.errors.OptionError: rows: got 5, expected a whole number from 1 to 4
+    npgpt2.base.errors.OptionError: rows: got 5, expected an integer from 1 to 4
     """
     for f in fields(options):
         value, kind = getattr(options, f.name), kind_of(f)
@@ -85,7 +85,7 @@ def require(options: Any) -> None:
             continue
         number = kind in (int, float)
         good = isinstance(value, (int, kind) if number else kind)
-        if good and number:  # to Python a bool is an int
+        if good and number:  # in Python, a bool is an int
             good = not isinstance(value, bool) and _is_in_range(value, kind, f.metadata)
         elif good and f.metadata["choices"]:
             good = value in f.metadata["choices"]
@@ -95,7 +95,7 @@ def require(options: Any) -> None:
 
 def _is_in_range(value: float, kind: Any, said: Mapping[str, Any]) -> bool:
     return (
-        (kind is int or abs(value) <= sys.float_info.max)  # NaN is not
+        (kind is int or abs(value) <= sys.float_info.max)  # excludes NaN and infinity
         and (said["least"] is None or value >= said["least"])
         and (said["most"] is None or value <= said["most"])
         and (said["above"] is None or value > said["above"])
@@ -106,7 +106,7 @@ def _is_in_range(value: float, kind: Any, said: Mapping[str, Any]) -> bool:
 def _in_words(kind: Any, said: Mapping[str, Any]) -> str:
     if said["expected"] or said["choices"]:
         return str(said["expected"].format(**said) or f"one of {', '.join(said['choices'])}")
-    words = {bool: "true or false", str: "a text", int: "a whole number", float: "a number"}[kind]
+    words = {bool: "true or false", str: "a string", int: "an integer", float: "a number"}[kind]
     befores = {"least": "from", "above": "above", "most": "to", "below": "to below"}
     for name, before in befores.items():
         if (end := said[name]) is not None:

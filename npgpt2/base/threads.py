@@ -1,8 +1,8 @@
-"""Pieces of work on every core, each multiplying by itself.
+"""Run pieces of work on all cores, each with its own matrix products.
 
-While several of our threads work, BLAS has one in each: two calls that both want all cores wait for
-each other. That takes OpenBLAS, as NumPy's own wheels have it; with another BLAS one piece is done
-after the other.
+While several threads of ours work, BLAS uses one thread per call: two calls that both use all cores
+wait for each other. This needs the OpenBLAS of NumPy's wheels; with another BLAS, the pieces run
+one after the other.
 """
 
 import os
@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 from npgpt2.base.blas import openblas
 
-if TYPE_CHECKING:  # 10 ms of every start, for what few of them need
+if TYPE_CHECKING:  # the import takes 10 ms at every start, and few commands need it
     from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
-_alone = threading.Lock()  # work is spread once at a time; who comes second computes by himself
+_alone = threading.Lock()  # one `spread` at a time; a second caller works on its own thread
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def spread(f: Callable[[T], object], items: Iterable[T]) -> None:
-    """f of every item, in any order, on as many threads as BLAS has."""
+    """Call f on every item, in any order, on as many threads as BLAS has. Raises what f raises."""
     from concurrent.futures import wait
 
     left, blas = deque(items), openblas()
@@ -69,7 +69,7 @@ def _pool() -> "ThreadPoolExecutor":
     return ThreadPoolExecutor(thread_name_prefix="npgpt2")
 
 
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+if hasattr(os, "register_at_fork"):  # a forked child has none of its parent's threads
 
     def _forget() -> None:
         global _alone

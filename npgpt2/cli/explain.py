@@ -75,7 +75,7 @@ def _page(args: argparse.Namespace, options: GenerationOptions) -> int:
         if getattr(args, name):
             raise OptionError(name, "applies only to a live page. Add --live, or leave it out")
     if args.prompt is None:
-        raise OptionError("PROMPT", "got none, expected a text. Give it in quotes")
+        raise OptionError("PROMPT", "got none, expected a text. Write it in quotes")
     file = FILE if args.out is None else args.out
     require_place("out", file)
     prompt = given_prompt(args.prompt, "PROMPT")

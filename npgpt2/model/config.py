@@ -111,7 +111,7 @@ class GPT2Config:
             # 2^31 bounds every real model and keeps shape products exact.
             good = _is_whole(value) and 0 < value < 2**31
             good = good or (name == "n_inner" and value is None)
-            self._require(name, good, "a whole number from 1 to 2147483647")
+            self._require(name, good, "an integer from 1 to 2147483647")
         parted = self.n_embd % self.n_head == 0
         self._require("n_embd", parted, f"a multiple of n_head ({self.n_head})")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", *HIGHEST):

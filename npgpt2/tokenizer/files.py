@@ -128,4 +128,4 @@ def require_tokens(added: dict[str, Any], source: Path) -> None:
 
 def fault_of_id(piece: str, token: Any) -> str:
     number = isinstance(token, int) and not isinstance(token, bool) and token >= 0
-    return "" if number else f"{piece!r} has id {token!r}, expected a whole number"
+    return "" if number else f"{piece!r} has id {token!r}, expected an integer"

@@ -94,7 +94,7 @@ def test_of_a_block_that_fails_nothing_remains(target, error):
 def test_a_folder_that_is_there_is_replaced_where_the_caller_says_so(target):
     fill(target, "old")
     (target / "more").write_text("")
-    with pytest.raises(FileError, match=r"out: is there already.*"):
+    with pytest.raises(FileError, match=r"out: already exists.*"):
         fill(target, replaces=never)
     assert content(target) == filled("old") | {"more": b""}
     asked = []
@@ -119,7 +119,7 @@ def test_a_folder_that_comes_meanwhile_stays(target):
             target.mkdir()
             (target / "theirs").write_text("")
 
-    with pytest.raises(FileError, match="out: is there already"):
+    with pytest.raises(FileError, match="out: already exists"):
         meanwhile()
     assert content(target) == {"theirs": b""}
     assert beside(target) == ["out"]
@@ -141,7 +141,7 @@ def test_what_is_no_folder_stays(target, make):
     target.with_name("empty").mkdir()
     make(target)
     before = os.lstat(target)
-    with pytest.raises(FileError, match="out: is not a folder, expected one or nothing there"):
+    with pytest.raises(FileError, match="out: is not a folder, expected a folder or a new path"):
         fill(target)
     assert os.lstat(target)[:8] == before[:8]
     assert beside(target) == ["elsewhere", "empty", "out"]

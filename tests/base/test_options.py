@@ -32,10 +32,10 @@ class Options:
 
 
 @pytest.mark.parametrize(("name", "good", "bad", "expected"), [
-    ("rows", [1, 4], [0, 5, 1.0, True, None, "1", 10**400], "a whole number from 1 to 4"),
+    ("rows", [1, 4], [0, 5, 1.0, True, None, "1", 10**400], "an integer from 1 to 4"),
     ("share", [0.5, 1e-9], [0, 1, NAN, INFINITY, None, "0.5", True], "a number above 0 to below 1"),
     ("most", [None, 0, 10**30, 1e300], [-1, NAN, INFINITY, 10**400], "a number from 0"),
-    ("name", [None, "", "x"], [5, b"x", ("x",)], "a text"),
+    ("name", [None, "", "x"], [5, b"x", ("x",)], "a string"),
     ("kind", ["b"], ["c", "", None, 1], "one of a, b"),
     ("quick", [True], [1, None, "yes"], "true or false"),
     ("names", [5, None], [], ""),

@@ -179,7 +179,7 @@ FILES = {
     "JSON and more": (safetensors_bytes(b"{}{}"), "header: not JSON (Extra data…). Download again"),
     "byte-order mark": (
         safetensors_bytes(b"\xef\xbb\xbf{}"),
-        "header: starts with a byte-order mark, expected UTF-8. Save it without",
+        "header: starts with a byte-order mark, expected UTF-8. Save it without one",
     ),
     "a list": (
         safetensors_bytes([]),
@@ -244,11 +244,11 @@ FILES = {
     ),
     "a tensor named twice": (
         safetensors_bytes(b'{"a":%s,"a":%s}' % (ONE, ONE), bytes(8)),
-        "header: key 'a' stands there twice, expected once",
+        "header: key 'a' occurs twice, expected once",
     ),
     "a field named twice": (
         safetensors_bytes(b'{"a":%s,"dtype":"F16"}}' % ONE[:-1], bytes(8)),
-        "header: key 'dtype' stands there twice, expected once",
+        "header: key 'dtype' occurs twice, expected once",
     ),
     "with and without transformer.": (
         safetensors_bytes({"a": entry(), "transformer.a": entry(offsets=(8, 16))}, bytes(16)),
@@ -538,7 +538,7 @@ def test_data_of_exabytes(folder, refused, end):
 def test_a_key_twice_among_50_000(vocabulary, refused):
     pairs = [f'"t{i}": {i}' for i in range(50_000)]
     (vocabulary / "vocab.json").write_text("{" + ", ".join([*pairs, pairs[-1]]) + "}")
-    words = f"{vocabulary / 'vocab.json'}: key 't49999' stands there twice, expected once"
+    words = f"{vocabulary / 'vocab.json'}: key 't49999' occurs twice, expected once"
     refused(TokenizerError, words, vocabulary, "tokenize")
 
 
@@ -903,7 +903,7 @@ def test_large_weights_are_sound(folder):
 
 # ── config.json ──────────────────────────────────────────────────────────────────────────────────
 
-COUNT = "expected a whole number from 1 to 2147483647"
+COUNT = "expected an integer from 1 to 2147483647"
 FRACTION = "expected a number from 0 to 1"
 NONLINEAR = (
     "expected one of gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, "
@@ -1035,11 +1035,11 @@ CONFIG_FILES = {
     "a list": (b"[]", "got a JSON list, expected an object. Download again"),
     "a key twice": (
         b'{"n_layer":1,"n_head":1,"n_layer":2}',
-        "key 'n_layer' stands there twice, expected once",
+        "key 'n_layer' occurs twice, expected once",
     ),
     "byte-order mark": (
         b"\xef\xbb\xbf{}",
-        "starts with a byte-order mark, expected UTF-8. Save it without",
+        "starts with a byte-order mark, expected UTF-8. Save it without one",
     ),
     "UTF-16": (
         '{"n_layer": 1}'.encode("utf-16"),
@@ -1117,7 +1117,7 @@ def test_a_config_with_windows_lines(folder):
 
 # ── vocabularies ─────────────────────────────────────────────────────────────────────────────────
 
-IDS = "expected a whole number"
+IDS = "expected an integer"
 VOCABULARIES = {
     "hole": ({"ARD": 600}, "no token has id 511, expected ids without holes"),
     "an id twice": ({"ARD": 6}, "id 6 is both '&' and 'ARD'"),
@@ -1301,7 +1301,7 @@ WORDPIECES = {
     "a hole": ("added_tokens.json", b'{"[A]": 9}', ": '[A]' has id 9, expected 4"),
     "the id of another": ("added_tokens.json", b'{"[A]": 2}', ": '[A]' has id 2, expected 4"),
     "a fraction": (
-        "added_tokens.json", b'{"[A]": 4.5}', ": '[A]' has id 4.5, expected a whole number"
+        "added_tokens.json", b'{"[A]": 4.5}', ": '[A]' has id 4.5, expected an integer"
     ),
     "no text": ("added_tokens.json", b'{"": 4}', ": id 4 is an added token without text"),
     "a list of roles": (

@@ -106,14 +106,14 @@ def test_shards_are_read_back_and_none_is_too_large(tmp_path, model):
 def test_a_folder_that_is_there_stays(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(FileError, match="is there already"):
+    with pytest.raises(FileError, match="already exists"):
         convert(TINY, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     with pytest.raises(FileError) as error:  # what nobody converted is somebody's
         convert(TINY, tmp_path / "out", force=True)
     assert str(error.value) == (
-        f"{tmp_path}/out: is there already, expected a converted checkpoint: it holds mine, which "
-        "none wrote, and is not replaced. Choose another folder"
+        f"{tmp_path}/out: already exists and contains mine, expected only a converted checkpoint. "
+        "It is not replaced. Choose another folder"
     )
     (tmp_path / "out" / "mine").rename(tmp_path / "out" / "config.json")
     convert(TINY, tmp_path / "out", max_shard_size=100_000, force=True)
@@ -291,8 +291,8 @@ VOCABULARIES = {  # a file, what is done to it → exit code, the words
     "a hole": ("encoder.json", edited(ARD=600), 3, "no token has id 511, expected ids without "
                "holes"),
     "an id twice": ("encoder.json", edited(ARD=6), 3, "id 6 is both '&' and 'ARD'"),
-    "an id as text": ("encoder.json", edited(ARD="511"), 3, "'ARD' has id '511', expected a whole "
-                      "number"),
+    "an id as text": ("encoder.json", edited(ARD="511"), 3, "'ARD' has id '511', expected an "
+                      "integer"),
     "a list": ("encoder.json", lambda path: path.write_text("[]"), 3, "got a JSON list, expected "
                "an object. Download again"),
     "a web page": ("encoder.json", lambda path: path.write_text("<html>"), 3, "is a web page, "

@@ -589,7 +589,7 @@ def test_data_that_were_cut_off(openai, refused, size):
     refused(CheckpointError, f"{folder / DATA}: {words}", folder)
 
 
-WHOLE = "expected a whole number from 1 to 2147483647"
+WHOLE = "expected an integer from 1 to 2147483647"
 TOLD = {  # hparams.json → where, and the words
     "n_head": ({"n_head": 5}, "n_embd: got 64, expected a multiple of n_head (5)"),
     "text": ({"n_vocab": "512"}, f"n_vocab: got '512', {WHOLE}"),

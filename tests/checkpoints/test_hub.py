@@ -635,7 +635,7 @@ def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
         ("../gpt2",): "'../gpt2': is no name on the hub, expected one such as gpt2 or user/model",
         ("someone/broken",): f"someone/broken: {at} answered 503 (Service Unavailable), expected "
         "the model. Try again later",
-        ("gpt2", "-o", "file"): "file: is not a folder, expected one or nothing there",
+        ("gpt2", "-o", "file"): "file: is not a folder, expected a folder or a new path",
         ("gpt2", "--revision", "v9"): "gpt2: has no revision 'v9' on the hub, expected a branch, "
         "tag or commit. Its page on the hub lists them",
     }

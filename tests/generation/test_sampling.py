@@ -86,7 +86,7 @@ def test_streams_of_seeds_and_samples_differ_and_repeat():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected a whole number from 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected an integer from 1"),
         ({"top_k": 0}, "top_k: got 0"),
         ({"top_p": 0}, "top_p: got 0"),
         ({"min_p": 1.5}, "min_p: got 1.5"),

@@ -207,7 +207,7 @@ def test_a_folder_of_others_is_not_replaced(tiny_model, tmp_path):
     with pytest.raises(FileError, match="exists and is not a golden folder"):
         write(tmp_path / "g", tiny_model, only=["one"], force=True)
     write(tmp_path / "h", tiny_model, only=["one"])
-    with pytest.raises(FileError, match="is there already"):
+    with pytest.raises(FileError, match="already exists"):
         write(tmp_path / "h", tiny_model, only=["one"])
     write(tmp_path / "h", tiny_model, only=["eight"], force=True)
     assert "eight/logits" in load_golden(tmp_path / "h").references

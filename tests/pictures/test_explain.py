@@ -308,7 +308,7 @@ WRONG = {
     ("",): (3, "prompt: is empty, expected at least one token. To generate without a prompt, begin "
                "with '<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (
-        2, "--max-new-tokens: got 0, expected a whole number from 1"),
+        2, "--max-new-tokens: got 0, expected an integer from 1"),
     ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),
     ("a", "-o", "none/such.html"): (
         4, "none/such.html: its folder does not exist, expected one to write to"),

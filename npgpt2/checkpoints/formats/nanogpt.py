@@ -80,7 +80,7 @@ def config_of(values: Mapping[str, Any], names: Mapping[str, str], source: str) 
 
     >>> config_of({"n_ctx": 0}, {"n_ctx": "n_positions"}, "hparams.json")
     Traceback (most recent call last):
-    npgpt2.base.errors.ConfigError: hparams.json: n_ctx: got 0, expected a whole number ...
+    npgpt2.base.errors.ConfigError: hparams.json: n_ctx: got 0, expected an integer ...
     """
     try:
         return GPT2Config.from_dict({names.get(k, k): v for k, v in values.items()}, source)

@@ -518,7 +518,7 @@ def test_weights_of_zero(checkpoint, tmp_path):
 
 def test_an_export_is_replaced_only_by_force(exported, copy):
     before = content(copy)
-    with pytest.raises(FileError, match=r"copy: is there already.*--force replaces it"):
+    with pytest.raises(FileError, match=r"copy: already exists.*--force replaces it"):
         export(TINY, copy, precisions="int8")
     assert content(copy) == before
     export(TINY, copy, precisions="int8", force=True)
@@ -662,7 +662,9 @@ def test_what_is_no_folder_is_not_replaced(copy, tmp_path, make):
     before = content(copy)
     make(tmp_path / "out")
     for force in (False, True):
-        with pytest.raises(FileError, match="out: is not a folder, expected one or nothing there"):
+        with pytest.raises(
+            FileError, match="out: is not a folder, expected a folder or a new path"
+        ):
             export(TINY, tmp_path / "out", force=force)
     assert content(copy) == before
     assert beside(copy) == ["copy", "out"]
@@ -811,7 +813,7 @@ def test_a_kill_and_a_second_writer(exported, copy, when):
         process.send_signal(signal.SIGKILL)
     if when == "write":
         assert content(copy) == before
-    with pytest.raises(FileError, match="copy: is there already"):
+    with pytest.raises(FileError, match="copy: already exists"):
         export(TINY, copy)
     assert content(copy) == before
     export(TINY, copy, force=True)
@@ -1020,7 +1022,7 @@ def test_a_triton_model_that_is_there(tmp_path):
     models = tmp_path / "models"
     export(TINY, tmp_path / "one", triton=models)
     before = content(models)
-    with pytest.raises(FileError, match="gpt2: is there already"):
+    with pytest.raises(FileError, match="gpt2: already exists"):
         export(TINY, tmp_path / "two", triton=models)
     assert content(models) == before
     assert beside(models) == ["models", "one"]

@@ -270,7 +270,7 @@ def test_a_site_is_replaced_with_force_only(made, tiny, modules):
     with pytest.raises(FileError) as there:
         site(tiny, made, page, node_modules=modules)
     assert str(there.value) == (
-        f"{made}: is there already, expected a new folder. --force replaces it"
+        f"{made}: already exists, expected a new folder. --force replaces it"
     )
     assert files(made) == before
     site(tiny, made, lambda config: "new", node_modules=modules, force=True)
@@ -286,8 +286,8 @@ def test_what_is_somebodys_is_never_replaced(made, tiny, modules, mine):
         site(tiny, made, page, node_modules=modules, force=True)
     held = ".git" if mine.startswith(".git") else mine
     assert str(there.value) == (
-        f"{made}: is there already, expected a site: it holds {held}, which none wrote, and is not "
-        "replaced. Choose another folder"
+        f"{made}: already exists and contains {held}, expected only a site. "
+        "It is not replaced. Choose another folder"
     )
     assert files(made) == before
 

@@ -1,8 +1,7 @@
 """Byte-level BPE, GPT-2's own kind of vocabulary, on `tiktoken`.
 
-tiktoken merges by rank and takes the rank for the id; in a vocabulary trained elsewhere ids need
-not follow the order of the merges, so here the rank is the order of the merges, and a table maps
-ranks to ids.
+tiktoken uses one number as merge rank and as id. In other vocabularies the ids may not follow the
+order of the merges, so here the rank is the order of the merges, and a table maps ranks to ids.
 """
 
 import codecs
@@ -16,13 +15,13 @@ from npgpt2.base.errors import TokenizerError
 from npgpt2.tokenizer.files import fault_of_id
 from npgpt2.tokenizer.interface import TextDecoder, Tokenizer, require_unicode
 
-# How GPT-2 cuts text before it merges bytes: contractions, letters, numbers, other signs, spaces.
+# How GPT-2 splits text before it merges bytes: contractions, letters, numbers, other signs, spaces.
 # OpenAI's pattern (https://github.com/openai/gpt-2, encoder.py) with possessive quantifiers, which
 # match the same and cannot backtrack.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# All of that but `\s+(?!\S)` is matched without a stack; there a million spaces before a word end
-# in a panic of tiktoken. Where the pattern cuts such a run, before its last space, is known.
+# tiktoken needs a stack for `\s+(?!\S)` only: with a million spaces before a word, it panics. The
+# pattern splits such a run before its last space, so we split long runs there ourselves.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Rust's \s
 
 LONG_SPACE = re.compile(f"(?=[{SPACE}][^{SPACE}])(?<=[{SPACE}]{{100000}})")
@@ -30,7 +29,7 @@ LONG_SPACE = re.compile(f"(?=[{SPACE}][^{SPACE}])(?<=[{SPACE}]{{100000}})")
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The 256 characters by which vocab.json spells bytes: printable ones stand for themselves.
+    """The 256 characters that spell bytes in vocab.json; printable bytes spell themselves.
 
     >>> alphabet = byte_alphabet()
     >>> alphabet["A"], alphabet["Ġ"], alphabet["Ċ"]
@@ -47,13 +46,13 @@ class BytePairTokenizer:
     Args:
         vocab: spelled token → id.
         merges: pairs of spelled tokens, best first.
-        added: text → id of the tokens that stand whole in a text, such as <|endoftext|>.
+        added: text → id of added tokens, which are never split, such as <|endoftext|>.
         prefix_space: put a space before text that does not begin with one.
-        source: stands at the head of every error.
+        source: prefix of every error message.
 
     Raises:
-        TokenizerError: an id twice, a hole in the ids, a byte without a token, a merge of or into
-            what is no token.
+        TokenizerError: a duplicate id, a gap in the ids, a byte without a token, or a merge whose
+            parts or result are not tokens.
 
     >>> from npgpt2 import load_tokenizer
     >>> tokenizer = load_tokenizer("tests/data/tiny")
@@ -124,14 +123,14 @@ class BytePairTokenizer:
 
 
 class _ByteDecoder:
-    """Holds back the bytes of a character until it is whole."""
+    """Holds back the bytes of a character until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes_of, self._size = tokenizer.token_bytes, tokenizer.size
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        # A vocabulary may be padded beyond its tokens: those ids are no text.
+        # The embedding may have more rows than the vocabulary has tokens: those ids have no text.
         return self._utf8.decode(self._bytes_of(token) if token < self._size else b"")
 
     def finish(self) -> str:
@@ -139,12 +138,12 @@ class _ByteDecoder:
 
 
 def splitter(added: Iterable[str]) -> Callable[[str], list[str]]:
-    """A function that cuts a text at these tokens; they themselves come at the odd places.
+    """A function that splits a text at these tokens. The tokens are at the odd indices.
 
     >>> splitter(["<s>", "<s>>"])("a<s>>b")
     ['a', '<s>>', 'b']
     """
-    # Where two tokens could start, the longer one does.
+    # If two tokens match at one place, the longer one wins.
     longest_first = sorted(added, key=len, reverse=True)
     if not longest_first:
         return lambda text: [text]
@@ -152,7 +151,7 @@ def splitter(added: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _by_id(vocab: dict[str, int], added: dict[str, int], source: str) -> list[str]:
-    """Token by id; every id from 0 up exactly once."""
+    """The tokens in the order of their ids. Each id from 0 up must occur exactly once."""
     ids = vocab | added
     if "" in added:
         raise TokenizerError(f"{source}: id {added['']} is an added token without text")
@@ -169,7 +168,7 @@ def _by_id(vocab: dict[str, int], added: dict[str, int], source: str) -> list[st
 
 
 def _fault_of_ids(ids: dict[str, Any]) -> str:
-    """Why these ids are not every number from 0 up, once."""
+    """Why the ids are not 0, 1, 2 …, each once."""
     pieces: dict[int, str] = {}
     for piece, token in ids.items():
         if fault := fault_of_id(piece, token):
@@ -178,11 +177,11 @@ def _fault_of_ids(ids: dict[str, Any]) -> str:
             return f"id {token} is both {pieces[token]!r} and {piece!r}"
         pieces[token] = piece
     hole = min(set(range(len(pieces) + 1)) - pieces.keys())
-    return f"no token has id {hole}, expected ids without holes"
+    return f"no token has id {hole}, expected ids without gaps"
 
 
 def _merged(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: str) -> list[str]:
-    """What the merges make, in their order. All of it has to be in the vocabulary."""
+    """The results of the merges, in order. All parts and results must be in the vocabulary."""
     for piece in {*byte_alphabet(), *chain.from_iterable(merges)}:
         if piece not in vocab:
             raise TokenizerError(
@@ -191,12 +190,12 @@ def _merged(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: st
     made = [left + right for left, right in merges]
     for piece in made:
         if piece not in vocab:
-            raise TokenizerError(f"{source}: a merge makes {piece!r}, not in the vocabulary")
+            raise TokenizerError(f"{source}: merge result {piece!r} is not in the vocabulary")
     return made
 
 
 def _spelled_bytes(pieces: list[str], source: str) -> list[bytes]:
-    """The bytes behind many spelled tokens: translated as one string, then cut; 50,000 in 10 ms."""
+    """The bytes of spelled tokens. Translates them as one string: 50,000 tokens take 10 ms."""
     alphabet, text = byte_alphabet(), "".join(pieces)
     if foreign := set(text) - set(alphabet):
         raise TokenizerError(f"{source}: {min(foreign)!r} spells no byte, expected byte-level BPE")

@@ -1,6 +1,6 @@
-"""The files of a vocabulary: which there are, and the small ones, read.
+"""The files of a vocabulary: find them, and read the small ones.
 
-What stands whole in a text, and what a token is there for, is said in up to four of them.
+Up to four of them list the added tokens, which are never split, and the roles of special tokens.
 """
 
 import shutil
@@ -12,7 +12,7 @@ from npgpt2.base.files import read_file, read_json
 from npgpt2.base.impostors import refuse_impostor
 from npgpt2.tokenizer.interface import END
 
-# Every file that a vocabulary may consist of.
+# All files that can belong to a vocabulary.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,20 +25,20 @@ FILES = (
     "sentencepiece.bpe.model",
 )
 
-# Of these, any one says that there is a vocabulary; the others tell more of one.
+# Each of these shows that a folder has a vocabulary; the other files only add to one.
 WHOLE = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "vocab.txt",
          "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
 
 OPENAI = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}  # their names → ours
 
-# What a token may be there for, as tokenizer_config.json and special_tokens_map.json say it.
+# The roles of special tokens in tokenizer_config.json and special_tokens_map.json.
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 MORE_ROLES = ("additional_special_tokens", "extra_special_tokens")
 
 
 def vocabulary_files(folder: Path) -> dict[str, Path]:
-    """The files of a vocabulary, whichever there are; OpenAI's by our names."""
+    """The vocabulary files in a folder, by name; OpenAI's files by the names of `FILES`."""
     names = {name: name for name in FILES}
     found = {}
     for theirs, ours in (OPENAI | names).items():
@@ -54,7 +54,7 @@ def copy_vocabulary(source: Path, target: Path) -> None:
 
 def read_lines(path: Path, what: str) -> list[str]:
     data = read_file(path)
-    if not data:  # merges without a merge have their version line
+    if not data:  # a file without merges still has its version line
         raise TokenizerError(f"{path}: has 0 bytes, expected {what}. Download again")
     refuse_impostor(path, data, what, TokenizerError)
     try:
@@ -69,7 +69,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """merges.txt: a version line, then a pair a line."""
+    """Read merges.txt: a version line, then one pair per line."""
     lines = read_lines(path, "merges")
     start = 1 if lines[0].startswith("#version") else 0
     merges = []
@@ -87,13 +87,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, where there is one."""
+    """The contents of tokenizer_config.json; empty if there is none."""
     path = folder / "tokenizer_config.json"
     return read_json(path, TokenizerError) if path.exists() else {}
 
 
 def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """What the small files name by its role: {"unk_token": "[UNK]"}."""
+    """Special tokens by role, from the small files: {"unk_token": "[UNK]"}."""
     path = folder / "special_tokens_map.json"
     table = read_json(path, TokenizerError) if path.exists() else {}
     table |= {key: value for key, value in settings.items() if value is not None}
@@ -107,7 +107,7 @@ def special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) -> dict[str, int]:
-    """The tokens that stand whole in a text, from the small files beside the vocabulary."""
+    """Text → id of the added tokens, which are never split, from the small files."""
     named = [END, *special_tokens(folder, settings).values()]
     added = {token: vocab[token] for token in named if token in vocab}
     if (folder / "added_tokens.json").exists():
@@ -118,7 +118,7 @@ def added_tokens(folder: Path, vocab: dict[str, int], settings: dict[str, Any]) 
 
 
 def require_tokens(added: dict[str, Any], source: Path) -> None:
-    """Tokens that stand whole in a text have to have one, and an id."""
+    """Raises TokenizerError if an added token has no text or no valid id."""
     for text, token in added.items():
         if not text:
             raise TokenizerError(f"{source}: id {token} is an added token without text")

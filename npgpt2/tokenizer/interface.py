@@ -1,49 +1,49 @@
-"""What the rest of the package needs of a vocabulary, of whichever kind it is."""
+"""The interface of every kind of vocabulary to the rest of the package."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from npgpt2.base.errors import TokenizerError
 
-END = "<|endoftext|>"  # stands before every document GPT-2 was trained on
+END = "<|endoftext|>"  # precedes every document that GPT-2 was trained on
 
 
 class TextDecoder(Protocol):
-    """Ids in, text out as soon as it is whole."""
+    """Decodes ids one by one; returns text as soon as its characters are complete."""
 
     def push(self, token: int) -> str: ...
     def finish(self) -> str: ...
 
 
 class Tokenizer(Protocol):
-    """What the rest of the package needs of a vocabulary."""
+    """Text ↔ token ids."""
 
     @property
     def size(self) -> int:
         """One more than the largest id."""
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Text → ids. `special`: text that spells an added token, such as <|endoftext|>, is it.
+        """Text → ids. `special`: encode text such as <|endoftext|> as the added token.
 
         Raises:
-            TokenizerError: the text holds a lone surrogate, so it is not Unicode text.
+            TokenizerError: the text contains a lone surrogate, so it is not valid Unicode.
         """
 
     def piece(self, token: int) -> str:
-        """One id as the vocabulary spells it: 'Ġmeaning'. Raises TokenizerError: no such id."""
+        """An id as the vocabulary spells it: 'Ġmeaning'. Raises TokenizerError: no such id."""
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one id stands for. Raises TokenizerError: no such id."""
+        """The bytes of an id. Raises TokenizerError: no such id."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → text; bytes that are not UTF-8 become U+FFFD."""
 
     def decoder(self) -> TextDecoder:
-        """A decoder for ids that come one by one."""
+        """A new decoder for ids that arrive one by one."""
 
 
 def end_id(tokenizer: Tokenizer) -> int | None:
-    """The id of <|endoftext|>; None in a vocabulary without it.
+    """The id of <|endoftext|>; None if the vocabulary has no such token.
 
     >>> from npgpt2 import load_tokenizer
     >>> end_id(load_tokenizer("tests/data/tiny"))
@@ -54,7 +54,7 @@ def end_id(tokenizer: Tokenizer) -> int | None:
 
 
 def require_unicode(text: str) -> None:
-    """Raises TokenizerError where a string cannot be UTF-8, and says where.
+    """Raises TokenizerError if a string cannot be encoded as UTF-8.
 
     >>> require_unicode("half a pair: \\ud83d")
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Any other tokenizer.json, and BERT's vocab.txt, on the library `tokenizers`."""
+"""All other tokenizer.json files, and BERT's vocab.txt, on the library `tokenizers`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from npgpt2.tokenizer.files import (
 )
 from npgpt2.tokenizer.interface import TextDecoder, Tokenizer, require_unicode
 
-# What BertTokenizer takes for whole tokens where no file says otherwise.
+# The special tokens of BertTokenizer if no file lists others.
 BERT_TOKENS = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 
 
 class WholeTextDecoder:
-    """For vocabularies whose tokens change with their neighbours: decode all, send what is new."""
+    """For tokens whose text depends on neighbours: decodes all ids, returns what is new."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self._ids, self._sent = tokenizer, list[int](), 0
@@ -40,15 +40,15 @@ class WholeTextDecoder:
 
 
 class LibraryTokenizer:
-    """Any tokenizer.json, and BERT's vocab.txt, through the library `tokenizers`."""
+    """Any tokenizer.json, or BERT's vocab.txt, through the library `tokenizers`."""
 
     def __init__(self, library: Any) -> None:
-        # A file may say to cut texts or to fill them up, as its last user did. That is a setting
-        # for batches, not part of the vocabulary.
+        # A file may contain truncation and padding settings of its last user. They are for batches,
+        # not part of the vocabulary.
         library.no_truncation()
         library.no_padding()
         self._library = library
-        self._size = 1 + max(library.get_vocab().values(), default=-1)  # there may be holes
+        self._size = 1 + max(library.get_vocab().values(), default=-1)  # ids may have gaps
 
     @classmethod
     def from_file(cls, path: Path) -> "LibraryTokenizer":
@@ -60,13 +60,13 @@ class LibraryTokenizer:
 
     @classmethod
     def from_wordpiece(cls, path: Path) -> "LibraryTokenizer":
-        """BERT's, with the switches of tokenizer_config.json and the defaults of BertTokenizer."""
+        """BERT's vocab.txt, with tokenizer_config.json and the defaults of BertTokenizer."""
         tokenizers = require_package("tokenizers", path, "BERT's vocabulary")
         settings = tokenizer_settings(path.parent)
         vocab = {piece: token for token, piece in enumerate(read_lines(path, "a vocabulary"))}
         unknown = special_tokens(path.parent, settings).get("unk_token", "[UNK]")
         if unknown not in vocab:
-            raise TokenizerError(f"{path}: has no {unknown}, expected a token for what is unknown")
+            raise TokenizerError(f"{path}: has no {unknown}, expected a token for unknown words")
         added = {token: vocab[token] for token in BERT_TOKENS if token in vocab}
         added |= added_tokens(path.parent, vocab, settings)
         require_tokens(added, path.parent)
@@ -76,12 +76,12 @@ class LibraryTokenizer:
             )
             library.normalizer = tokenizers.normalizers.BertNormalizer(
                 lowercase=bool(settings.get("do_lower_case", True)),
-                strip_accents=settings.get("strip_accents"),  # null: where it is lower-cased
+                strip_accents=settings.get("strip_accents"),  # null: if lower-cased
                 handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
             )
             library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
             library.decoder = tokenizers.decoders.WordPiece()
-            # New ones get the next ids, one after the other.
+            # New tokens get the next free ids, in this order.
             library.add_special_tokens(sorted(added, key=added.__getitem__))
         except Exception as error:  # the library raises nothing narrower
             raise TokenizerError(f"{path}: {error}") from None
@@ -108,7 +108,7 @@ class LibraryTokenizer:
 
     def piece(self, token: int) -> str:
         piece: str | None = None
-        if 0 <= token < self.size:  # the library counts in 32 bits
+        if 0 <= token < self.size:  # the library's ids have 32 bits
             piece = self._library.id_to_token(token)
         if piece is None:
             raise TokenizerError(

@@ -1,6 +1,6 @@
-"""A folder's own vocabulary, without network: text ↔ ids.
+"""Load the vocabulary of a folder, without network: text ↔ ids.
 
-No tokens are added around a text: what is encoded is what was given.
+Encoding adds no tokens before or after a text.
 """
 
 from collections.abc import Callable
@@ -15,38 +15,38 @@ from npgpt2.tokenizer.interface import Tokenizer
 from npgpt2.tokenizer.library import LibraryTokenizer
 from npgpt2.tokenizer.sentence_piece import SentencePieceTokenizer
 
-# Tokenizers of transformers that have the files of others, and give other ids.
+# transformers' tokenizers that use the files of another tokenizer, but give other ids.
 CUTTERS = {"BertJapaneseTokenizer": "MeCab", "CpmTokenizer": "jieba", "CpmTokenizerFast": "jieba"}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The vocabulary of a checkpoint folder, of whichever kind it is.
+    """Load the vocabulary of a checkpoint folder.
 
-    tokenizer.json comes first, then vocab.json with merges.txt (or OpenAI's names of these), then
-    vocab.txt (BERT), then a SentencePiece model.
+    Uses the first that exists: tokenizer.json, vocab.json with merges.txt (or OpenAI's names for
+    them), vocab.txt (BERT), a SentencePiece model.
 
     Raises:
-        FileError: the folder has none of these, or one cannot be read.
-        TokenizerError: it is damaged.
-        MissingPackage: it is of a kind that needs the extra `tokenizers`.
+        FileError: the folder has none of these, or a file cannot be read.
+        TokenizerError: a file is damaged.
+        MissingPackage: this kind of vocabulary needs the extra `tokenizers`.
 
     >>> load_tokenizer("tests/data/tiny").encode("the king<|endoftext|>")
     [84, 258, 346, 299, 0]
     """
     try:
         return _load(Path(folder))
-    # JSON of another shape than expected
+    # JSON of an unexpected form
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, NpGPT2Error):
             raise
         raise TokenizerError(
-            f"{folder}: the tokenizer's files have an unknown form "
+            f"{folder}: the tokenizer files have an unknown form "
             f"({type(error).__name__}: {error}). Download again"
         ) from None
 
 
 def vocabulary_of(folder: Path | None) -> Callable[[], Tokenizer] | None:
-    """How to read a folder's vocabulary, for who may not need it; None of no folder."""
+    """A function that loads a folder's vocabulary when it is needed; None without a folder."""
     return None if folder is None else partial(load_tokenizer, folder)
 
 
@@ -77,18 +77,18 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def _require_no_cutter(folder: Path) -> None:
-    """These files may belong to a tokenizer that first cuts words by a dictionary of its own."""
+    """Raises TokenizerError if the files belong to a tokenizer that uses a word segmenter."""
     for name in ("tokenizer_config.json", "config.json"):
         values = read_json(folder / name, TokenizerError) if (folder / name).exists() else {}
         if (kind := values.get("tokenizer_class")) in CUTTERS:
             raise TokenizerError(
-                f"{folder / name}: tokenizer_class is {kind!r}, which cuts text into words with "
+                f"{folder / name}: tokenizer_class is {kind!r}, which splits text into words with "
                 f"{CUTTERS[kind]}: not implemented here. Give ids, not text"
             )
 
 
 def _from_tokenizer_json(path: Path) -> Tokenizer:
-    """The byte-level kind is read here; for any other the library that wrote the file reads it."""
+    """Byte-level BPE is read here, any other kind by the library `tokenizers`."""
     spec = read_json(path, TokenizerError)
     model, cutter = spec.get("model") or {}, spec.get("pre_tokenizer") or {}
     added = spec.get("added_tokens") or []

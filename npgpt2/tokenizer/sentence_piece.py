@@ -16,9 +16,9 @@ SPACE_SIGN = "\u2581"  # how SentencePiece writes a space
 class SentencePieceTokenizer:
     """A SentencePiece model, through the library `sentencepiece`.
 
-    The library knows neither the tokens that stand whole in a text nor lower case: both are in the
-    small files beside it, and are minded here. The 100 <extra_id_N> that T5Tokenizer adds without
-    being asked are not there: no GPT-2 has weights for them.
+    The library handles neither added tokens nor lower case. Both settings are in the small files
+    next to the model and are applied here. The 100 <extra_id_N> that T5Tokenizer adds by default
+    are left out: no GPT-2 has weights for them.
     """
 
     def __init__(self, path: Path) -> None:

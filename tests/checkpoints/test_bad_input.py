@@ -1119,7 +1119,7 @@ def test_a_config_with_windows_lines(folder):
 
 IDS = "expected an integer"
 VOCABULARIES = {
-    "hole": ({"ARD": 600}, "no token has id 511, expected ids without holes"),
+    "hole": ({"ARD": 600}, "no token has id 511, expected ids without gaps"),
     "an id twice": ({"ARD": 6}, "id 6 is both '&' and 'ARD'"),
     "an id below 0": ({"ARD": -1}, f"'ARD' has id -1, {IDS}"),
     "a fraction": ({"ARD": 1.5}, f"'ARD' has id 1.5, {IDS}"),
@@ -1145,7 +1145,7 @@ MERGES = {
 }
 UNKNOWN = {
     b"a Zebra": "'Zebra' is not in the vocabulary, but it is a byte or part of a merge",
-    b"z z": "a merge makes 'zz', not in the vocabulary",
+    b"z z": "merge result 'zz' is not in the vocabulary",
 }
 MERGE_FILES = {
     b"": "has 0 bytes, expected merges. Download again",
@@ -1228,7 +1228,7 @@ def test_no_vocabulary(vocabulary, refused):
     refused(FileError, words, vocabulary, "tokenize")
 
 
-UNKNOWN_FORM = "the tokenizer's files have an unknown form (…). Download again"
+UNKNOWN_FORM = "the tokenizer files have an unknown form (…). Download again"
 SPECS = [
     (lambda s: s.update(model=[1]), UNKNOWN_FORM),
     (lambda s: s.update(model={**s["model"], "vocab": [1]}), UNKNOWN_FORM),
@@ -1271,7 +1271,7 @@ def test_a_table_of_added_tokens(vocabulary, refused, table):
 def test_a_tokenizer_that_cuts_words_first(vocabulary, refused, file):
     edit_json(vocabulary / file, tokenizer_class="BertJapaneseTokenizer")
     words = (
-        f"{vocabulary / file}: tokenizer_class is 'BertJapaneseTokenizer', which cuts text into "
+        f"{vocabulary / file}: tokenizer_class is 'BertJapaneseTokenizer', which splits text into "
         "words with MeCab: not implemented here. Give ids, not text"
     )
     refused(TokenizerError, words, vocabulary, "tokenize")
@@ -1287,7 +1287,7 @@ def wordpieces(vocabulary):
     return vocabulary
 
 
-UNKNOWN_LACKS = "vocab.txt: has no {}, expected a token for what is unknown"
+UNKNOWN_LACKS = "vocab.txt: has no {}, expected a token for unknown words"
 WORDPIECES = {
     "no unknown": ("vocab.txt", b"the\nking\n", "/" + UNKNOWN_LACKS.format("[UNK]")),
     "not UTF-8": (
@@ -1312,7 +1312,7 @@ WORDPIECES = {
     "a role without text": (
         "special_tokens_map.json",
         b'{"unk_token": {}}',
-        ": the tokenizer's files have an unknown form (KeyError: 'content'). Download again",
+        ": the tokenizer files have an unknown form (KeyError: 'content'). Download again",
     ),
 }  # fmt: skip
 

@@ -289,7 +289,7 @@ VOCABULARIES = {  # a file, what is done to it → exit code, the words
     "gone": ("encoder.json", Path.unlink, 4, "No such file or directory"),
     "merges gone": ("vocab.bpe", Path.unlink, 4, "No such file or directory"),
     "a hole": ("encoder.json", edited(ARD=600), 3, "no token has id 511, expected ids without "
-               "holes"),
+               "gaps"),
     "an id twice": ("encoder.json", edited(ARD=6), 3, "id 6 is both '&' and 'ARD'"),
     "an id as text": ("encoder.json", edited(ARD="511"), 3, "'ARD' has id '511', expected an "
                       "integer"),

@@ -1,9 +1,9 @@
-"""Serve a model over HTTP, in the words of OpenAI's completions API.
+"""Serve a model over HTTP with OpenAI's completions API.
 
-Its clients work unchanged: /v1/completions (streaming or not), /v1/embeddings, /v1/models. Texts
-are written side by side, and each is what it would be alone: the same seed, the same text. A page
-to try it is at /, what the server takes at /docs, Prometheus' numbers at /metrics. It listens to
-this machine alone, unless --host says otherwise. SIGTERM or Ctrl-C: what runs is finished first.
+OpenAI's clients work unchanged: /v1/completions (also streaming), /v1/embeddings, /v1/models.
+Continuous batching generates several texts at once; the same seed gives the same text as alone. A
+page to try the model is at /, the API documentation at /docs, Prometheus metrics at /metrics. Only
+this machine can connect unless --host is given. SIGTERM or Ctrl-C lets running texts finish first.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from npgpt2.cli.output import note
 from npgpt2.engines import ModelSpec
 from npgpt2.serve.settings import Settings
 
-HELP = "serve a model over HTTP, in the words of OpenAI's API"
+HELP = "serve a model over HTTP with OpenAI's completions API"
 EXAMPLES = """examples:
   npgpt2 serve
   npgpt2 serve --model EXPORTED --slots 16
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
     network.add_argument(
-        "--port", type=whole, default=8000, help="0: any that is free (default: %(default)s)"
+        "--port", type=whole, default=8000, help="port; 0 means any free one (default: %(default)s)"
     )
     add_options(network, Settings, "api_key_file", "allow_host")
     load = parser.add_argument_group("load")
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     hosts = settings.allow_host
     if not local:
         hosts = hosts or ()
-        open_ = "" if keys else ", and needs no key: --api-key-file asks for one"
-        note(f"warning: {address} is reached from other machines{open_}")
+        open_ = "" if keys else " without a key. Require one with --api-key-file"
+        note(f"warning: other machines can connect to {address}{open_}")
     place = f"http://{f'[{address}]' if ':' in address else address}:{port}"
     only = ", for this machine only" if local else ""
 
@@ -73,5 +73,5 @@ def run(args: argparse.Namespace) -> int:
     engine = Engine(lambda: load_engine(args), settings.slots, settings.queue, Metrics())
     service = Service(engine, name, args.debug)
     told = asyncio.run(serve(service, listener, settings.drain_seconds, hosts, keys, tell))
-    note("ended: nothing is left running")
+    note("the server has stopped")
     return 130 if told == signal.SIGINT else 0

@@ -1,6 +1,6 @@
 """An HTTP server with OpenAI's completions API over any engine, as one process or on Ray Serve.
 
-`guard` refuses by host and key, `protocol` by what a request says, `engine` when the queue is full.
+`guard` checks host and key, `protocol` checks the request, `engine` refuses if the queue is full.
 Only the command line imports this folder.
 """
 

@@ -1,7 +1,7 @@
-"""The application: paths and what each answers, in the words of OpenAI's API.
+"""The application: the paths and their answers, compatible with OpenAI's API.
 
-`/v1/completions` is the one that writes: a request becomes texts (`Writing`) on a `Ticket` of the
-engine, and what they say becomes parts of an answer, streamed or collected.
+`/v1/completions` generates text: a request becomes texts (`Writing`) on a `Ticket` of the engine,
+and their pieces become parts of the answer, streamed or collected.
 """
 
 import asyncio
@@ -41,21 +41,21 @@ from npgpt2.serve.protocol import (
     short,
 )
 
-MAX_BODY = 1 << 20  # bytes; the context of GPT-2 is a few thousand
-BODY_SECONDS = 20.0  # for all of it
-MAX_STOP = 1000  # characters; each token is held against all of them
-MAX_BIAS = 1024  # ids; they are looked up for each token
+MAX_BODY = 1 << 20  # bytes; a full context of GPT-2 has a few thousand
+BODY_SECONDS = 20.0  # to receive the whole body
+MAX_STOP = 1000  # characters; each new token is compared with all of them
+MAX_BIAS = 1024  # ids; they are applied for each token
 
 
 @dataclass
 class Service:
-    """What the paths share."""
+    """The state that all paths share."""
 
     engine: Engine
     name: str
     debug: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
-    # One text after another: they share the processor with those who write.
+    # One text at a time: embedding shares the processor with generation.
     embedder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "npgpt2 embedder")
     )
@@ -73,8 +73,8 @@ def application(
     keys: Iterable[str] = (),
     lifespan: Lifespan[Starlette] | None = None,
 ) -> Guard:
-    """The whole of it, behind its guard. Who runs it, or `lifespan`, starts `service.engine` and
-    drains it."""
+    """The ASGI application with its guard. The caller, or `lifespan`, starts and drains
+    `service.engine`."""
     paths: dict[str, tuple[str, Callable[[Service, Request], Awaitable[Response]]]] = {
         "/v1/completions": ("POST", completions),
         "/v1/embeddings": ("POST", embeddings),
@@ -94,7 +94,7 @@ def application(
             except ApiError as error:
                 return refusal(error, close=error.status in (408, 411, 413, 415))
             except ClientDisconnect:
-                return Response(status_code=499)  # to nobody
+                return Response(status_code=499)  # the client is gone
             except Exception as error:
                 return refusal(internal(service, error))
 
@@ -114,7 +114,7 @@ async def _no_such_path(request: Request, error: Any) -> Response:
         talk = request.url.path.startswith(("/v1/chat", "/v1/responses"))
         text = "no such path. See /docs"
         if talk:
-            text = "GPT-2 was not trained to chat: /v1/completions writes on behind a text"
+            text = "no such path: GPT-2 is not a chat model. Use /v1/completions"
     elif error.status_code == 405:
         allowed = dict(error.headers or {}).get("Allow", "another method")
         text = f"{request.method}: expected {allowed}. See /docs"
@@ -122,7 +122,7 @@ async def _no_such_path(request: Request, error: Any) -> Response:
 
 
 def internal(service: Service, error: Exception) -> ApiError:
-    """What nobody expected. Its text may hold a prompt, so the log gets its kind and its place."""
+    """An unexpected error → 500. Its text may contain a prompt: the log has only type and place."""
     if service.debug:
         traceback.print_exception(error)
     place = traceback.extract_tb(error.__traceback__)[-1:]
@@ -132,22 +132,20 @@ def internal(service: Service, error: Exception) -> ApiError:
     return ApiError(500, f"the model failed: {said}", None, "internal")
 
 
-# ── what comes in ────────────────────────────────────────────────────────────────────────────────
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def body_of(request: Request) -> bytes:
-    """A body of JSON, of bounded size, within bounded time."""
+    """The JSON body of a request, with limits on size and time."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which a page of another site cannot send without asking
+    if kind != "application/json":  # a page of another site cannot send this without a preflight
         raise ApiError(
             415, f"Content-Type: got {short(kind)}, expected application/json", "Content-Type"
         )
     length = request.headers.get("content-length")
     if length is None and "transfer-encoding" not in request.headers:
         raise ApiError(411, "Content-Length: is missing", "Content-Length")
-    too_long = ApiError(
-        413, f"body: is longer than {MAX_BODY:,} bytes. Send less at a time", "body"
-    )
+    too_long = ApiError(413, f"body: is longer than {MAX_BODY:,} bytes. Split the request", "body")
     if length is not None and int(length) > MAX_BODY:
         raise too_long
     read = bytearray()
@@ -158,14 +156,14 @@ async def body_of(request: Request) -> bytes:
                 if len(read) > MAX_BODY:
                     raise too_long
     except TimeoutError:
-        raise ApiError(408, f"body: did not come within {BODY_SECONDS:g} s", "body") from None
+        raise ApiError(408, f"body: did not arrive within {BODY_SECONDS:g} s", "body") from None
     return bytes(read)
 
 
 async def _asked(
     service: Service, request: Request, kind: type[Any], texts: str
 ) -> tuple[LanguageModel, Any, list[Any]]:
-    """The model, what is asked of it, and the texts in the field of this name."""
+    """The model, the parsed request, and the texts in its field `texts`."""
     model = service.engine.require_ready()
     asked = parse(await body_of(request), kind)
     service.require_name(asked.model)
@@ -173,7 +171,7 @@ async def _asked(
 
 
 def _encoded(model: LanguageModel, prompts: list[Any], param: str) -> list[list[int]]:
-    """Prompts as ids; raises ApiError. In a thread: a megabyte takes its time."""
+    """Prompts → ids; raises ApiError. Called in a thread: a megabyte takes time to encode."""
     ids = []
     for n, prompt in enumerate(prompts):
         where = param if len(prompts) == 1 else f"{param}.{n}"
@@ -188,12 +186,12 @@ def _encoded(model: LanguageModel, prompts: list[Any], param: str) -> list[list[
 
 
 def options_of(asked: CompletionRequest) -> GenerationOptions:
-    """The same wishes in our words."""
+    """A request's options as `GenerationOptions`."""
     bias = {}
     for token, number in (asked.logit_bias or {}).items():
         if not token.isdecimal() or len(token) > 9:
             raise ApiError(
-                400, f"logit_bias: got {short(token)}, expected a token's id", "logit_bias"
+                400, f"logit_bias: got {short(token)}, expected a token id", "logit_bias"
             )
         bias[int(token)] = number
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
@@ -221,11 +219,11 @@ def options_of(asked: CompletionRequest) -> GenerationOptions:
         raise ApiError(400, str(error), error.option) from None
 
 
-# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+# ── completions ──────────────────────────────────────────────────────────────────────────────────
 
 
 class Part(NamedTuple):
-    """What is added to one of a request's answers."""
+    """What one step adds to one choice of an answer."""
 
     number: int
     text: str
@@ -235,7 +233,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Answering:
-    """A request that was understood: its texts, and how they are told of."""
+    """A valid completion request: its texts, and their parts as they are generated."""
 
     asked: CompletionRequest
     model: LanguageModel
@@ -246,12 +244,12 @@ class Answering:
 
     @classmethod
     def of(cls, asked: CompletionRequest, model: LanguageModel, prompts: list[Any]) -> "Answering":
-        """Raises ApiError. In a thread."""
+        """Raises ApiError. Called in a thread."""
         options = options_of(asked)
         if asked.max_tokens == 0 and not asked.echo:
-            raise ApiError(400, "max_tokens: got 0, expected 1 at least, or echo", "max_tokens")
+            raise ApiError(400, "max_tokens: got 0, expected at least 1, or echo", "max_tokens")
         if asked.stream_options is not None and not asked.stream:
-            raise ApiError(400, "stream_options: is for stream. Leave it out", "stream_options")
+            raise ApiError(400, "stream_options: needs stream. Leave it out", "stream_options")
         ids = _encoded(model, prompts, "prompt")
         try:
             texts = [model.writing(one, options, n) for one in ids for n in range(asked.n)]
@@ -260,7 +258,7 @@ class Answering:
         return cls(asked, model, prompts, ids, texts)
 
     async def parts(self, ticket: Ticket) -> AsyncIterator[Part]:
-        """Everything that is said, as it is said. OpenAI knows two reasons for an end."""
+        """The parts as they are generated. OpenAI's API has two finish reasons: stop and length."""
         asked = self.asked
         ticket.submit(self.texts, asked.logprobs, asked.echo, write=asked.max_tokens > 0)
         tellers = [self._teller(n // asked.n) for n in range(len(self.texts))]
@@ -288,13 +286,14 @@ class Answering:
 
 
 class Teller:
-    """One answer's text and, if wished for, its tokens, each told of with the text it begins in."""
+    """Text and, on request, log-probabilities of one choice. Each token comes with the text in
+    which it begins."""
 
     def __init__(self, model: LanguageModel, before: str, thinks: bool) -> None:
         self._model, self._before, self._thinks = model, before, thinks
         self._shown, self._offset = 0, 0
         self._decoder = model.tokenizer.decoder()
-        self._held: list[tuple[int, Chosen]] = []  # (where its text begins, what was thought)
+        self._held: list[tuple[int, Chosen]] = []  # (offset of its text, its log-probability)
 
     def take(
         self, text: str, chosen: list[Chosen], finish: str | None
@@ -306,7 +305,7 @@ class Teller:
         for one in chosen:
             self._held.append((self._offset, one))
             self._offset += len(self._decoder.push(one.token))
-        # What was held back may be the beginning of a stop text, whose tokens are not told.
+        # Held-back text may begin a stop text; the tokens of a stop text are not returned.
         told = [(at, one) for at, one in self._held if at < self._shown]
         self._held = self._held[len(told) :] if finish is None else []
         if not told:
@@ -321,7 +320,7 @@ class Teller:
         }
 
     def _name(self, token: int) -> str:
-        """A token as text; one of half a character by its bytes, as OpenAI spells them."""
+        """A token as text; part of a character as its bytes, in OpenAI's notation."""
         raw = self._model.tokenizer.token_bytes(token)
         try:
             return raw.decode()
@@ -347,7 +346,7 @@ async def completions(service: Service, request: Request) -> Response:
         return Streamed(_events(service, answering, ticket, head), ticket)
     choices = await _unless_gone(request, _collected(answering, ticket), ticket)
     if choices is None:
-        return Response(status_code=499)  # to nobody
+        return Response(status_code=499)  # the client is gone
     return JSONResponse({**head, "choices": choices, "usage": answering.usage()})
 
 
@@ -391,8 +390,8 @@ async def _events(
 
 
 class Streamed(StreamingResponse):
-    """Server-sent events; the request's place is free when the client goes away, or before it has
-    heard anything."""
+    """Server-sent events. The ticket is closed when the answer ends or the client disconnects, even
+    before the first event."""
 
     def __init__(self, events: AsyncIterator[str], ticket: Ticket) -> None:
         headers = {"Cache-Control": "no-store"}
@@ -405,13 +404,13 @@ class Streamed(StreamingResponse):
 
 
 async def _gone(request: Request) -> None:
-    """Until the client goes away. Its body was read before."""
+    """Wait until the client disconnects. Its body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def _unless_gone(request: Request, work: Awaitable[Any], ticket: Ticket) -> Any:
-    """What a piece of work gives; None, and its end, as soon as the client goes away."""
+    """The result of `work`; if the client disconnects first, cancel `work` and return None."""
     with ticket:
         tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))]
         try:
@@ -422,7 +421,7 @@ async def _unless_gone(request: Request, work: Awaitable[Any], ticket: Ticket) -
                 task.cancel()
 
 
-# ── the others ───────────────────────────────────────────────────────────────────────────────────
+# ── other paths ──────────────────────────────────────────────────────────────────────────────────
 
 
 async def embeddings(service: Service, request: Request) -> Response:
@@ -434,12 +433,12 @@ async def embeddings(service: Service, request: Request) -> Response:
     found, loop = [], asyncio.get_running_loop()
     gone = asyncio.ensure_future(_gone(request))
     try:
-        # The place is held until the thread is done with a text, whoever has gone away.
+        # The ticket stays open until the thread has finished its text, even if the client is gone.
         with service.engine.admit(len(inputs), "input"):
             ids = await asyncio.to_thread(_encoded, model, inputs, "input")
             for one in ids:
                 if gone.done():
-                    return Response(status_code=499)  # to nobody
+                    return Response(status_code=499)  # the client is gone
                 found.append(await loop.run_in_executor(service.embedder, model.embed, one))
     finally:
         gone.cancel()

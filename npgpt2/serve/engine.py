@@ -1,8 +1,8 @@
-"""The batcher in a thread of its own, and what an asyncio program sees of it.
+"""The batcher in its own thread, and its interface for asyncio.
 
-The event loop admits requests, and is the only one that counts them; the thread computes, and is
-the only one that touches the batcher. What passes between them: jobs and `gone` that way, what jobs
-heard this way, once a step.
+The event loop admits and counts requests; the thread computes. Only the event loop changes the
+counts, only the thread touches the batcher. Jobs and `gone` go from the loop to the thread, results
+go back once per step.
 """
 
 import asyncio
@@ -24,34 +24,34 @@ from npgpt2.serve.protocol import ApiError
 
 
 class Chosen(NamedTuple):
-    """What the model thought of a token: natural logarithms of probabilities."""
+    """A token and its log-probabilities (natural logarithm)."""
 
     token: int
-    logprob: float | None  # None: it is a text's first, which nothing comes before
-    top: list[tuple[int, float]]  # the likeliest tokens, best first
+    logprob: float | None  # None for the first token of a text, which has no context
+    top: list[tuple[int, float]]  # the most probable tokens, best first
 
 
 class Heard(NamedTuple):
-    """What a step gave to one text of a request."""
+    """The result of one step for one text of a request."""
 
-    number: int  # of the text in its request
+    number: int  # index of the text in its request
     piece: Piece
-    chosen: list[Chosen]  # of the piece's tokens, and of the prompt's before the first
+    chosen: list[Chosen]  # the piece's tokens; in the first, after those of the prompt
 
 
 class Engine:
-    """A model that serves.
+    """A model and its batcher, for a server.
 
     Args:
-        load: gives the model; called in the thread.
-        slots: texts that are written at the same time.
+        load: returns the model; called in the thread.
+        slots: texts that are generated at the same time.
         queue: texts that may wait for a slot.
 
     Attributes:
         state: "loading", "ready", "draining", or "failed".
-        model: once it is ready.
-        failure: what `load` raised.
-        held: texts that were admitted and have not ended.
+        model: None until it is loaded.
+        failure: the exception that `load` raised.
+        held: admitted texts that have not ended.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Engine:
         self._out: list[tuple[Ticket, Heard | Exception]] = []
         self._wake, self._closing = threading.Condition(), False
         self._changed = asyncio.Event()
-        self._seconds = 1.0  # that a text takes, lately
+        self._seconds = 1.0  # recent duration of a text, as a moving average
 
     # ── the event loop's side ────────────────────────────────────────────────────────────────────
 
@@ -77,7 +77,7 @@ class Engine:
         self._thread.start()
 
     async def loaded(self) -> None:
-        """Wait for the model. Raises what loading it raised."""
+        """Wait until the model is loaded. Raises what `load` raised."""
         while self.state == "loading":
             self._changed.clear()
             await self._changed.wait()
@@ -85,7 +85,7 @@ class Engine:
             raise self.failure
 
     def require_ready(self) -> LanguageModel:
-        """Raises ApiError, 503, while the model is being loaded, or the server goes away."""
+        """The model; raises ApiError, 503, while it is being loaded or the server shuts down."""
         if self.state != "ready" or self.model is None:
             raise ApiError(
                 503,
@@ -97,7 +97,7 @@ class Engine:
         return self.model
 
     def admit(self, texts: int, param: str) -> "Ticket":
-        """Room for so many texts, or ApiError: 429 where there is none now, 400 where never."""
+        """Reserve places for `texts` texts; ApiError 429 if the queue is full, 400 if too many."""
         self.require_ready()
         room = self.slots + self.queue
         if texts > room:
@@ -107,7 +107,7 @@ class Engine:
             seconds = math.ceil(self._seconds * max(1, self.held) / self.slots)
             raise ApiError(
                 429,
-                f"the queue is full ({self.queue} texts wait). Try again",
+                f"the queue is full ({self.queue} texts). Try again",
                 None,
                 "queue_full",
                 {"Retry-After": str(min(60, max(1, seconds)))},
@@ -115,10 +115,10 @@ class Engine:
         return Ticket(self, texts)
 
     async def drain(self, seconds: float) -> int:
-        """Take no new work, let what was admitted end within so many seconds; end the rest.
+        """Accept no new texts, give admitted ones so many seconds to finish, and cancel the rest.
 
         Returns:
-            how many texts were cut off.
+            the number of texts that were cancelled.
         """
         if self.state == "ready":
             self.state = "draining"
@@ -131,15 +131,15 @@ class Engine:
                 break
         left = self.held
         for ticket in list(self._tickets):
-            ticket.fail(ApiError(503, "the server went away before the end", None, "draining"))
+            ticket.fail(ApiError(503, "the server shut down before the end", None, "draining"))
         return left
 
     def close(self) -> None:
-        """End the thread, within a step."""
+        """End the thread, after its current step."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self.state != "loading":  # a library that is being imported cannot be told
+        if self.state != "loading":  # an import in the thread cannot be interrupted
             self._thread.join()
 
     def _submit(self, jobs: Sequence[Job]) -> None:
@@ -170,7 +170,7 @@ class Engine:
             model = self._load()
             if not model.has_vocabulary:
                 raise TokenizerError(
-                    "--model: has no vocabulary, expected one: a server answers in text"
+                    "--model: has no vocabulary, expected one, since the server returns text"
                 )
             batcher = Batcher(model.slots(self.slots))
         except BaseException as error:
@@ -189,7 +189,7 @@ class Engine:
                 batcher.add(job)
             try:
                 work = batcher.step()
-            except Exception as error:  # a bug of ours: who waits hears of it, the server stays
+            except Exception as error:  # a bug: all requests fail, the server goes on
                 for job in batcher.jobs:
                     job.fail(error)
                 batcher, work = Batcher(batcher.slots), False
@@ -199,7 +199,7 @@ class Engine:
     def _tell(self, f: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(f, *args)
-        except RuntimeError:  # the loop is closed: nobody listens any more
+        except RuntimeError:  # the event loop is closed
             self._closing = True
 
     def _heard(self, ticket: "Ticket", item: Heard | Exception) -> None:
@@ -207,7 +207,7 @@ class Engine:
 
 
 class Ticket:
-    """A request's place: its texts on their way. Leaving it, in any way, frees what it held."""
+    """The places and texts of one request. Leaving its `with` block frees them in any case."""
 
     def __init__(self, engine: Engine, texts: int) -> None:
         self._engine, self._open = engine, texts
@@ -225,7 +225,7 @@ class Ticket:
         self.close()
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Cancel the texts that have not ended, and free their places."""
         for job in self._jobs:
             job.gone = True
         self._engine._release(self._open)
@@ -236,12 +236,12 @@ class Ticket:
         self, texts: Sequence[Writing], logprobs: int | None = None, echo: bool = False,
         write: bool = True,
     ) -> None:  # fmt: skip
-        """Ask for texts.
+        """Submit texts to the batcher.
 
         Args:
-            logprobs: think aloud, with so many of the likeliest tokens.
-            echo: of the prompt's tokens as well.
-            write: False: read the prompts, and nothing else.
+            logprobs: number of top tokens; None for no log-probabilities.
+            echo: return log-probabilities of the prompt's tokens as well.
+            write: False to prefill the prompts and generate nothing.
         """
         for index, text in enumerate(texts):
             known: list[Chosen] = []
@@ -269,13 +269,13 @@ class Ticket:
         self._engine._heard(self, error)
 
     def fail(self, error: Exception) -> None:
-        """End it from outside."""
+        """End the request with an error."""
         for job in self._jobs:
             job.gone = True
         self._items.put_nowait(error)
 
     def put(self, item: Heard | Exception) -> None:
-        """What the thread heard, on the event loop."""
+        """Add a result of the thread; called on the event loop."""
         engine, now = self._engine, time.monotonic()
         if isinstance(item, Heard):
             if self._first:
@@ -292,7 +292,7 @@ class Ticket:
         self._items.put_nowait(item)
 
     async def __aiter__(self) -> AsyncIterator[Heard]:
-        """What is heard, until every text has ended. Raises what a text failed with."""
+        """The results until every text has ended. Raises the error of a text that failed."""
         left = len(self._jobs)
         while left:
             item = await self._items.get()
@@ -303,7 +303,7 @@ class Ticket:
 
 
 def judged(logits: Array, tokens: Sequence[int], top: int) -> list[Chosen]:
-    """Logits (T, V) of these T tokens → what was thought of each.
+    """Logits (T, V) and the T chosen tokens → their log-probabilities, with the `top` best.
 
     >>> [(c.token, round(c.logprob, 3), c.top) for c in judged(np.zeros((1, 2)), [1], 0)]
     [(1, -0.693, [])]
@@ -317,7 +317,7 @@ def judged(logits: Array, tokens: Sequence[int], top: int) -> list[Chosen]:
 
 
 def _reader(prompt: list[int], top: int, known: list[Chosen]) -> Callable[[int, Array], None]:
-    """Of a piece of a prompt: each token's logits judge the next one."""
+    """A `tell_prompt` callback that adds the log-probabilities of a prompt's tokens to `known`."""
 
     def read(start: int, logits: Array) -> None:
         following = prompt[start + 1 : start + 1 + len(logits)]

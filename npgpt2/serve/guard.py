@@ -1,7 +1,7 @@
-"""Who may come in: the name in the address bar, and the key.
+"""Access control: the Host header and the API key.
 
-A page of another site can have its name resolve to 127.0.0.1 and then read what a server there
-answers (DNS rebinding); it cannot choose the Host header, which still has its own name.
+A page of another site can make its name resolve to 127.0.0.1 and then read the answers of a server
+there (DNS rebinding). It cannot choose the Host header, which still has the name of its site.
 """
 
 import base64
@@ -21,17 +21,17 @@ from npgpt2.serve.protocol import ApiError
 
 MAX_HEADERS = 100
 HEAD_BYTES = 16 << 10
-ALIVE = "/livez"  # asked by what watches over processes, which has no key
+ALIVE = "/livez"  # for process supervisors, which have no key
 
 
 class Guard:
-    """An ASGI application around another.
+    """An ASGI middleware that checks the headers, the host and the key of each request.
 
     Args:
-        hosts: names that this server goes by, beside those of this machine for itself; None: only
-            these.
-        keys: whoever asks has one of these; empty: nobody needs any.
-        paths: those that metrics count by name.
+        hosts: names of this server; every IP address is then allowed as well. None: only
+            localhost and loopback addresses are.
+        keys: valid API keys; if empty, no key is needed.
+        paths: paths that metrics count by name.
     """
 
     def __init__(
@@ -82,17 +82,17 @@ class Guard:
         if not self._is_ours(headers.get("host", "")):
             raise ApiError(
                 403,
-                "Host: is not a name of this server. --allow-host NAME lets it in",
+                "Host: is not a name of this server. Allow it with --allow-host NAME",
                 "Host",
                 "host_not_allowed",
             )
         if self._keys and not self._has_key(headers.get("authorization", "")):
             raise ApiError(
                 401,
-                "Authorization: expected 'Bearer KEY', with a key of this server",
+                "Authorization: expected 'Bearer KEY' with a valid key of this server",
                 "Authorization",
                 "invalid_api_key",
-                {"WWW-Authenticate": 'Basic realm="npgpt2"'},  # browsers ask for it
+                {"WWW-Authenticate": 'Basic realm="npgpt2"'},  # browsers then ask for a password
             )
 
     def _is_ours(self, host: str) -> bool:
@@ -102,14 +102,14 @@ class Guard:
             return True
         try:
             address = ipaddress.ip_address(name)
-        except ValueError:  # a name: one that a stranger may have made
+        except ValueError:  # a name, which a stranger may have registered
             return self._hosts is not None and name in self._hosts
         return address.is_loopback or self._hosts is not None
 
     def _has_key(self, authorization: str) -> bool:
-        """Takes the same time whatever is right about it."""
+        """Whether the header has a valid key; takes the same time for every key."""
         kind, _, given = authorization.partition(" ")
-        if kind.lower() == "basic":  # a browser's: any name, the key as the password
+        if kind.lower() == "basic":  # from a browser: any user name, the key as password
             try:
                 given = base64.b64decode(given, validate=True).decode().partition(":")[2]
             except ValueError:
@@ -120,6 +120,6 @@ class Guard:
 
 
 def refusal(error: ApiError, close: bool = False) -> JSONResponse:
-    """An error as an answer; with `close` what follows of the request is not waited for."""
+    """An error response; `close` closes the connection without reading the rest of the request."""
     headers: dict[str, Any] = error.headers | ({"Connection": "close"} if close else {})
     return JSONResponse(error.body, error.status, headers)

@@ -2,9 +2,9 @@
 
     serve run npgpt2.serve:app model=DIR replicas=4
 
-https://docs.ray.io/en/latest/serve/index.html. Ray's proxies hear the requests and give each to a
-replica, which has slots and a queue of its own; what one replica has read of a prompt, another has
-not. Patience with slow clients, and the address, are the proxies'.
+https://docs.ray.io/en/latest/serve/index.html. Ray's proxies take the requests and send each to a
+replica. Every replica has its own slots, queue and prefix cache. The proxies also set the address
+and the timeouts for slow clients.
 """
 
 import os
@@ -23,7 +23,7 @@ from npgpt2.serve.guard import Guard
 from npgpt2.serve.metrics import Metrics
 from npgpt2.serve.settings import Settings
 
-# What may be given, by the names of the command line, and what is taken for the rest.
+# The arguments, named as on the command line, and their defaults.
 OF_MODEL: dict[str, Any] = {"model": None, "revision": None}
 OF_MODEL |= {f.name: f.default for f in fields(ModelSpec) if f.name != "strict"}
 OF_SERVER = {f.name: f.default for f in fields(Settings)} | {"allow_host": ()}
@@ -31,20 +31,20 @@ DEFAULTS: dict[str, Any] = {**OF_MODEL, **OF_SERVER, "replicas": 1, "cpus": 1}
 
 
 def app(args: Mapping[str, Any]) -> Any:
-    """A Ray Serve application: `replicas` of the server, each with so many `cpus`.
+    """A Ray Serve application: `replicas` copies of the server with `cpus` CPUs each.
 
     Args:
-        args: of `DEFAULTS`, the options of `npgpt2 serve` and these two; numbers may be text, as
-            `serve run` gives them.
+        args: options of `npgpt2 serve`, `replicas` and `cpus`, see `DEFAULTS`. Numbers may be text,
+            as `serve run` passes them.
 
     Raises:
-        OptionError: another name, no number where one is expected, or one out of range.
+        OptionError: an unknown name, or a value of the wrong type or out of range.
         MissingPackage: Ray is not installed.
     """
     chosen = dict(DEFAULTS)
     for name, value in args.items():
         if name not in DEFAULTS:
-            raise OptionError(name, f"is no option, expected one of {', '.join(DEFAULTS)}")
+            raise OptionError(name, f"is not an option, expected one of {', '.join(DEFAULTS)}")
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         number = isinstance(DEFAULTS[name], int) or name == "threads"
         chosen[name] = _number(name, value) if number and value is not None else value
@@ -62,7 +62,7 @@ def app(args: Mapping[str, Any]) -> Any:
         name="npgpt2",
         num_replicas=chosen["replicas"],
         ray_actor_options={"num_cpus": chosen["cpus"]},
-        # Beyond these the server itself says 429, and when to come again.
+        # With more, the server itself answers 429 with Retry-After.
         max_ongoing_requests=settings.slots + settings.queue + 16,
         graceful_shutdown_timeout_s=float(settings.drain_seconds + 10),
     )
@@ -73,11 +73,11 @@ def _number(name: str, value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise OptionError(name, f"got {value!r}, expected a whole number") from None
+        raise OptionError(name, f"got {value!r}, expected an integer") from None
 
 
 def _replica(spec: ModelSpec, settings: Settings) -> Guard:
-    """The application of one replica, which opens the model before it takes requests."""
+    """The application of one replica; it opens the model before it takes requests."""
 
     def opened() -> LanguageModel:
         return open_model(spec, tell=lambda text: print(f"npgpt2: {text}", file=sys.stderr))
@@ -92,6 +92,6 @@ def _replica(spec: ModelSpec, settings: Settings) -> Guard:
         await engine.drain(float(settings.drain_seconds))
         engine.close()
 
-    # The proxies' addresses are theirs, and names are for who set them up.
+    # The proxies have their own addresses, so by default every IP address is allowed as Host.
     service = Service(engine, spec.name)
     return application(service, settings.allow_host, settings.keys(), open_)

@@ -1,4 +1,4 @@
-"""The two pages of a server: one to try it, one that says what it takes."""
+"""The two pages of a server: one to try the model, one that documents the API."""
 
 import html
 import json
@@ -13,7 +13,7 @@ WEB = Path(__file__).parent / "web"
 FRONT = """<main>
 <h1>{name}</h1>
 <form id="form">
-<label>Text to go on from <textarea id="prompt" autofocus>O Romeo, </textarea></label>
+<label>Prompt <textarea id="prompt" autofocus>O Romeo,</textarea></label>
 <div class="options">
 <label>tokens <input id="max_tokens" type="number" min="1" value="100" inputmode="numeric"></label>
 <label>temperature <input id="temperature" type="number" min="0" step="0.1" value="0.8"
@@ -22,47 +22,47 @@ FRONT = """<main>
  inputmode="decimal"></label>
 <label>seed <input id="seed" type="number" min="0" placeholder="any" inputmode="numeric"></label>
 </div>
-<div class="buttons"><button id="write">Write</button>
+<div class="buttons"><button id="write">Generate</button>
 <button id="stop" type="button" disabled>Stop</button></div>
 </form>
 <pre id="answer"></pre>
 <p class="faint" id="state" role="status"></p>
-<p class="faint"><a href="docs">What the server takes</a></p>
+<p class="faint"><a href="docs">API documentation</a></p>
 </main>"""
 
-DOCS = """<h1>{name}: what the server takes</h1>
-<p>OpenAI's completions API, for its own clients. With keys every path but <code>/livez</code> wants
-<code>Authorization: Bearer KEY</code>.</p>
+DOCS = """<h1>{name}: API</h1>
+<p>OpenAI's completions API; OpenAI's clients work with it. If the server has keys, every path but
+<code>/livez</code> needs <code>Authorization: Bearer KEY</code>.</p>
 <pre>from openai import OpenAI
 
-client = OpenAI(base_url="{base}/v1", api_key="any, where no keys were set")
-answer = client.completions.create(model={quoted}, prompt="O Romeo, ", max_tokens=40, seed=7)
+client = OpenAI(base_url="{base}/v1", api_key="any text if the server has no keys")
+answer = client.completions.create(model={quoted}, prompt="O Romeo,", max_tokens=40, seed=7)
 print(answer.choices[0].text)</pre>
 <pre>curl {base}/v1/completions -H 'Content-Type: application/json' \\
-  -d '{{"prompt": "O Romeo, ", "max_tokens": 40, "stream": true}}'</pre>
+  -d '{{"prompt": "O Romeo,", "max_tokens": 40, "stream": true}}'</pre>
 {requests}
-<h2>The others</h2>
+<h2>Other paths</h2>
 <table>{paths}</table>
 <h2>Errors</h2>
-<p>OpenAI's object: <code>{{"error": {{"message", "type", "param", "code"}}}}</code>;
-<code>param</code> is the field that is wrong.</p>
+<p>OpenAI's format: <code>{{"error": {{"message", "type", "param", "code"}}}}</code>;
+<code>param</code> is the wrong field.</p>
 <table>{errors}</table>"""
 
 PATHS = {
-    "GET /v1/models": "the one model, by the name to ask for",
-    "GET /livez": "200 while the process lives; needs no key",
-    "GET /readyz": "200 when the model is there; 503 while it is loaded, or the server drains",
-    "GET /metrics": "Prometheus text",
-    "GET /": "a page to try it",
+    "GET /v1/models": "the model and its name",
+    "GET /livez": "200 while the process is alive; needs no key",
+    "GET /readyz": "200 when the model is ready; 503 while it loads or the server shuts down",
+    "GET /metrics": "metrics in Prometheus format",
+    "GET /": "a page to try the model",
 }
 ERRORS = {
-    "400": "a field out of its range, unknown, or of another type; JSON that is none",
-    "401, 403": "no key of this server; a Host that is not its name",
-    "404, 405": "another model's name; no such path; another method",
-    "408, 411, 413, 415, 431": "a request too slow, without a length, too long, not JSON, with too "
-    "many headers",
-    "429": "the queue is full; Retry-After says for how many seconds",
-    "503": "the model is being loaded, or the server drains",
+    "400": "a field is unknown, out of range or of the wrong type; the body is not JSON",
+    "401, 403": "no valid key; a Host that is not a name of this server",
+    "404, 405": "another model's name or no such path; a wrong method",
+    "408, 411, 413, 415, 431": "a request that is too slow or too long, has no length or too many "
+    "headers, or is not JSON",
+    "429": "the queue is full; Retry-After says after how many seconds to try again",
+    "503": "the model is being loaded, or the server shuts down",
 }
 STYLE = "table { border-collapse: collapse } td { border-top: 1px solid var(--line); padding: .3rem\
  .8rem .3rem 0; vertical-align: top }"
@@ -75,7 +75,7 @@ def front_page(name: str) -> str:
 
 
 def docs_page(name: str, base: str) -> str:
-    """`base` is where the server is, as who asks knows it: http://HOST:PORT."""
+    """`base` is the URL of the server as the client sees it: http://HOST:PORT."""
     requests = "".join(map(_request, (CompletionRequest, EmbeddingRequest)))
     paths, errors = (
         _rows((f"<code>{path}</code>", html.escape(text)) for path, text in table.items())
@@ -94,7 +94,7 @@ def docs_page(name: str, base: str) -> str:
 
 
 def _request(kind: type[Any]) -> str:
-    """A request's fields, from what checks them."""
+    """The documentation of a request, from its pydantic model."""
     title, _, about = " ".join((kind.__doc__ or "").split()).partition(": ")
     rows = []
     for field, schema in kind.model_json_schema()["properties"].items():

@@ -1,7 +1,7 @@
-"""What OpenAI's clients send, checked, and the errors that they understand.
+"""The requests of OpenAI's clients, with their checks, and the errors in OpenAI's format.
 
-https://platform.openai.com/docs/api-reference/completions and /embeddings. A field that this server
-does not know is refused by its name: what a client asks for is done, or it hears that it is not.
+https://platform.openai.com/docs/api-reference/completions and /embeddings. An unknown field is an
+error that names it: the server never ignores a part of a request silently.
 """
 
 import json
@@ -10,21 +10,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Prompts = Annotated[Any, Field(description="Text; a list of texts; ids; a list of lists of ids.")]
+Prompts = Annotated[Any, Field(description="A text, a list of texts, ids, or a list of ids lists.")]
 Model = Annotated[
-    str | None, Field(description="The name that `GET /v1/models` gives. It may be left out.")
+    str | None, Field(description="The model's name from `GET /v1/models`. Optional.")
 ]
 User = Annotated[str | None, Field(description="Ignored.")]
 
 
 class ApiError(Exception):
-    """A refusal, as OpenAI's clients know them.
+    """An error in OpenAI's format.
 
     Attributes:
-        status: of HTTP.
-        param: the field that is wrong; None where it is not a field.
-        code: one word for programs.
-        headers: to send along.
+        status: HTTP status code.
+        param: the wrong field; None if no field is wrong.
+        code: a short word for programs.
+        headers: additional HTTP headers.
     """
 
     def __init__(
@@ -52,79 +52,81 @@ class _Request(BaseModel):
 
 
 class StreamOptions(_Request):
-    include_usage: bool = Field(False, description="Count the tokens, in a last chunk.")
+    include_usage: bool = Field(False, description="Send token counts in a last chunk.")
 
 
 class CompletionRequest(_Request):
-    """`POST /v1/completions`: Write on behind prompts."""
+    """`POST /v1/completions`: Generate text that continues prompts."""
 
     model: Model = None
     prompt: Prompts
     max_tokens: int = Field(
-        16, ge=0, description="At most so many tokens for each answer; the context's end comes "
-        "first. 0 is for `echo`, which then only scores the prompt.",
+        16, ge=0, description="The largest number of tokens of each answer; a full context ends it "
+        "earlier. With `echo`, 0 scores the prompt and generates nothing.",
     )  # fmt: skip
-    temperature: float = Field(1.0, ge=0, description="0 is greedy; above 1 flattens.")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy; above 1 is flatter.")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Only the fewest tokens that have this probability together."
+        1.0, gt=0, le=1, description="Sample from the fewest tokens whose probabilities sum to it."
     )
-    n: int = Field(1, ge=1, le=128, description="Answers to each of the prompts.")
+    n: int = Field(1, ge=1, le=128, description="Answers for each prompt.")
     stop: str | list[str] | None = Field(
         None, description="Up to 16 texts that end an answer; they are not part of it."
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**64, description="The same seed, the same answer, whoever else is served."
+        None, ge=0, lt=2**64, description="The same seed gives the same answer, whatever the load."
     )
     logprobs: int | None = Field(
-        None, ge=0, le=5, description="Log-probabilities of each token and of so many likeliest: "
-        "the model's own, before temperature, bias and filters.",
+        None, ge=0, le=5, description="Return log-probabilities of each token and of this many top "
+        "tokens, from the model's logits before temperature, bias and filters.",
     )  # fmt: skip
-    echo: bool = Field(False, description="The prompt stands before the answer.")
+    echo: bool = Field(False, description="Return the prompt before the answer.")
     logit_bias: dict[str, float] | None = Field(
-        None, description="By id: what is added to its logit, -100 to 100."
+        None, description="Token id → what is added to its logit, -100 to 100."
     )
-    stream: bool = Field(False, description="Server-sent events, a piece at a time.")
+    stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
-    top_k: int | None = Field(None, ge=1, description="Only so many tokens. (Not OpenAI's.)")
+    top_k: int | None = Field(
+        None, ge=1, description="Only the top k tokens. (Not an OpenAI option.)"
+    )
     min_p: float | None = Field(
-        None, gt=0, le=1, description="Only tokens so many times as probable as the likeliest. "
-        "(Not OpenAI's.)",
+        None, gt=0, le=1, description="Sample from tokens at least this many times as probable as "
+        "the best. (Not an OpenAI option.)",
     )  # fmt: skip
     repetition_penalty: float = Field(
-        1.0, gt=0, le=100, description="Above 1: what was said is less likely. (Not OpenAI's.)"
+        1.0, gt=0, le=100, description="Above 1, repetition is less likely. (Not an OpenAI option.)"
     )
     user: User = None
     best_of: Literal[1] | None = Field(None, description="Only 1.")
     frequency_penalty: Literal[0] | None = Field(None, description="Only 0.")
     presence_penalty: Literal[0] | None = Field(None, description="Only 0.")
-    suffix: None = Field(None, description="Only null: the model writes from left to right.")
+    suffix: None = Field(None, description="Only null: GPT-2 generates from left to right.")
 
 
 class EmbeddingRequest(_Request):
     """`POST /v1/embeddings`: The mean of the last hidden states (ln_f's output) over the tokens of
-    each text. GPT-2 was not trained for this; it is what it has."""
+    each text. GPT-2 was not trained for embeddings."""
 
     model: Model = None
     input: Prompts
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64 is of little-endian float32."
+        "float", description="base64 is little-endian float32."
     )
-    dimensions: int | None = Field(None, description="Only the model's own, n_embd.")
+    dimensions: int | None = Field(None, description="Only the model's width, n_embd.")
     user: User = None
 
 
 def parse(body: bytes, kind: type[Any]) -> Any:
-    """A body of JSON as the request that it should be.
+    """Parse and check a JSON body.
 
     Raises:
-        ApiError: 400, which names the field.
+        ApiError: 400; the message names the wrong field.
 
     >>> parse(b'{"prompt": "a", "n": 1e6}', CompletionRequest)
     Traceback (most recent call last):
     npgpt2.serve.protocol.ApiError: n: got 1000000.0, input should be a valid integer
     """
     try:
-        # A number of 5,000 digits is no int (Python's limit): its field refuses what it gets.
+        # Python refuses an int of 5,000 digits: it becomes infinity, which its field refuses.
         values = json.loads(body, parse_int=_whole)
     except (ValueError, RecursionError) as problem:
         deep = isinstance(problem, RecursionError)
@@ -133,7 +135,7 @@ def parse(body: bytes, kind: type[Any]) -> Any:
     if not isinstance(values, dict):
         shown = "null" if values is None else f"a {type(values).__name__}"
         raise ApiError(400, f"body: got {shown}, expected an object")
-    # null is for "as it is by default": clients that pass on what they were not given send it.
+    # null means the default: some clients send it for arguments that were not given.
     optional = {name for name, field in kind.model_fields.items() if not field.is_required()}
     values = {k: v for k, v in values.items() if v is not None or k not in optional}
     try:
@@ -157,12 +159,12 @@ def _whole(digits: str) -> int | float:
 
 
 def _is_arm(part: Any) -> bool:
-    """Whether it names an alternative of a type, as pydantic counts them in, not a field."""
+    """Whether a part of pydantic's `loc` names an alternative of a union type, not a field."""
     return isinstance(part, str) and (part in ("str", "int", "bool") or "[" in part)
 
 
 def short(value: Any) -> str:
-    """What was got, in few characters.
+    """A value for an error message, in few characters.
 
     >>> short("float"), short("a b"), short(list(range(100)))
     ('float', "'a b'", 'a list of 100')
@@ -174,7 +176,7 @@ def short(value: Any) -> str:
 
 
 def prompts_of(value: Any, param: str) -> list[str | list[int]]:
-    """One prompt or several, as text or ids → several.
+    """One prompt or several, as text or ids → a list of prompts.
 
     >>> prompts_of([1, 2], "prompt"), prompts_of(["a", "b"], "prompt")
     ([[1, 2]], ['a', 'b'])

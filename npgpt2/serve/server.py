@@ -1,7 +1,7 @@
-"""A process that serves: its socket, its signals, and the patience it has with connections.
+"""The server process: its socket, its signals, and its limits for connections.
 
-uvicorn speaks HTTP, over h11. What it leaves open is bounded here: how long a head may take, how
-long an answer may lie unread, and how many connections there are.
+uvicorn speaks HTTP, with h11. The limits that it lacks are here: the time for the headers of a
+request, the time that an answer may stay unread, and the number of connections.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from npgpt2.serve.api import Service, application
 from npgpt2.serve.guard import HEAD_BYTES
 from npgpt2.serve.protocol import ApiError
 
-HEAD_SECONDS = 10.0  # from a request's first byte, or a connection's beginning, to its head's end
-UNREAD_SECONDS = 30.0  # that an answer may wait for its client to read on
-IDLE_SECONDS = 30  # that a connection may stay open between two requests
+HEAD_SECONDS = 10.0  # from a request's first byte, or the connection, to the end of its headers
+UNREAD_SECONDS = 30.0  # how long an answer may wait for its client to read
+IDLE_SECONDS = 30  # how long a connection may stay open between two requests
 MAX_CONNECTIONS = 512
 
 
 class Connection(H11Protocol):
-    """One connection, of bounded patience."""
+    """One connection, with time limits."""
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -51,7 +51,7 @@ class Connection(H11Protocol):
         elif self._head is None:
             self._head = self.loop.call_later(HEAD_SECONDS, self._too_slow)
         if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
-            self.transport.close()  # it was answered, and goes on sending
+            self.transport.close()  # the client still sends after the answer
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop("_head")
@@ -61,12 +61,12 @@ class Connection(H11Protocol):
     def _too_slow(self) -> None:
         self._head = None
         if self.conn.trailing_data[0]:
-            self._refuse(ApiError(408, f"head: did not come within {HEAD_SECONDS:g} s"))
+            self._refuse(ApiError(408, f"headers: did not arrive within {HEAD_SECONDS:g} s"))
         else:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Called where h11 refuses a request, while its error is being handled."""
+        """Called when h11 refuses a request, while its exception is being handled."""
         error = sys.exc_info()[1]
         status = getattr(error, "error_status_hint", 400)
         self._refuse(ApiError(status, f"request: {error or msg}"))
@@ -78,7 +78,7 @@ class Connection(H11Protocol):
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
         ]
-        with contextlib.suppress(h11.LocalProtocolError):  # an answer has begun: it is cut off
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer has begun and is cut off
             for event in (
                 h11.Response(status_code=error.status, headers=headers),
                 h11.Data(data=body),
@@ -88,7 +88,7 @@ class Connection(H11Protocol):
         self.transport.close()
         self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
-    # ── an answer that is not read ───────────────────────────────────────────────────────────────
+    # ── unread answers ───────────────────────────────────────────────────────────────────────────
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -110,7 +110,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, told to end by `stop`: it drains first, and stays for those who ask how it is."""
+    """uvicorn's server with `stop`: it drains first, and answers health checks meanwhile."""
 
     def __init__(self, app: Any, drain: Callable[[], Awaitable[None]]) -> None:
         config = uvicorn.Config(
@@ -123,8 +123,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """By Python's handlers: Windows' loop has none of its own. They run when the loop wakes,
-        which uvicorn makes it do ten times a second."""
+        """Use Python's signal handlers: the event loop on Windows has none. They run when the loop
+        wakes, and uvicorn wakes it ten times a second."""
         loop = asyncio.get_running_loop()
 
         def tell(number: int, _: Any) -> None:
@@ -136,14 +136,14 @@ class Server(uvicorn.Server):
             yield
         finally:
             for name, was in before.items():
-                # None: a handler that is not Python's.
+                # None: the handler before was not set from Python.
                 signal.signal(getattr(signal, name), signal.SIG_DFL if was is None else was)
 
     def stop(self, number: int) -> None:
-        """The first time drain, then end; the second time end."""
+        """The first call drains, then ends; the second call ends at once."""
         if self.told:
             self.should_exit = self.force_exit = True
-            # From Python 3.12 on a server that is closed waits for its connections.
+            # Since Python 3.12 a closed server waits for its connections.
             for connection in self.server_state.connections:
                 connection.transport.abort()
             return
@@ -163,26 +163,27 @@ async def serve(
     keys: Iterable[str] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> int:
-    """Serve until told to end; returns the signal's number.
+    """Serve until a signal ends it; returns the number of the signal.
 
-    It answers while the model is being loaded (503), and while it drains.
+    It answers with 503 while the model is being loaded and while the server drains.
 
     Args:
         hosts, keys: see `Guard`.
-        tell: hears "ready" when the model is there, and what becomes of those who are served
-            when it ends.
+        tell: callback for log lines: "ready" when the model is loaded, and what happens to running
+            texts at the end.
 
     Raises:
-        what loading the model raised.
+        whatever loading the model raised.
     """
     engine = service.engine
 
     async def drain() -> None:
         if engine.held:
             texts = f"{engine.held} text{'' if engine.held == 1 else 's'}"
-            tell(f"ending: {texts} may finish within {drain_seconds:g} s. Again ends at once")
+            limit = f"{drain_seconds:g} s. A second signal ends it at once"
+            tell(f"shutting down: {texts} may finish within {limit}")
         if cut := await engine.drain(drain_seconds):
-            tell(f"warning: {cut} of them did not, and were told so")
+            tell(f"warning: {cut} of them did not finish, their clients got an error")
 
     server = Server(application(service, hosts, keys), drain)
     serving = asyncio.ensure_future(server.serve([listener]))
@@ -205,10 +206,10 @@ async def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
-        FileError: the address is taken, not allowed, or none of this machine.
+        FileError: the address is in use, not allowed, or not one of this machine.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
@@ -219,7 +220,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:
-        hint = "Choose another with --host or --port"
+        hint = "Choose another address with --host or --port"
         raise FileError(f"{host}:{port}: {error.strerror or error}. {hint}") from None
     listener.setblocking(False)
     return listener

@@ -923,7 +923,7 @@ def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, halfway):
     page.fill("#prompt", "O Romeo, ")
     page.fill("#max_tokens", "30")
     page.fill("#seed", "7")
-    page.get_by_role("button", name="Write").tap()
+    page.get_by_role("button", name="Generate").tap()
     until(lambda: len(page.inner_text("#answer")) > len("O Romeo, ") + 5)
     assert "tokens in" not in page.inner_text("#state")  # the rest is yet to be written
     halfway.go_on()
@@ -932,7 +932,7 @@ def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, halfway):
     [want] = model.generate("O Romeo, ", seed=7, max_new_tokens=30)  # the same defaults
     assert page.text_content("#answer") == "O Romeo, " + want.text
     assert re.fullmatch(
-        r"30 tokens in \d+\.\d s: as many tokens as were asked for", page.inner_text("#state")
+        r"30 tokens in \d+\.\d s: the token limit is reached", page.inner_text("#state")
     )
     assert page.evaluate_handle("document.documentElement.scrollWidth").json_value() == 375
     assert page.get_by_role("button", name="Stop").is_disabled()
@@ -942,7 +942,7 @@ def test_the_servers_page_writes_while_one_looks_on_a_phone(watched, halfway):
 def test_stopping_frees_the_slot_and_errors_are_shown(watched, halfway):
     page = watched.open(halfway.url)
     page.fill("#max_tokens", "120")
-    page.get_by_role("button", name="Write").click()
+    page.get_by_role("button", name="Generate").click()
     page.wait_for_selector("#state:has-text('writing')")
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#state:has-text('stopped')")
@@ -964,7 +964,7 @@ def test_a_browser_asks_for_the_key_once(watched, tmp_path):
     ) as running:
         key = {"username": "any", "password": "sk-first"}
         page = watched.open(running.url, http_credentials=key)
-        page.get_by_role("button", name="Write").click()
+        page.get_by_role("button", name="Generate").click()
         page.wait_for_selector("#state:has-text('tokens in')")
     watched.faults[:] = [fault for fault in watched.faults if "401" not in fault]
 
@@ -973,7 +973,7 @@ def test_what_the_server_takes_is_told_from_what_checks_it(watched, server):
     from npgpt2.serve.protocol import CompletionRequest, EmbeddingRequest
 
     page = watched.open(server.url)
-    page.get_by_text("What the server takes").click()
+    page.get_by_text("API documentation").click()
     text = page.inner_text("body")
     for name in [*CompletionRequest.model_fields, *EmbeddingRequest.model_fields]:
         assert name in text

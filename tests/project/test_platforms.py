@@ -190,7 +190,7 @@ def test_a_server_serves_and_ends():
         assert python("-c", ask) == b"200\n"
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate()
-    assert (process.returncode, rest) == (130, b"npgpt2: ended: nothing is left running\n")
+    assert (process.returncode, rest) == (130, b"npgpt2: the server has stopped\n")
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────

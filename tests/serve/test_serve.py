@@ -316,7 +316,7 @@ REFUSED = [
     ({"prompt": "a", "max_tokens": -1}, "max_tokens",
      "max_tokens: got -1, input should be greater than or equal to 0"),
     ({"prompt": "a", "max_tokens": 0}, "max_tokens",
-     "max_tokens: got 0, expected 1 at least, or echo"),
+     "max_tokens: got 0, expected at least 1, or echo"),
     ({"prompt": "a", "temperature": -1}, "temperature",
      "temperature: got -1, input should be greater than or equal to 0"),
     (b'{"prompt": "a", "temperature": NaN}', "temperature",
@@ -356,14 +356,14 @@ REFUSED = [
     ({"prompt": "a", "logit_bias": {"512": 1}}, "logit_bias",
      "logit_bias: has the id 512, expected 0 to 511"),
     ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias",
-     "logit_bias: got x, expected a token's id"),
+     "logit_bias: got x, expected a token id"),
     ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias",
      "logit_bias: got 101.0, expected a number from -100 to 100"),
     (b'{"prompt": "a", "logit_bias": {"5": NaN}}', "logit_bias.5",
      "logit_bias.5: got nan, input should be a finite number"),
     ({"prompt": "a", "stream": 1}, "stream", "stream: got 1, input should be a valid boolean"),
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options",
-     "stream_options: is for stream. Leave it out"),
+     "stream_options: needs stream. Leave it out"),
     ({"prompt": "a", "stream": True, "stream_options": {"x": 1}}, "stream_options.x",
      "stream_options.x: is not a field"),
     ({"prompt": "a", "best_of": 3}, "best_of", "best_of: got 3, input should be 1"),
@@ -419,7 +419,7 @@ def test_paths_methods_and_kinds(server):
         "GET: expected POST. See /docs"
     )
     assert server.request("POST", "/v1/chat/completions", {})[2]["error"]["message"] == (
-        "GPT-2 was not trained to chat: /v1/completions writes on behind a text"
+        "no such path: GPT-2 is not a chat model. Use /v1/completions"
     )
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     got, _, answer = server.request("POST", "/v1/completions", b"prompt=a", form)
@@ -453,7 +453,7 @@ def test_a_full_queue_says_so_at_once_and_those_inside_finish():
                 )
                 assert (status, answer["error"]["code"]) == (429, "queue_full")
                 assert answer["error"]["type"] == "rate_limit_error"
-                assert answer["error"]["message"] == "the queue is full (2 texts wait). Try again"
+                assert answer["error"]["message"] == "the queue is full (2 texts). Try again"
                 assert 1 <= int(headers["Retry-After"]) <= 60
             assert running.request("GET", "/livez")[0] == 200
             running.go_on()
@@ -664,7 +664,7 @@ def test_every_path_but_livez_wants_a_key(locked, authorization):
         assert status == 401
         assert answer["error"]["type"] == "authentication_error"
         assert answer["error"]["message"] == (
-            "Authorization: expected 'Bearer KEY', with a key of this server"
+            "Authorization: expected 'Bearer KEY' with a valid key of this server"
         )
         assert headers["WWW-Authenticate"] == 'Basic realm="npgpt2"'
     assert locked.request("GET", "/livez", None, sent)[0] == 200
@@ -711,7 +711,7 @@ def test_a_host_that_is_not_ours(server, host):
     if status == 403:
         assert answer["error"]["param"] == "Host"
         assert answer["error"]["message"] == (
-            "Host: is not a name of this server. --allow-host NAME lets it in"
+            "Host: is not a name of this server. Allow it with --allow-host NAME"
         )
     assert server.request("GET", "/livez", headers={"Host": host})[0] == 200
 
@@ -737,8 +737,8 @@ def test_it_listens_to_this_machine_alone_and_says_so(server):
 def test_it_warns_when_others_reach_it():
     with served("--model", TINY, "--host", "0.0.0.0") as running:
         assert running.log.splitlines()[0] == (
-            "npgpt2: warning: 0.0.0.0 is reached from other machines, and needs no key: "
-            "--api-key-file asks for one"
+            "npgpt2: warning: other machines can connect to 0.0.0.0 without a key. "
+            "Require one with --api-key-file"
         )
         for host, status in (("192.168.0.7:8000", 200), ("evil.example", 403)):
             assert running.request("GET", "/v1/models", headers={"Host": host})[0] == status
@@ -764,8 +764,8 @@ def test_sigterm_finishes_what_runs_and_takes_nothing_new(truth):
             assert [job.result()["choices"][0]["text"] for job in inside] == [want, want]
         assert running.process.wait(PATIENCE) == 0
     assert running.log.splitlines()[1:] == [
-        "npgpt2: ending: 2 texts may finish within 600 s. Again ends at once",
-        "npgpt2: ended: nothing is left running",
+        "npgpt2: shutting down: 2 texts may finish within 600 s. A second signal ends it at once",
+        "npgpt2: the server has stopped",
     ]
     with pytest.raises(ConnectionRefusedError):
         running.socket()
@@ -781,12 +781,14 @@ def test_what_is_not_done_by_then_is_told_so(streaming):
         running.process.send_signal(signal.SIGTERM)
         with contextlib.closing(connection):
             data = answered(connection)
-        assert b"the server went away before the end" in data
+        assert b"the server shut down before the end" in data
         assert b"[DONE]" not in data
         assert data.startswith(b"HTTP/1.1 200" if streaming else b"HTTP/1.1 503")
         assert running.process.wait(PATIENCE) == 0
-        until(lambda: "ended" in running.log)
-        assert "npgpt2: warning: 1 of them did not, and were told so\n" in running.log
+        until(lambda: "has stopped" in running.log)
+        assert (
+            "npgpt2: warning: 1 of them did not finish, their clients got an error\n" in running.log
+        )
         assert time.monotonic() - begun > 0.4  # left alone it would have taken a minute
 
 
@@ -818,9 +820,9 @@ def test_control_c_and_a_second_time():
     (["--queue", "-1"], 2, "--queue: got -1, expected 0 to 100,000"),
     (["--drain-seconds", "nan"], 2, "--drain-seconds: got nan, expected 0 to 86,400"),
     (["--drain-seconds", "-1"], 2, "--drain-seconds: got -1.0, expected 0 to 86,400"),
-    (["--api-key-file", "EMPTY"], 4, "EMPTY: holds no key, expected one a line"),
+    (["--api-key-file", "EMPTY"], 4, "EMPTY: has no key, expected one per line"),
     (["--api-key-file", "BAD"], 4,
-     "BAD: key 2 is no key, expected ASCII letters, digits and signs"),
+     "BAD: key 2 is not valid, expected ASCII letters, digits and punctuation"),
     (["--api-key-file", "nowhere"], 4, None),
     (["--model", "nowhere"], 4, None),
     (["--host", "256.1.1.1"], 4, None),
@@ -854,7 +856,7 @@ def test_a_port_that_is_taken(server):
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1] == (
         f"npgpt2: error: 127.0.0.1:{server.port}: Address already in use. "
-        "Choose another with --host or --port"
+        "Choose another address with --host or --port"
     )
 
 
@@ -862,9 +864,11 @@ def test_options_of_the_application_for_ray():
     from npgpt2.base.errors import OptionError
     from npgpt2.serve import app
 
-    with pytest.raises(OptionError, match="colour: is no option, expected one of model, revision"):
+    with pytest.raises(
+        OptionError, match="colour: is not an option, expected one of model, revision"
+    ):
         app({"colour": 1})
-    with pytest.raises(OptionError, match="replicas: got 'two', expected a whole number"):
+    with pytest.raises(OptionError, match="replicas: got 'two', expected an integer"):
         app({"replicas": "two"})
     with pytest.raises(OptionError, match="slots: got 0, expected 1 to 256"):
         app({"slots": 0})

@@ -1,9 +1,9 @@
-// The page at /: a prompt goes to /v1/completions, and what comes back is shown as it comes.
+// The page at /: it sends a prompt to /v1/completions and shows the answer as it arrives.
 
 const $ = (id) => document.getElementById(id);
-let running = null; // what ends the answer that is being written
+let running = null; // AbortController of the running request
 
-/** The data of server-sent events, one after another. */
+/** The data of each server-sent event. */
 async function* eventsOf(body) {
   const reader = body.getReader(); // Safari does not iterate over a stream
   const decoder = new TextDecoder();
@@ -28,7 +28,7 @@ function request() {
   };
 }
 
-/** A prompt and an answer that has not begun. */
+/** Show the prompt and an empty answer; returns the answer's element. */
 function begin(prompt) {
   const given = document.createElement("span");
   given.className = "given";
@@ -38,7 +38,7 @@ function begin(prompt) {
   return written;
 }
 
-const WHY = { stop: "the model ended the text", length: "as many tokens as were asked for" };
+const WHY = { stop: "the model ended the text", length: "the token limit is reached" };
 
 async function write() {
   running?.abort();
@@ -64,7 +64,7 @@ async function write() {
       for (const choice of choices) {
         answer.append(choice.text);
         why = WHY[choice.finish_reason] ?? why;
-        $("state").textContent = "writing …";
+        $("state").textContent = "generating …";
       }
       if (usage) {
         const seconds = (performance.now() - began) / 1000;
@@ -72,7 +72,7 @@ async function write() {
       }
     }
   } catch (problem) {
-    if (running !== mine) return; // a newer one has taken its place
+    if (running !== mine) return; // a newer request has replaced this one
     $("state").textContent = mine.signal.aborted ? "stopped" : problem.message;
   }
   if (running === mine) {

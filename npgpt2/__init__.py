@@ -1,8 +1,18 @@
 """GPT-2 in NumPy: `from npgpt2 import GPT2`.
 
-Names are imported on first use. So the command line can set up the process before NumPy loads (the
-BLAS kernel, see `npgpt2.base.blas`), and `npgpt2 --help` answers at once.
+    model = GPT2.from_pretrained("shakespeare")   a checkpoint folder, or a name on the hub
+    model.generate("O Romeo,")                    text; `stream` yields it piece by piece
+    model.score("To be, or not to be")            log-probabilities, perplexity
+    model([model.encode("O Romeo,")])             one forward pass: logits, attention maps, …
+    model.explain("O Romeo,").save("page.html")   each step as a page
+    model.params.h[0].attn.c_attn.weight          a parameter, by its checkpoint name
+
+`GPT2WithHead` is a classifier, `npgpt2.train` trains, `npgpt2.golden` checks ports, `npgpt2_onnx`
+exports. Everything raised on purpose is an `NpGPT2Error`.
 """
+
+# Names are imported on first use. So the command line can set up the process before NumPy loads
+# (the BLAS kernel, see `npgpt2.base.blas`), and `npgpt2 --help` answers at once.
 
 TYPE_CHECKING = False  # true for type checkers; `typing` is not imported, see `__main__.py`
 if TYPE_CHECKING:

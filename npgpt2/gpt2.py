@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from npgpt2 import arguments
+from npgpt2.base import notebook
 from npgpt2.base.arrays import Array
+from npgpt2.base.document import Page
 from npgpt2.base.errors import ConfigError, InputError, OptionError
 from npgpt2.base.files import Progress
 from npgpt2.checkpoints.checkpoint import Checkpoint
 from npgpt2.checkpoints.hub import resolve
 from npgpt2.generation.language_model import LanguageModel
+from npgpt2.generation.options import EXPLAINED, GenerationOptions
 from npgpt2.generation.scoring import cross_entropy
 from npgpt2.generation.slots import RaggedCache, Slots
 from npgpt2.model.cache import KVCache
@@ -61,6 +64,18 @@ class GPT2Output:
     attentions: tuple[Array, ...] | None
     cross_attentions: tuple[Array, ...] | None
     last_hidden_state: Array
+
+    def __repr__(self) -> str:
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        given = (f"{name}={notebook.brief(value)}" for name, value in values if value is not None)
+        return f"GPT2Output({', '.join(given)})"
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the attention maps of the first row, if there are any."""
+        if self.attentions is None:
+            return None
+        names = [f"h.{i}.attn.probs" for i in range(len(self.attentions))]
+        return notebook.maps(repr(self), names, [layer[0] for layer in self.attentions])
 
     def to_tuple(self) -> tuple[Any, ...]:
         values = (getattr(self, f.name) for f in fields(self)[:-1])
@@ -151,9 +166,13 @@ class GPT2(LanguageModel):
         return self.params.wte.weight.dtype
 
     def __repr__(self) -> str:
-        name = f"{self.folder.name}: " if self.folder else ""
+        name = f"{self._name}: " if self.folder else ""
         size = f"{self.num_parameters:,} parameters, {self.dtype}"
         return f"GPT2({name}{size}; {self._in_words()})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the parameters as a table."""
+        return notebook.parameters(repr(self), named_parameters(self.params))
 
     @property
     def num_parameters(self) -> int:
@@ -366,6 +385,41 @@ class GPT2(LanguageModel):
             wte=resized(self.params.wte), lm_head=None if head is None else resized(head)
         )
         return self
+
+    # ── pictures ─────────────────────────────────────────────────────────────────────────────────
+
+    def explain(self, prompt: str, **options: Any) -> Page:
+        """An HTML page that shows each step of a prompt through the model, and a continuation.
+
+        Args:
+            options: of `GenerationOptions`; by default 20 new tokens with seed 0.
+
+        Raises:
+            InputError: the prompt has more than 256 tokens; see also `encode`.
+            TokenizerError: the model has no vocabulary.
+
+        >>> page = GPT2.from_pretrained("tests/data/tiny").explain("the king", temperature=0)
+        >>> page.count("<h1>"), len(page) > 50_000
+        (0, True)
+        """
+        from npgpt2.pictures.explain import explain_page
+        from npgpt2.pictures.record import record
+
+        chosen = GenerationOptions(**EXPLAINED | options)
+        return explain_page(record(self, prompt, chosen, self._name))
+
+    def plot_weights(self, path: str | Path) -> Path:
+        """Write a PNG that shows how the values of each tensor are distributed; return its path.
+
+        Raises:
+            MissingPackage: matplotlib is not installed.
+            FileError: the file cannot be written.
+        """
+        from npgpt2.pictures.weights import draw_all, spread
+
+        found = [spread(name, array) for name, array in named_parameters(self.params)]
+        draw_all(found, self._name, Path(path))
+        return Path(path)
 
     # ── outputs ──────────────────────────────────────────────────────────────────────────────────
 

@@ -7,6 +7,9 @@ script that a text contains. (https://www.w3.org/TR/CSP3/)
 import base64
 import hashlib
 import html
+from pathlib import Path
+
+from npgpt2.base.files import output, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fdfdfc, #16181c);
@@ -25,6 +28,36 @@ pre { white-space: pre-wrap; background: var(--raised); padding: 1rem; border-ra
 """
 
 
+class Page(str):
+    """The text of an HTML file that needs no other: save it, or look at it in a notebook.
+
+    >>> document("title", "<p>body</p>")
+    Page(1,205 characters. save(path) writes it)
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Page({len(self):,} characters. save(path) writes it)"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page in a frame. It has no access to the notebook."""
+        return (
+            f'<iframe srcdoc="{html.escape(str(self))}" sandbox="allow-scripts" '
+            'style="width: 100%; height: 30em; border: 1px solid #8888; resize: vertical"></iframe>'
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, which appears as a whole; return its path.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        with output(Path(path)) as work:
+            write_text(work, self)
+        return Path(path)
+
+
 def document(
     title: str,
     body: str,
@@ -32,7 +65,7 @@ def document(
     script: str = "",
     worker: bool = False,
     fetches: bool = False,
-) -> str:
+) -> Page:
     """The text of an HTML file.
 
     Args:
@@ -56,7 +89,7 @@ def document(
         rules += ["worker-src 'self'"] if worker else []
         rules += ["connect-src 'self'"] if fetches else []
         script = f'<script type="module">{script}</script>\n'
-    return (
+    return Page(
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{"; ".join(rules)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -17,7 +17,7 @@ from npgpt2.cli.inputs import add_model, given_prompt, load_model, model_folder,
 from npgpt2.cli.options import FILTERS, add_options, options_of
 from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
 from npgpt2.engines import ModelSpec
-from npgpt2.generation.options import GenerationOptions
+from npgpt2.generation.options import EXPLAINED, GenerationOptions
 
 HELP = "show how the model processes a prompt, as an HTML page"
 EXAMPLES = """examples:
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   npgpt2 explain 'The meaning of life is' --model gpt2 -o life.html --open
   npgpt2 explain --live -o site --open
   npgpt2 explain --live DIR -o site 'Once upon a time'"""
-FILE, WRITTEN, LIVE = "explain.html", 20, 200  # new tokens: default, and most on a live page
+FILE, LIVE = "explain.html", 200  # new tokens of a live page, at most
 FIRST = {"shakespeare": "O Romeo, Romeo! wherefore art thou"}  # default prompt of a live page
 UNNAMED = object()  # --live without a model
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("generation (the filters run in this order)")
     add_options(how, GenerationOptions, *FILTERS)
     add_options(how, GenerationOptions, "seed", help="random seed (default: 0)")
-    most = f"generate at most N tokens (default: {WRITTEN})"
+    most = f"generate at most N tokens (default: {EXPLAINED['max_new_tokens']})"
     add_options(how, GenerationOptions, "max_new_tokens", help=most)
     add_options(parser, ModelSpec, "dtype", "strict")
     live = parser.add_argument_group("live page")
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     given = options_of(args, GenerationOptions)
-    options = GenerationOptions(**{"seed": 0, "max_new_tokens": WRITTEN} | given)
+    options = GenerationOptions(**EXPLAINED | given)
     return _live(args, options) if args.live is not None else _page(args, options)
 
 

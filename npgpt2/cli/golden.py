@@ -90,9 +90,7 @@ def _check(args: argparse.Namespace) -> int:
         require_place("html", args.html)
     report = check(args.dump, args.against)
     if args.html is not None:
-        from npgpt2.golden.page import page
-
-        write_file(args.html, page(report))
+        write_file(args.html, report.page())
     say(map(one_line, in_words(report, every=args.all)))
     if args.html is not None:
         note(f"the report as a page: {args.html}")

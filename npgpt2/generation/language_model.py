@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from npgpt2.base import notebook
 from npgpt2.base.arrays import Array
+from npgpt2.base.document import Page
 from npgpt2.base.errors import CheckpointError, FileError, InputError, OptionError, TokenizerError
 from npgpt2.generation.generate import Rewindable, Row, beam_search, left_padded, sound, write
 from npgpt2.generation.options import GenerationOptions
@@ -56,6 +58,10 @@ class Completion:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the text."""
+        return notebook.text(f"{len(self.ids)} tokens, ended by {self.finish_reason}", self.text)
 
 
 class TextModel:
@@ -115,11 +121,26 @@ class TextModel:
         """
         return self.tokenizer.decode(ids)
 
+    def show_tokens(self, text: str) -> Page:
+        """An HTML page of a text with the borders of its tokens.
+
+        >>> from npgpt2 import GPT2
+        >>> "4 tokens" in GPT2.from_pretrained("tests/data/tiny").show_tokens("the king")
+        True
+        """
+        from npgpt2.pictures.text import tokens_page
+
+        return tokens_page(text, self.ids(text), self.tokenizer, self._name)
+
     def ids(self, text: Prompt) -> list[int]:
         """Encode a text of any length to ids. Raises what `encode` raises."""
         ids = self._ids(text)
         self._require_ids(ids)
         return [int(token) for token in ids]
+
+    @property
+    def _name(self) -> str:
+        return self.folder.name if self.folder else "the model"
 
     def _in_words(self) -> str:
         """The model's shape, for `repr`."""
@@ -379,7 +400,7 @@ class LanguageModel(TextModel, ABC):
         scored = ids[~np.isnan(logprobs)].tolist()
         known = self.has_vocabulary
         size = sum(len(self.tokenizer.token_bytes(i)) for i in scored) if known else 0
-        return Score(ids, logprobs, size)
+        return Score(ids, logprobs, size, self.tokenizer if known else None)
 
 
 def fresh_seed() -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from npgpt2.base.errors import OptionError
 from npgpt2.base.options import described, option, require
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from npgpt2.base.arrays import Array
 
 DRAFT_TOKENS = 16
+EXPLAINED: dict[str, Any] = {
+    "seed": 0,
+    "max_new_tokens": 20,
+}  # of the explain page: the same text every time
 
 rows = partial(
     option, metavar="N", least=1, most=4096, expected="an integer from {least} to {most}"

@@ -11,7 +11,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from npgpt2.base.arrays import Array
-from npgpt2.base.errors import InputError, OptionError
+from npgpt2.base.document import Page
+from npgpt2.base.errors import InputError, OptionError, TokenizerError
+from npgpt2.tokenizer.interface import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +26,38 @@ class Score:
         bytes: number of bytes of the scored tokens.
         tokens: number of scored tokens.
         nats: sum of the negative log-probabilities.
+        tokenizer: of the model; None without a vocabulary.
     """
 
     ids: Array
     logprobs: Array
     bytes: int
+    tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Score({self.tokens:,} tokens, perplexity {self.perplexity:.4f}, "
+            f"{self.bits_per_byte:.4f} bits per byte)"
+        )
+
+    def page(self, model: str = "the model") -> Page:
+        """The text as an HTML page, coloured by surprise.
+
+        Args:
+            model: its name, for the title.
+
+        Raises:
+            TokenizerError: the model has no vocabulary.
+        """
+        from npgpt2.pictures.text import surprise_page
+
+        if self.tokenizer is None:
+            raise TokenizerError("the model has no vocabulary, so there is no text to show")
+        return surprise_page(self, self.tokenizer, model)
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the page."""
+        return self.page()._repr_html_() if self.tokenizer else None
 
     @property
     def tokens(self) -> int:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from npgpt2.base.arrays import Array
+from npgpt2.base.document import Page
 from npgpt2.base.errors import GoldenError
 from npgpt2.golden.compare import Verdict, compare
 from npgpt2.golden.diagnose import Diagnosis, diagnose
@@ -38,6 +39,28 @@ class Report:
     missing: int
     first: Verdict | None
     diagnoses: list[Diagnosis]
+
+    def __repr__(self) -> str:
+        agree = sum(v.agrees for v in self.verdicts)
+        first = f", first difference {self.first.reference.name}" if self.first else ""
+        why = f", mistake {self.mistake.name!r}" if self.mistake else ""
+        return f"Report({agree:,} of {len(self.verdicts):,} tensors agree{first}{why})"
+
+    def __str__(self) -> str:
+        """The lines that `npgpt2 golden check` prints."""
+        from npgpt2.golden.report import in_words
+
+        return "\n".join(in_words(self))
+
+    def page(self) -> Page:
+        """An HTML page with the errors over layers and tensors."""
+        from npgpt2.golden.page import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page."""
+        return self.page()._repr_html_()
 
     @property
     def agrees(self) -> bool:

@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Iterator
 
-from npgpt2.base.document import document
+from npgpt2.base.document import Page, document
 from npgpt2.golden.check import Report
 from npgpt2.golden.compare import Verdict
 from npgpt2.golden.report import in_words, of_one
@@ -25,7 +25,7 @@ td { width: 2.2rem; height: 1.6rem; border: 1px solid var(--paper); text-align: 
 """
 
 
-def page(report: Report) -> str:
+def page(report: Report) -> Page:
     """One self-contained HTML file."""
     words = html.escape("\n".join(in_words(report)))
     title = "the port agrees" if report.agrees else "the port differs"

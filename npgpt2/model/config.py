@@ -76,34 +76,34 @@ class GPT2Config:
     (16, 256, 0.25)
     """
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    # Upcasts half-precision scores to float32. Nothing here is ever computed in less than float32,
-    # so the flag is accepted and changes no number.
-    reorder_and_upcast_attn: bool = False
-    add_cross_attention: bool = False
-    tie_word_embeddings: bool = True
-    use_cache: bool = True
-    bos_token_id: int | None = 50256
-    eos_token_id: int | tuple[int, ...] | None = 50256
-    pad_token_id: int | None = None
+    vocab_size: int = 50257  #: V, tokens of the vocabulary
+    n_positions: int = 1024  #: N, the context: tokens that the model can see at once
+    n_embd: int = 768  #: C, values of each token's vector
+    n_layer: int = 12  #: L, blocks
+    n_head: int = 12  #: H, attention heads of a block
+    n_inner: int | None = None  #: F, width of the MLP; None: 4 · n_embd
+    activation_function: str = "gelu_new"  #: of the MLP: a name in ops.ACTIVATIONS
+    resid_pdrop: float = 0.1  #: dropout on what blocks add to the stream, in training
+    embd_pdrop: float = 0.1  #: dropout on the embeddings, in training
+    attn_pdrop: float = 0.1  #: dropout on attention probabilities, in training
+    layer_norm_epsilon: float = 1e-5  #: added to the variance in LayerNorm
+    initializer_range: float = 0.02  #: standard deviation of random weights
+    scale_attn_weights: bool = True  #: divide attention scores by √D
+    scale_attn_by_inverse_layer_idx: bool = False  #: and by the layer's number, from 1
+    reorder_and_upcast_attn: bool = False  #: no effect: scores are never less than float32 here
+    add_cross_attention: bool = False  #: blocks also attend to an encoder
+    tie_word_embeddings: bool = True  #: the head is wte itself
+    use_cache: bool = True  #: a call returns a KV cache, unless told otherwise
+    bos_token_id: int | None = 50256  #: the token that begins a text
+    eos_token_id: int | tuple[int, ...] | None = 50256  #: the token, or tokens, that end one
+    pad_token_id: int | None = None  #: the token that fills up a row
+    #: by layer, the attention heads that were taken out of it
     pruned_heads: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
-    architectures: tuple[str, ...] = ("GPT2LMHeadModel",)
+    architectures: tuple[str, ...] = ("GPT2LMHeadModel",)  #: the first names the head
+    #: by number, the labels of a classifier
     id2label: Mapping[int, str] = field(default_factory=dict, hash=False)
-    problem_type: str | None = None
-    summary_activation: str | None = None
+    problem_type: str | None = None  #: of a classifier: how logits become an answer
+    summary_activation: str | None = None  #: of a double-heads model's choice
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):

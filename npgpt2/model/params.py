@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from npgpt2.base.arrays import Array
+from npgpt2.base.notebook import show_tree
 from npgpt2.model.config import GPT2Config
 
 
@@ -184,3 +185,9 @@ def named_parameters(node: Any, path: str = "") -> Iterator[tuple[str, Array]]:
     keys = getattr(node, "_fields", range(len(node)))
     for key, child in zip(keys, node, strict=True):
         yield from named_parameters(child, f"{path}.{key}" if path else str(key))
+
+
+show_tree(
+    (Embedding, Linear, LayerNorm, Attention, CrossAttention, MLP, Block, Head, Summary, Params),
+    named_parameters,
+)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from npgpt2.base.document import document
+from npgpt2.base.document import Page, document
 from npgpt2.generation.options import GenerationOptions
 from npgpt2.model.config import GPT2Config
 from npgpt2.pictures.record import Record, about_model
@@ -21,14 +21,14 @@ SCRIPTS = ("elements", "words", "numbers", "sampling", "heatmap", "tokens", "blo
            "across", "choice", "memory", "page")  # fmt: skip
 
 
-def explain_page(record: Record) -> str:
+def explain_page(record: Record) -> Page:
     """The page of one prompt: one HTML file that sends no request."""
     packed = base64.b64encode(record.packed()).decode()
     data = {"about": record.about, "packed": packed}
     return _page(record.about["model"]["name"], data, "open_record")
 
 
-def live_page(config: GPT2Config, name: str, prompt: str, options: GenerationOptions) -> str:
+def live_page(config: GPT2Config, name: str, prompt: str, options: GenerationOptions) -> Page:
     """The page of a live site: a worker runs the model, whose files are next to the page.
 
     Args:
@@ -40,7 +40,7 @@ def live_page(config: GPT2Config, name: str, prompt: str, options: GenerationOpt
     return _page(name, data, "thought", "live", "open_live", worker=True)
 
 
-def _page(name: str, data: dict[str, Any], *last: str, worker: bool = False) -> str:
+def _page(name: str, data: dict[str, Any], *last: str, worker: bool = False) -> Page:
     # A "<" in the data could end the element that contains it, so JSON's \u escape replaces it.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     body = (

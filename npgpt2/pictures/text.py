@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from npgpt2.base.document import document
+from npgpt2.base.document import Page, document
 from npgpt2.base.errors import printable
 from npgpt2.tokenizer.interface import Tokenizer
 
@@ -105,7 +105,7 @@ def _is_whole(data: bytes, text: str) -> bool:
 # ── surprise ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def surprise_page(score: "Score", tokenizer: Tokenizer, model: str) -> str:
+def surprise_page(score: "Score", tokenizer: Tokenizer, model: str) -> Page:
     """A scored text, coloured by surprise: −log₂ of the probability that the model gave a token.
 
     Args:
@@ -256,7 +256,7 @@ def _visible(text: str) -> str:
 # ── token boundaries ─────────────────────────────────────────────────────────────────────────────
 
 
-def tokens_page(text: str, ids: Sequence[int], tokenizer: Tokenizer, model: str) -> str:
+def tokens_page(text: str, ids: Sequence[int], tokenizer: Tokenizer, model: str) -> Page:
     """A text with the boundaries of its tokens.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from npgpt2.base.arrays import Array
-from npgpt2.base.errors import CheckpointError, WeightsWarning
+from npgpt2.base.errors import CheckpointError, MissingPackage, WeightsWarning
 from npgpt2.base.files import output
 from npgpt2.checkpoints.checkpoint import Checkpoint, Progress, nonfinite
 from npgpt2.checkpoints.formats.tensors import Files
@@ -182,11 +182,9 @@ def draw_all(found: Sequence[Spread], model: str, path: Path) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
-
     kinds = _kinds(found)
     rows = -(-len(kinds) // COLUMNS)
-    figure = Figure(figsize=(4 * COLUMNS, 2.5 * rows + 1.4))
+    figure = _figure(figsize=(4 * COLUMNS, 2.5 * rows + 1.4))
     panels = iter(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for (kind, tensors), axes in zip(kinds.items(), panels, strict=False):
         if tensors[0].name == kind:
@@ -206,9 +204,7 @@ def draw_all(found: Sequence[Spread], model: str, path: Path) -> None:
 
 def draw_one(one: Spread, title: str, path: Path) -> None:
     """A PNG with one tensor's histogram. Raises FileError: the file cannot be written."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure = _figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     _draw_histogram(axes, one)
     if math.isfinite(one.std):
@@ -224,6 +220,15 @@ def draw_one(one: Spread, title: str, path: Path) -> None:
     axes.set_title(_title(f"{title}, {' × '.join(map(str, one.shape)) or 'scalar'}", [one]))
     axes.legend(fontsize="small")
     _save(figure, path)
+
+
+def _figure(**options: Any) -> "Figure":
+    """A figure without pyplot: no window, no global state. Raises MissingPackage."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingPackage("plots need matplotlib. Run: pip install 'npgpt2[plot]'") from None
+    return Figure(**options)
 
 
 def _save(figure: "Figure", path: Path) -> None:

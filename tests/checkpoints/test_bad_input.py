@@ -1546,8 +1546,7 @@ def test_a_megabyte_on_the_command_line(run):
 
 # ── options ──────────────────────────────────────────────────────────────────────────────────────
 
-WHOLE = "expected a whole number from 1"
-INTEGER = "expected an integer from 1"
+WHOLE = INTEGER = "expected an integer from 1"
 SEED = "expected an integer from 0 to 18446744073709551615"
 NAN, INFINITY = float("nan"), float("inf")
 # The values of an option, and what was expected.

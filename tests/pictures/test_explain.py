@@ -304,7 +304,7 @@ def test_options_reach_it(run, tmp_path):
 
 
 WRONG = {
-    (): (2, "PROMPT: got none, expected a text. Give it in quotes"),
+    (): (2, "PROMPT: got none, expected a text. Write it in quotes"),
     ("",): (3, "prompt: is empty, expected at least one token. To generate without a prompt, begin "
                "with '<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (

@@ -303,7 +303,7 @@ def test_a_head_that_is_not_there(tmp_path):
 
 SCORE = {"architectures": ["GPT2ForSequenceClassification"]}
 CHOICE = {"architectures": ["GPT2DoubleHeadsModel"]}
-NAMES = "expected a name for each number from 0 on"
+NAMES = "expected a name for each label number from 0"
 
 
 @pytest.mark.parametrize(

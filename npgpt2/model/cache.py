@@ -1,6 +1,6 @@
-"""Keys and values of the tokens already seen, so that a step computes only the new ones.
+"""The KV cache: keys and values of past tokens, so that a step computes only the new ones.
 
-Axes: B batch, H heads (of the layer), P tokens held, D head_dim, L layers.
+Axes: B batch, H heads (of the layer), P past tokens, D head_dim, L layers.
 """
 
 from copy import copy
@@ -16,18 +16,18 @@ from npgpt2.model.config import GPT2Config
 
 
 class KVCache:
-    """Preallocated keys and values with one length, which a forward pass advances once.
+    """Preallocated keys and values of all layers.
 
-    Past in, present out: pass it as `past_key_values` and it comes back longer. `cache[i]` is layer
-    i's (key, value), each a view (B, H, P, D): what an ONNX graph takes as
-    `past_key_values.i.key` and `.value`. The buffers double as they fill, up to n_positions; only
-    padding columns can make them longer.
+    Pass it as `past_key_values`: a forward pass appends to it in place. `cache[i]` is layer i's
+    (key, value), each a view (B, H, P, D): what an ONNX graph takes as `past_key_values.i.key` and
+    `.value`. The buffers double when they are full, up to n_positions; only padding columns can
+    make them longer.
 
     Attributes:
-        length: P, tokens held.
-        lengths: (B,), tokens that each row will have after the pass, where they differ.
-        cross: by layer, keys and values of the encoder's states, once they are known.
-        cross_mask: (B, E) bool, which of these states are real; None where all are.
+        length: P, the number of past tokens.
+        lengths: (B,) tokens of each row after the pass, if the rows differ; else None.
+        cross: by layer, keys and values of the encoder's states, once computed.
+        cross_mask: (B, E) bool, False where an encoder state is padding; None if there is none.
 
     >>> config = GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16)
     >>> cache = KVCache(config, batch_size=1)
@@ -56,7 +56,7 @@ class KVCache:
         self.cross_mask: Array | None = None
 
     def _allocate(self, batch_size: int, capacity: int) -> list[Array]:
-        """Per layer (2, B, H, capacity, D), in one piece of memory: that comes in huge pages."""
+        """Per layer (2, B, H, capacity, D), in one allocation, which can use huge pages."""
         row = 2 * batch_size * capacity * self._head_dim
         memory = np.empty(row * sum(self._heads), self._dtype)
         ends = [row * heads for heads in accumulate(self._heads)]
@@ -66,7 +66,7 @@ class KVCache:
         ]
 
     def __len__(self) -> int:
-        """L, the number of layers, as a tuple of (key, value) pairs would have it."""
+        """L, the number of layers, as for a tuple of (key, value) pairs."""
         return len(self._buffers)
 
     def __getitem__(self, layer: int) -> tuple[Array, Array]:
@@ -75,80 +75,76 @@ class KVCache:
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """B, the number of rows."""
         return int(self._buffers[0].shape[1])
 
     @property
     def capacity(self) -> int:
-        """Tokens there is room for."""
+        """The number of tokens that fit into the buffers."""
         return int(self._buffers[0].shape[3])
 
     def write(self, layer: int, key: Array, value: Array) -> tuple[Array, Array]:
-        """Put T new (B, H, T, D) behind the past; returns views (B, H, P+T, D). Does not advance.
+        """Append T new (B, H, T, D) to the past; returns views (B, H, P+T, D). Does not advance.
 
         Raises:
-            InputError: another batch size than the cache was made for.
+            InputError: the batch size differs from that of the cache.
         """
         if key.shape[0] != self.batch_size:
-            raise InputError(f"past_key_values: holds {self.batch_size} rows, got {key.shape[0]}")
+            raise InputError(f"past_key_values: got {self.batch_size} rows, expected {len(key)}")
         end = self.length + key.shape[2]
-        self.reserve(end)  # moves in the first layer of a pass: no other has written yet
+        self.reserve(end)  # only the first layer of a pass moves the buffers
         buffer = self._buffers[layer]
         buffer[0, :, :, self.length : end] = key
         buffer[1, :, :, self.length : end] = value
         return buffer[0, :, :, :end], buffer[1, :, :, :end]
 
     def rows(self, first: int, last: int) -> "KVCache":
-        """These rows alone, in the same memory: with a length of their own, and no room to grow."""
+        """A cache of these rows, in the same memory. Its length is 0, and it cannot grow."""
         part = copy(self)
         part._buffers = [buffer[:, first:last] for buffer in self._buffers]
         part.length = 0
         return part
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens in all; where there is too little, the buffers move."""
+        """Make room for this many tokens in all; larger buffers are allocated if necessary."""
         if tokens <= self.capacity:
             return
-        limit = self._limit if tokens <= self._limit else 2 * tokens  # padding reaches beyond
+        limit = self._limit if tokens <= self._limit else 2 * tokens  # padding may exceed it
         capacity = max(tokens, min(2 * self.capacity, limit))
         self._move(self._allocate(self.batch_size, capacity), slice(None))
 
     def room(self, layer: int) -> tuple[Array, Array]:
-        """A layer's whole key and value buffers (B, H, capacity, D), what is not filled included.
+        """A layer's whole key and value buffers (B, H, capacity, D), including the unused part.
 
-        For an engine that writes in place, and sets `length` itself.
+        For an engine that writes in place and sets `length` itself.
         """
         key, value = self._buffers[layer]
         return key, value
 
     def _move(self, buffers: list[Array], rows: Any) -> None:
-        """Go on in other buffers, with these rows of what is held."""
+        """Copy these rows of the past to other buffers, and use those from now on."""
         for new, old in zip(buffers, self._buffers, strict=True):
             new[:, :, :, : self.length] = old[:, rows, :, : self.length]
         self._buffers = buffers
 
     def advance(self, tokens: int) -> None:
-        """Count T tokens that every layer has written."""
+        """Add T tokens to `length`, after every layer has written them."""
         self.length += tokens
 
     def fits(self, config: GPT2Config, dtype: npt.DTypeLike) -> bool:
-        """Whether it was made for such a model."""
+        """Whether the cache was made for a model of this config and dtype."""
         heads = [config.heads_left(i) for i in range(config.n_layer)]
         made_for = (self._heads, self._head_dim, self._dtype)
         return made_for == (heads, config.head_dim, np.dtype(dtype))
 
     def rewind(self, length: int) -> None:
-        """Forget what came after the first `length` tokens.
-
-        Raises:
-            InputError: the length lies ahead, or is negative.
-        """
+        """Keep only the first `length` tokens. Raises InputError unless 0 ≤ length ≤ P."""
         if not 0 <= length <= self.length:
             raise InputError(f"length: got {length}, expected 0 to {self.length}")
         self.length = length
 
     def reorder(self, rows: npt.ArrayLike) -> None:
-        """Keep these rows of the batch, in this order; a row may be taken twice or left out."""
+        """Keep these rows of the batch, in this order. A row may be repeated or left out."""
         index = np.asarray(rows)
         whole = index.dtype.kind in "iu" and index.ndim == 1 and index.size > 0
         if not whole or index.min() < 0 or index.max() >= self.batch_size:

@@ -1,4 +1,4 @@
-"""GPT-2's hyper-parameters, as they stand in a checkpoint folder's config.json.
+"""GPT-2's hyper-parameters, as in a checkpoint folder's config.json.
 
 Field names and defaults are those of transformers' `GPT2Config`
 (https://huggingface.co/docs/transformers/model_doc/gpt2); the defaults are OpenAI's 124M model.
@@ -16,7 +16,7 @@ from npgpt2.base.errors import ConfigError
 from npgpt2.base.files import read_json
 from npgpt2.model.ops import ACTIVATIONS
 
-# transformers' attribute_map: the general names that some tools write instead of GPT-2's own.
+# transformers' attribute_map: general names that some tools write instead of GPT-2's own.
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -24,7 +24,7 @@ ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 
-# The classes whose head is not the language model's, each with its checkpoint name.
+# The classes with a head other than lm_head, and the checkpoint name of that head.
 HEADS = {
     "GPT2ForSequenceClassification": "score",
     "GPT2ForTokenClassification": "classifier",
@@ -32,21 +32,21 @@ HEADS = {
     "GPT2DoubleHeadsModel": "multiple_choice_head",
 }
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
-# Fields that others neither read nor write.
+# Fields that only these heads read and write.
 OF_HEADS = {
     "id2label": ("score", "classifier"),
     "problem_type": ("score", "classifier"),
     "summary_activation": ("multiple_choice_head",),
 }
 
-# Keys that change what a model computes and that GPT-2 as written here does not do, each with the
-# values under which it changes nothing. Keys that stand neither here nor in GPT2Config are labels,
-# defaults for training or for tools: they are ignored.
+# Keys that change what a model computes and are not implemented here, each with the values that
+# change nothing. Keys that are neither here nor in GPT2Config are ignored: they are labels, or
+# defaults for training or tools.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,), "is_encoder_decoder": (False, None),
     "position_embedding_type": ("absolute", None), "rope_scaling": (None,),
     "rope_parameters": (None,), "rotary_dim": (None, 0), "alibi": (False, None),
-    "multi_query": (False, None), "attention_head_type": ("multihead", None),  # santacoder's for it
+    "multi_query": (False, None), "attention_head_type": ("multihead", None),  # santacoder's name
     "num_key_value_heads": (None,), "sliding_window": (None,), "window_size": (None,),
     "attention_layers": (None,), "use_parallel_residual": (False, None),
     "parallel_attn": (False, None), "normalize_before": (True, None),
@@ -61,15 +61,15 @@ FLAGS = (
     "add_cross_attention", "tie_word_embeddings",
 )  # fmt: skip
 
-ELSEWHERE = "Another architecture than the one written here: transformers runs it"
+ELSEWHERE = "This architecture is not implemented here. Use transformers"
 
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The shape of a GPT-2 and the switches of its arithmetic. Frozen and validated.
+    """The sizes of a GPT-2 and the switches of its computation. Frozen and validated.
 
     Raises:
-        ConfigError: a field has the wrong type or range, or asks for what is not implemented.
+        ConfigError: a field has the wrong type or range, or is not implemented.
 
     >>> config = GPT2Config(n_layer=2, n_head=4, n_embd=64)
     >>> config.head_dim, config.mlp_width, config.attention_scale(layer=0)
@@ -139,7 +139,7 @@ class GPT2Config:
             raise ConfigError(text) from None
 
     def _normalize_pruned_heads(self) -> None:
-        """JSON's text keys become layer numbers, and each layer's heads a sorted tuple."""
+        """Convert JSON's string keys to layer numbers, and each layer's heads to a sorted tuple."""
         pruned: dict[int, tuple[int, ...]] = {}
         heads_of: Any = self.pruned_heads or {}
         try:
@@ -149,7 +149,9 @@ class GPT2Config:
             self._require("pruned_heads", False, "{layer: [heads]}")
         for layer, heads in pruned.items():
             if not 0 <= layer < self.n_layer:
-                raise ConfigError(f"pruned_heads: got layer {layer}, the model has {self.n_layer}")
+                raise ConfigError(
+                    f"pruned_heads: got layer {layer}, expected 0 to {self.n_layer - 1}"
+                )
             if any(not 0 <= head < self.n_head for head in heads):
                 raise ConfigError(
                     f"pruned_heads: got heads {list(heads)} in layer {layer}, "
@@ -157,12 +159,12 @@ class GPT2Config:
                 )
             if len(heads) == self.n_head:
                 raise ConfigError(
-                    f"pruned_heads: all {self.n_head} heads of layer {layer}, expected one to stay"
+                    f"pruned_heads: got all {self.n_head} heads of layer {layer}, expected fewer"
                 )
         object.__setattr__(self, "pruned_heads", {k: v for k, v in pruned.items() if v})
 
     def _normalize_labels(self) -> None:
-        """JSON's text keys become numbers. Where nothing is said there are two, unnamed."""
+        """Convert JSON's string keys to numbers. The default is two labels, LABEL_0 and LABEL_1."""
         object.__setattr__(self, "architectures", self.architectures or ("GPT2LMHeadModel",))
         names, kind, act = self.architectures, self.problem_type, self.summary_activation or None
         good = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
@@ -179,14 +181,14 @@ class GPT2Config:
         try:
             labels = {int(i): str(label) for i, label in given.items()}
         except (AttributeError, OverflowError, TypeError, ValueError):
-            self._require("id2label", False, "a name for each number from 0 on")
-        # So many as there are names; one that has none is called as transformers would.
+            self._require("id2label", False, "a name for each label number from 0")
+        # As many labels as names; missing names are LABEL_i, as in transformers.
         named = {i: labels.get(i, f"LABEL_{i}") for i in range(len(labels))}
         object.__setattr__(self, "id2label", named)
 
     @property
     def head(self) -> str:
-        """The checkpoint name of what stands on ln_f: "lm_head", or one of `HEADS`.
+        """The checkpoint name of the head after ln_f: "lm_head", or one of `HEADS`.
 
         >>> GPT2Config(architectures=("GPT2ForSequenceClassification",)).head
         'score'
@@ -194,10 +196,10 @@ class GPT2Config:
         return HEADS.get(self.architectures[0], "lm_head")
 
     def language_model(self, source: str) -> "GPT2Config":
-        """That of the language model within, whichever head stands beside its own.
+        """The config of the language model alone, for a model that also has another head.
 
         Raises:
-            ConfigError: it has none; `source` stands at the head of the error.
+            ConfigError: the model has no lm_head. `source` is the prefix of the message.
         """
         if self.head not in ("lm_head", "multiple_choice_head"):
             raise ConfigError(
@@ -208,7 +210,7 @@ class GPT2Config:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of what a classifier tells apart, by number."""
+        """The names of a classifier's labels, in the order of their numbers."""
         return tuple(self.id2label.values())
 
     @property
@@ -218,21 +220,21 @@ class GPT2Config:
 
     @property
     def mlp_width(self) -> int:
-        """F, the width of the MLP's hidden layer: `n_inner`, or 4 · `n_embd` where it is null."""
+        """F, the width of the MLP's hidden layer: `n_inner`, or 4 · `n_embd` if it is None."""
         return self.n_inner or 4 * self.n_embd
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Every id that ends a text; empty where there is none."""
+        """All ids that end a text; may be empty."""
         eos = self.eos_token_id
         return frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
 
     def heads_left(self, layer: int) -> int:
-        """H of one layer: `n_head` less the heads pruned there."""
+        """H of one layer: `n_head` minus the heads that are pruned there."""
         return self.n_head - len(self.pruned_heads.get(layer, ()))
 
     def attention_scale(self, layer: int) -> float:
-        """The factor on `q · k` in one layer, by the two scale flags. A Python float: no promotion.
+        """The factor on `q · k` in one layer. A Python float, so that it promotes no float32 array.
 
         >>> GPT2Config(scale_attn_by_inverse_layer_idx=True).attention_scale(layer=3)
         0.03125
@@ -242,11 +244,10 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> "GPT2Config":
-        """Read config.json's keys. `source` stands at the head of every error.
+        """Read config.json's keys. `source` is the prefix of every error message.
 
         Raises:
-            ConfigError: another architecture, a key whose behaviour is not implemented, a value
-                out of range.
+            ConfigError: another architecture, a key that is not implemented, a value out of range.
 
         >>> GPT2Config.from_dict({"n_layer": 24, "n_embd": 1024, "n_head": 16}).head_dim
         64
@@ -277,7 +278,7 @@ class GPT2Config:
             warnings.warn(f"{source}: auto_map names code: ignored, not run", stacklevel=2)
         known = {f.name for f in fields(cls)}
         given = {ALIASES.get(key, key): value for key, value in values.items()}
-        given |= {key: values[key] for key in known if key in values}  # the own name wins
+        given |= {key: values[key] for key in known if key in values}  # GPT-2's own name wins
         if given.get("pruned_heads") is None:
             given.pop("pruned_heads", None)
         given["architectures"] = tuple(map(_plain, names)) or cls.architectures
@@ -292,16 +293,16 @@ class GPT2Config:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "GPT2Config":
-        """Read one config.json.
+        """Read a config.json.
 
         Raises:
-            FileError: it cannot be read.
-            ConfigError: it is not JSON, or not a GPT-2 that is implemented here.
+            FileError: the file cannot be read.
+            ConfigError: the file is not JSON, or see `from_dict`.
         """
         return cls.from_dict(read_json(Path(path), ConfigError), str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as config.json has them, with `model_type` and `architectures`.
+        """The contents of config.json: the fields, with `model_type` and `architectures`.
 
         >>> GPT2Config.from_dict(GPT2Config(n_layer=3).to_dict()) == GPT2Config(n_layer=3)
         True
@@ -314,18 +315,18 @@ class GPT2Config:
 
 
 def _plain(name: Any) -> str:
-    """The class whose weights these are, whichever framework it was written in."""
+    """A class name without the prefix of its framework."""
     return str(name).removeprefix("TF").removeprefix("Flax")
 
 
 def _of_head(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the fields of other heads: labels, say, of a model that gives none."""
+    """Remove the fields of other heads, such as labels from a language model."""
     head = HEADS.get(values["architectures"][0], "lm_head")
     return {k: value for k, value in values.items() if head in OF_HEADS.get(k, (head,))}
 
 
 def _require_head(head: str | None, values: Mapping[str, Any], source: str) -> None:
-    """Raises ConfigError where a config asks for a choice by other than one token's state."""
+    """Raises ConfigError unless a multiple-choice head projects the state at cls_index."""
     if head != "multiple_choice_head":
         return
     kept = {"summary_type": "cls_index", "summary_use_proj": True, "summary_proj_to_labels": True}
@@ -337,7 +338,7 @@ def _require_head(head: str | None, values: Mapping[str, Any], source: str) -> N
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)  # to Python a bool is an int
+    return isinstance(value, int) and not isinstance(value, bool)  # in Python, a bool is an int
 
 
 def _short(value: Any) -> str:

@@ -1,16 +1,16 @@
-"""The operations of `ops` that are worth another form: the same numbers, sooner."""
+"""Faster forms of two operations of `ops`, with the same results."""
 
 import numpy as np
 
 from npgpt2.base.arrays import Array, product
 from npgpt2.model.ops import softmax
 
-QUERIES = 128  # queries attention works on at a time: what lies in their future is never computed
+QUERIES = 128  # queries per piece of attention: keys after the last of them are not computed
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
-    """`ops.linear` by one matrix product over all rows, whatever the batch, and that in pieces."""
-    # NumPy would multiply a 3-D x batch entry by batch entry.
+    """`ops.linear` as one matrix product over the rows of the whole batch, by `product`."""
+    # For a 3-D x, NumPy would compute one product per batch entry.
     y = product(x.reshape(-1, x.shape[-1]), weight)
     y += bias
     return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -27,15 +27,15 @@ def attention(
     want_probs: bool = False,
     lengths: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """`ops.attention` by blocks of queries, in place.
+    """`ops.attention` in pieces of `QUERIES` queries, in place.
 
     Args:
-        want_probs: return the probabilities as well; else None.
-        lengths: (B,), the keys that each row has, where they differ; no mask and no probabilities
-            then. Each row is computed as if it were alone.
+        want_probs: return the probabilities too; otherwise None.
+        lengths: (B,) number of keys of each row, if they differ; then each row is computed
+            separately, without mask and probabilities.
     """
     (b, h, t, d), s = q.shape, k.shape[2]
-    out = np.empty((b, t, h, d), q.dtype).transpose(0, 2, 1, 3)  # heads merge without a copy
+    out = np.empty((b, t, h, d), q.dtype).transpose(0, 2, 1, 3)  # `merge_heads` then needs no copy
     if lengths is not None:
         for i, n in enumerate(lengths):
             row = slice(i, i + 1)
@@ -48,7 +48,7 @@ def attention(
     scratch = np.empty(b * h * min(t, QUERIES) * s, q.dtype)
     for start in range(0, t, QUERIES):
         stop = min(start + QUERIES, t)
-        seen = s - t + stop if causal else s  # what is right of it lies in this block's future
+        seen = s - t + stop if causal else s  # later keys are masked for all these queries
         w = scratch[: b * h * (stop - start) * seen].reshape(b, h, stop - start, seen)
         np.matmul(q[:, :, start:stop], k[:, :, :seen].swapaxes(2, 3), out=w)
         if causal and stop - start > 1:

@@ -2,7 +2,7 @@
 
 Radford, Wu, Child, Luan, Amodei and Sutskever 2019, "Language Models are Unsupervised Multitask
 Learners"; the parts are named as in OpenAI's checkpoints. Each function takes the node of the
-parameter tree whose name it bears.
+parameter tree that has its name.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, F mlp width,
 V vocabulary, E tokens of an encoder.
@@ -20,10 +20,9 @@ from npgpt2.model.params import MLP, Attention, Block, CrossAttention, Params
 
 
 class Tap:
-    """Shows every intermediate array, by its dotted name, to whoever listens: `h.3.attn.probs`.
+    """Passes every intermediate array to a callback, with its name, such as `h.3.attn.probs`.
 
-    The arrays are the model's own and are worked on in place afterwards: a listener copies what it
-    keeps.
+    The model modifies the arrays in place afterwards, so the callback must copy what it keeps.
 
     >>> names = []
     >>> tap = Tap(lambda name, array: names.append(name)).at("h.3").at("mlp")
@@ -48,7 +47,7 @@ SILENT = Tap()
 
 
 class Run(NamedTuple):
-    """What one forward pass carries beside its numbers."""
+    """The settings and state of one forward pass."""
 
     config: GPT2Config
     cross: dict[int, tuple[Array, Array]]  # by layer, keys and values of the encoder's states
@@ -58,10 +57,10 @@ class Run(NamedTuple):
     encoder: Array | None = None  # (B, E, C) hidden states to attend to
     encoder_mask: Array | None = None  # (B, E) bool
     want_probs: bool = False
-    last: int = 0  # so many positions are asked for, the last ones; 0: all
+    last: int = 0  # compute logits for this many last positions; 0: for all
 
     def asked(self, layer: int) -> slice:
-        """Positions whose output is read: behind the last block nobody reads the others'."""
+        """Positions whose output is needed: in the last block, only those of `last`."""
         return slice(-self.last if layer == self.config.n_layer - 1 else 0, None)
 
 
@@ -72,7 +71,7 @@ def embed(
     token_type_ids: Array | None = None,
     tap: Tap = SILENT,
 ) -> Array:
-    """Ids (B, T), or embeddings (B, T, C) in their place → (B, T, C): what, and where."""
+    """Ids (B, T), or embeddings (B, T, C) → (B, T, C): token plus position embeddings."""
     wte, wpe = params.wte.weight, params.wpe.weight
     x = tap("wte", wte[tokens] if tokens.ndim == 2 else tokens)
     x = x + tap("wpe", wpe[position_ids])
@@ -82,9 +81,9 @@ def embed(
 
 
 def transformer(x: Array, params: Params, run: Run, tap: Tap = SILENT) -> Array:
-    """(B, T, C) embeddings → (B, T, C) last hidden states, or those of the `run.last` positions.
+    """(B, T, C) embeddings → (B, T, C) last hidden states, or only the last `run.last` positions.
 
-    Keys and values are written behind the cache's past; who calls this advances it.
+    Appends keys and values to the cache; the caller advances its length.
     """
     for layer, p in enumerate(params.h):
         x = block(x, p, layer, run, tap.at(f"h.{layer}"))
@@ -92,10 +91,8 @@ def transformer(x: Array, params: Params, run: Run, tap: Tap = SILENT) -> Array:
 
 
 def block(x: Array, p: Block, layer: int, run: Run, tap: Tap) -> Array:
-    """Attention, then the MLP: each reads the normalised stream and adds to it (pre-LN).
-
-    Adds in place: x is the stream from the embeddings to ln_f.
-    """
+    """(B, T, C) → (B, T, C): attention, then the MLP; each reads the normalised residual stream x
+    and adds to it in place (pre-LN)."""
     eps = run.config.layer_norm_epsilon
     y = tap("ln_1", layer_norm(x, *p.ln_1, eps))
     y = attn(y, p.attn, layer, run, tap.at("attn"))
@@ -112,7 +109,7 @@ def block(x: Array, p: Block, layer: int, run: Run, tap: Tap) -> Array:
 
 
 def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
-    """Each token looks at itself and at those before it."""
+    """(B, T, C) → (B, T, C): each token attends to itself and to the tokens before it."""
     qkv = tap("c_attn", linear(x, *p.c_attn))  # (B, T, 3·H·D)
     q, k, v = split(qkv, 3)
     q, k, v = (split_heads(y, run.config) for y in (q[:, run.asked(layer)], k, v))
@@ -135,7 +132,7 @@ def attn(x: Array, p: Attention, layer: int, run: Run, tap: Tap) -> Array:
 def crossattention(
     x: Array, p: CrossAttention, k: Array, v: Array, layer: int, run: Run, tap: Tap
 ) -> Array:
-    """Each token looks at all of the encoder's states."""
+    """(B, T, C) → (B, T, C): each token attends to all of the encoder's states."""
     q = split_heads(tap("q_attn", linear(x, *p.q_attn)), run.config)
     y, probs = attention(
         q, k, v,
@@ -151,7 +148,7 @@ def crossattention(
 
 
 def encoder_kv(p: CrossAttention, layer: int, run: Run) -> tuple[Array, Array] | None:
-    """Keys and values (B, H, E, D) of the encoder's states: known already, or made now."""
+    """Keys and values (B, H, E, D) of the encoder's states, computed once; None without encoder."""
     if layer not in run.cross and run.encoder is not None:
         k, v = (split_heads(part, run.config) for part in split(linear(run.encoder, *p.c_attn), 2))
         run.cross[layer] = k, v
@@ -159,7 +156,7 @@ def encoder_kv(p: CrossAttention, layer: int, run: Run) -> tuple[Array, Array] |
 
 
 def mlp(x: Array, p: MLP, run: Run, tap: Tap) -> Array:
-    """Each token by itself: wider, bent, back."""
+    """(B, T, C) → (B, T, C), each token separately: C → F, activation, F → C."""
     act = ACTIVATIONS[run.config.activation_function]
     x = tap("c_fc", linear(x, *p.c_fc))  # (B, T, F)
     x = tap("act", act(x, out=x))
@@ -167,7 +164,7 @@ def mlp(x: Array, p: MLP, run: Run, tap: Tap) -> Array:
 
 
 def lm_head(x: Array, params: Params, tap: Tap = SILENT) -> Array:
-    """(..., C) hidden states → (..., V) logits, one dot product with each row of the head."""
+    """(..., C) hidden states → (..., V) logits: the dot product with each row of the head."""
     y = product(x.reshape(-1, x.shape[-1]), params.head.T)
     return tap("logits", y.reshape(*x.shape[:-1], y.shape[-1]))
 

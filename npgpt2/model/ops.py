@@ -1,10 +1,9 @@
-"""The arithmetic of GPT-2: pure functions on arrays, each returning the dtype it was given.
+"""The operations of GPT-2: pure functions on arrays that keep the dtype of their input.
 
-Formulas are computed in place where that is as plain. `linear` and `attention` are the textbook's:
-the model runs the same in another form, from `fast`.
+`linear` and `attention` are the textbook forms; the model uses the faster forms in `fast`. Scalars
+are Python floats on purpose: a NumPy float64 scalar would promote float32 arrays.
 
 Axes: B batch, T new tokens, S tokens attended to (past + new), H heads, D head_dim; `...` any.
-Scalars here are Python floats on purpose: a NumPy float64 scalar would promote float32 arrays.
 """
 
 import math
@@ -25,7 +24,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """(x − mean) / √(var + eps) · weight + bias over the last axis; the variance is the biased one.
+    """(x − mean) / √(var + eps) · weight + bias over the last axis; var is the biased variance.
 
     Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450
 
@@ -44,7 +43,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 
 def softmax(x: Array, out: Array | None = None) -> Array:
-    """exp(x) / Σ exp(x) over the last axis. A row of −∞ only (all masked) gives zeros, not NaN.
+    """exp(x) / Σ exp(x) over the last axis. A row of only −∞ (all masked) gives zeros, not NaN.
 
     >>> softmax(np.array([[0.0, math.log(3)], [-np.inf, -np.inf]]))
     array([[0.25, 0.75],
@@ -56,7 +55,7 @@ def softmax(x: Array, out: Array | None = None) -> Array:
     np.subtract(x, top, out=y)
     np.exp(y, out=y)
     total = np.add.reduce(y, -1, keepdims=True)
-    y /= np.maximum(total, 1, out=total)  # the largest gives exp(0): only a masked row has less
+    y /= np.maximum(total, 1, out=total)  # ≥ exp(0), except in a masked row
     return y
 
 
@@ -74,13 +73,12 @@ def attention(
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2
 
     Args:
-        q: (B, H, T, D) queries of the new tokens, which are the last T of the S.
+        q: (B, H, T, D) queries of the new tokens, the last T of the S.
         k, v: (B, H, S, D) keys and values.
         scale: factor on q · k.
-        causal: query i sees key j where j − i ≤ S − T: counted from the lower right corner, so
-            that prefill, chunks and single steps are one formula.
+        causal: query i sees key j if j − i ≤ S − T. This covers prefill, chunks and single steps.
         mask: (B, S) bool, False where a key is padding.
-        head_mask: broadcast to (B, H, T, S), multiplies the probabilities.
+        head_mask: factor on the probabilities, broadcast to (B, H, T, S).
 
     Returns:
         (B, H, T, D) weighted values, and (B, H, T, S) probabilities.
@@ -107,7 +105,7 @@ def attention(
 
 
 def _tanh_gelu(x: Array, slope: float) -> Array:
-    """x/2 · (1 + tanh(slope · (x + 0.044715 x³))), in place where it can."""
+    """x/2 · (1 + tanh(slope · (x + 0.044715 x³)))."""
     y = x * x
     y *= 0.044715
     y += 1.0
@@ -132,7 +130,7 @@ def gelu_new(x: Array) -> Array:
 
 @blockwise
 def gelu_fast(x: Array) -> Array:
-    """`gelu_new` with √(2/π) cut to ten digits, as transformers' FastGELUActivation has it."""
+    """`gelu_new` with √(2/π) cut to ten digits, as in transformers' FastGELUActivation."""
     return _tanh_gelu(x, 0.7978845608)
 
 
@@ -171,7 +169,7 @@ def tanh(x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(−x)), never exponentiating a positive number: no overflow, small tails exact."""
+    """1 / (1 + exp(−x)). Uses exp(−|x|) only: no overflow, and small values stay exact."""
     e = np.exp(-np.abs(x))
     return np.where(x < 0, e, 1.0) / (1.0 + e)
 

@@ -1,8 +1,8 @@
 """The parameter tree: an attribute path is a checkpoint key.
 
-`params.h[3].attn.c_attn.weight` is the tensor `h.3.attn.c_attn.weight`. The leaves of each node
-come in the order in which the function that uses them takes them, so that a node is splatted into
-its call: `linear(x, *p.c_fc)`. Linear weights are (in, out), as OpenAI stored them: `x @ w + b`.
+`params.h[3].attn.c_attn.weight` is the tensor `h.3.attn.c_attn.weight`. The leaves of a node are in
+the order of the arguments of the function that uses them, so a node can be unpacked into the call:
+`linear(x, *p.c_fc)`. Linear weights are (in, out), as in OpenAI's checkpoints: `x @ w + b`.
 
 Axes: C n_embd, H heads (of this layer), D head_dim, F mlp width, V vocabulary, N positions.
 """
@@ -71,7 +71,7 @@ class Params(NamedTuple):
     wpe: Embedding
     h: tuple[Block, ...]
     ln_f: LayerNorm
-    lm_head: Embedding | None = None  # None: the head is wte, tied
+    lm_head: Embedding | None = None  # None: tied to wte
     score: Head | None = None
     classifier: Head | None = None
     qa_outputs: Head | None = None
@@ -79,14 +79,14 @@ class Params(NamedTuple):
 
     @property
     def head(self) -> Array:
-        """(V, C) the matrix that turns hidden states into logits."""
+        """(V, C) the matrix that maps hidden states to logits."""
         return (self.lm_head or self.wte).weight
 
 
 def param_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Every parameter of a GPT-2 with its shape, in the order of the data's flow.
+    """Name and shape of every parameter of a GPT-2, in the order of the forward pass.
 
-    The one list of parameters: whoever visits every one of them walks this table or the tree.
+    This is the only list of parameters: code that visits all of them uses it or the tree.
 
     >>> shapes = param_shapes(GPT2Config())
     >>> len(shapes), shapes["h.11.mlp.c_fc.weight"]
@@ -125,17 +125,17 @@ def param_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def _head_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Of a head that is not the language model's."""
+    """The parameters of a head other than lm_head."""
     outputs = {"qa_outputs": 2, "multiple_choice_head": 1}.get(config.head, len(config.labels))
     path = {"multiple_choice_head": "multiple_choice_head.summary"}.get(config.head, config.head)
     shapes: dict[str, tuple[int, ...]] = {f"{path}.weight": (outputs, config.n_embd)}
-    if config.head != "score":  # the one without a bias
+    if config.head != "score":  # the only head without a bias
         shapes[f"{path}.bias"] = (outputs,)
     return {} if config.head == "lm_head" else shapes
 
 
 def build_tree(tensors: Mapping[str, Array]) -> Params:
-    """Hang tensors, named as in `param_shapes`, into the tree. The types above say where.
+    """Build the tree from tensors that are named as in `param_shapes`.
 
     >>> import numpy as np
     >>> config = GPT2Config(vocab_size=5, n_positions=4, n_embd=2, n_layer=1, n_head=1)
@@ -158,7 +158,7 @@ def _build(kind: type[Any], node: dict[str, Any]) -> Any:
     children = {}
     for field, hint in get_type_hints(kind).items():
         if field not in node:
-            continue  # an optional part; `param_shapes` decides which a model has
+            continue  # an optional part: `param_shapes` decides which a model has
         if isinstance(hint, UnionType):
             hint = next(arg for arg in get_args(hint) if arg is not NoneType)
         child = node[field]
@@ -171,7 +171,7 @@ def _build(kind: type[Any], node: dict[str, Any]) -> Any:
 
 
 def named_parameters(node: Any, path: str = "") -> Iterator[tuple[str, Array]]:
-    """Every parameter below a node of the tree, with its checkpoint key.
+    """Yield every parameter below a node of the tree, with its checkpoint key.
 
     >>> import numpy as np
     >>> [name for name, _ in named_parameters(LayerNorm(np.ones(2), np.zeros(2)), "ln_f")]

@@ -909,7 +909,7 @@ NONLINEAR = (
     "expected one of gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu, swish, "
     "tanh"
 )
-ELSEWHERE = "Another architecture than the one written here: transformers runs it"
+ELSEWHERE = "This architecture is not implemented here. Use transformers"
 PLAIN = "not implemented here. Expected a plain GPT-2"
 CONFIGS = [
     ({"n_embd": 66}, "n_embd: got 66, expected a multiple of n_head (4)"),
@@ -938,10 +938,10 @@ CONFIGS = [
     ({"eos_token_id": "0"}, "eos_token_id: got '0', expected a token id or null"),
     ({"eos_token_id": [0, 1.5]}, "eos_token_id: got [0, 1.5], expected a token id or null"),
     ({"pruned_heads": {"0": [9]}}, "pruned_heads: got heads [9] in layer 0, expected 0 to 3"),
-    ({"pruned_heads": {"7": [1]}}, "pruned_heads: got layer 7, the model has 3"),
+    ({"pruned_heads": {"7": [1]}}, "pruned_heads: got layer 7, expected 0 to 2"),
     (
         {"pruned_heads": {"0": [0, 1, 2, 3]}},
-        "pruned_heads: all 4 heads of layer 0, expected one to stay",
+        "pruned_heads: got all 4 heads of layer 0, expected fewer",
     ),
     (
         {"pruned_heads": {"0": [float("inf")]}},

@@ -1,10 +1,10 @@
-"""Where results go: one file a part, whole or not there, and what the run was told.
+"""The output folder: one file for each part, and the settings of the run.
 
-    OUT/_batch.json               what was asked for, of which files, in how many parts
+    OUT/_batch.json               the settings, the input files, the number of parts
     OUT/part-00000000.jsonl       the results of part 0, in the order of its rows
 
-A part's file appears when all of it is done, so what is there when a run was killed is good, and
-the rest is what is left. `cat OUT/part-*.jsonl` is the order of the input.
+The file of a part appears when the whole part is done. So after a run was killed all files are
+complete, and only the missing parts are left. `cat OUT/part-*.jsonl` has the order of the input.
 """
 
 import json
@@ -22,21 +22,21 @@ from npgpt2.bulk.parts import parquet
 from npgpt2.bulk.tasks import Result
 
 SCHEMA = "npgpt2.batch/1"
-MANIFEST = "_batch.json"  # readers of a folder of Parquet skip such names
+MANIFEST = "_batch.json"  # readers of Parquet folders skip names with a leading underscore
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was told: a run that goes on is told the same.
+    """The settings of a run. A resumed run must have the same settings.
 
     Attributes:
         task: "generate", "score" or "embed".
         format: of the results, "jsonl" or "parquet".
-        model: a folder.
-        engine: how it is opened: of `npgpt2.engines.ModelSpec`, what is not the model.
-        options: of `GenerationOptions`, `seed` among them; empty for other tasks.
-        inputs: of each file its name, bytes and time.
-        whole_ids: ids are whole numbers, in Parquet; else text.
+        model: the folder of the model.
+        engine: the fields of `npgpt2.engines.ModelSpec` except `model`.
+        options: the fields of `GenerationOptions`, with `seed` set; empty for other tasks.
+        inputs: path, size in bytes and modification time of each input file.
+        whole_ids: in Parquet, ids are integers; otherwise text.
     """
 
     task: str
@@ -58,31 +58,31 @@ def inputs_of(files: Sequence[Path]) -> list[list[Any]]:
 
 
 def begin(out: Path, settings: Settings, most: int, parts: int, rows: int) -> None:
-    """Say what is done here, before anything is, in parts of so many rows at most."""
+    """Write the settings of a run before it starts; `most` is the largest number of rows a part."""
     about = {"schema": SCHEMA, **asdict(settings), "most": most, "parts": parts, "rows": rows}
     with replaced(out / MANIFEST) as work:
         write_text(work, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 def told(out: Path) -> dict[str, Any] | None:
-    """What the run in a folder was told; None where there is none yet.
+    """The settings of the run in a folder; None if there is no run yet.
 
     Raises:
-        FileError: the folder is somebody else's.
+        FileError: the folder has other files.
     """
     if not (out / MANIFEST).exists():
-        ours = re.compile(r"pid|\..*\.new")  # of a run that was killed as it began
+        ours = re.compile(r"pid|\..*\.new")  # of a run that was killed at its start
         if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
-            raise FileError(f"{out}: is not empty, and no batch. Name another folder")
+            raise FileError(f"{out}: has other files, expected a batch run or none. Name another")
         return None
     about = read_json(out / MANIFEST, FileError)
     if about.get("schema") != SCHEMA:
-        raise FileError(f"{out / MANIFEST}: is of {about.get('schema')!r}, expected {SCHEMA}")
+        raise FileError(f"{out / MANIFEST}: has schema {about.get('schema')!r}, expected {SCHEMA}")
     return about
 
 
 def require_same(out: Path, about: dict[str, Any], settings: Settings) -> None:
-    """Raises FileError where a run would go on with something else than it began with."""
+    """Raises FileError if the settings of a resumed run differ from those of its first start."""
     now = json.loads(json.dumps(asdict(settings)))
     for name, value in now.items():
         if about.get(name) == value:
@@ -92,10 +92,10 @@ def require_same(out: Path, about: dict[str, Any], settings: Settings) -> None:
             name = next(key for key in {**old, **new} if old.get(key) != new.get(key))
             old, new = old.get(name), new.get(name)
         if name == "inputs":
-            raise FileError(f"{out}: the input has changed since this run began. Begin anew")
+            raise FileError(f"{out}: the input has changed since this run began. Start a new run")
         raise FileError(
-            f"{out}: this run began with {name} {old!r}, now it is {new!r}. Say the same, or begin "
-            "in another folder"
+            f"{out}: got {name} {new!r}, expected {old!r} as at the start of the run. Use the "
+            "same value, or another folder"
         )
 
 
@@ -104,20 +104,20 @@ def part_file(out: Path, number: int, kind: str) -> Path:
 
 
 def parts_there(out: Path, kind: str) -> set[int]:
-    """The numbers of the parts that are done."""
+    """The numbers of the finished parts."""
     pattern = re.compile(rf"part-(\d{{8,}})\.{kind}")
     found = (pattern.fullmatch(path.name) for path in out.iterdir())
     return {int(match[1]) for match in found if match}
 
 
 def write_part(out: Path, number: int, settings: Settings, results: Sequence[Result]) -> None:
-    """A part's results, all at once. Two may write it at the same time: a node that was given up
-    may be alive."""
+    """Write the results of a part, whole or not at all. Two processes may write the same part: a
+    node that Ray has given up may still be running."""
     path = part_file(out, number, settings.format)
     own = f".{socket.gethostname()}-{os.getpid()}"
     if settings.format == "jsonl":
         lines = [json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in results]
-        data = "".join(lines).encode("utf-8", "backslashreplace")  # a lone surrogate of an id
+        data = "".join(lines).encode("utf-8", "backslashreplace")  # an id may have lone surrogates
         require_space(out, len(data))
         with replaced(path, own) as work:
             work.write_bytes(data)
@@ -129,7 +129,7 @@ def write_part(out: Path, number: int, settings: Settings, results: Sequence[Res
 
 
 def errors_in(out: Path, number: int, kind: str) -> int:
-    """Rows of a part that could not be done."""
+    """The number of rows of a part that failed."""
     path = part_file(out, number, kind)
     with named_errors(path):
         if kind == "parquet":
@@ -139,7 +139,7 @@ def errors_in(out: Path, number: int, kind: str) -> int:
             return sum("error" in json.loads(line) for line in file)
 
 
-# In Parquet, for each task, between `row`, `id` and `error`.
+# The Parquet columns of each task, between `row`, `id` and `error`.
 COLUMNS = {
     "generate": {"text": "string", "ids": "list<int32>", "finish_reason": "string"},
     "score": {
@@ -150,7 +150,7 @@ COLUMNS = {
 
 
 def _table(settings: Settings, results: Sequence[Result]) -> Any:
-    """One schema for all parts of a run: a column that a part has nothing for is null."""
+    """The results as a table with the same schema for all parts; missing values are null."""
     import pyarrow as pa
 
     def typed(name: str) -> Any:
@@ -165,7 +165,7 @@ def _table(settings: Settings, results: Sequence[Result]) -> Any:
         if not settings.whole_ids and row.get("id") is not None:
             row["id"] = str(row["id"])
         for name, value in row.items():
-            if isinstance(value, str):  # a lone surrogate is no UTF-8
+            if isinstance(value, str):  # a lone surrogate is not valid UTF-8
                 row[name] = value.encode("utf-8", "backslashreplace").decode()
         rows.append(row)
     schema = pa.schema([(name, typed(kind)) for name, kind in columns.items()])

@@ -1,9 +1,9 @@
-"""Parts done by a Ray cluster: Ray Data over actors that hold one model each.
+"""Process parts on a Ray cluster: Ray Data with actors that have one model each.
 
-https://docs.ray.io/en/latest/data/batch_inference.html. What travels are parts, not rows: every
-node reads the input and writes the output under the same paths (a shared file system), and has
-npgpt2 installed. A part that is done twice, because a node was lost before it could tell, writes
-the same file.
+https://docs.ray.io/en/latest/data/batch_inference.html. Ray sends parts, not rows: every node has
+npgpt2 installed, and reads the input and writes the output under the same paths (a shared file
+system). If a node is lost before it reports a part, the part is processed again and writes the same
+file.
 """
 
 import logging
@@ -22,7 +22,7 @@ from npgpt2.bulk.worker import Done, Worker
 
 
 def connect(address: str) -> int:
-    """Join a cluster, or begin one on this machine ("local"); returns its processors.
+    """Connect to a cluster, or start one on this machine ("local"); returns its number of CPUs.
 
     Raises:
         MissingPackage: Ray is not installed.
@@ -39,7 +39,7 @@ def connect(address: str) -> int:
     alone: dict[str, Any] = {}
     if address == "local":
         alone = {"include_dashboard": False}
-        if sys.platform == "linux":  # of this machine alone; 127.0.0.1 is not let stand
+        if sys.platform == "linux":  # only this machine; Ray would replace 127.0.0.1
             alone["_node_ip_address"] = "127.0.0.2"
     elif address != "auto":
         _require_somebody(address)
@@ -53,7 +53,7 @@ def connect(address: str) -> int:
 
 
 def _require_somebody(address: str) -> None:
-    """Ray itself tries for minutes. Raises FileError."""
+    """Raises FileError if no process answers at the address; Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise OptionError("ray", f"got {address!r}, expected HOST:PORT, auto or local")
@@ -65,15 +65,15 @@ def _require_somebody(address: str) -> None:
 
 def _nobody(address: str, said: str) -> FileError:
     return FileError(
-        f"--ray: got {address!r}, where no cluster answers ({said}). Is it up, and does "
-        "RAY_AUTH_TOKEN hold its token?"
+        f"--ray: got {address!r}, but no cluster answers there ({said}). Check that it runs, and "
+        "that RAY_AUTH_TOKEN is its token"
     )
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Ray's C++ speaks to standard error as it is loaded, even to say that it will be silent."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # a lost node is no news to a person
+    """Hide what Ray's C++ code writes to standard error while it starts."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # not even lost nodes are reported
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
@@ -87,7 +87,7 @@ def _silence() -> Iterator[None]:
 def on_ray(
     settings: Settings, parts: Sequence[Part], out: str, workers: int, threads: int
 ) -> Iterator[Done]:
-    """As `npgpt2.bulk.pool.on_pool`, by so many actors wherever the cluster has room."""
+    """Like `npgpt2.bulk.pool.on_pool`, with `workers` actors anywhere in the cluster."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -108,9 +108,9 @@ def on_ray(
 
 
 class _Actor:
-    """A worker, as Ray Data calls it: columns of parts → columns of what was done.
+    """A worker for Ray Data: columns of `Part` → columns of `Done`.
 
-    What one fails with is a column, too: as an exception it would arrive without its kind.
+    An error is a column, too: as an exception it would lose its class.
     """
 
     def __init__(self, settings: Settings, out: str, threads: int) -> None:

@@ -1,8 +1,8 @@
-"""Files of rows, in parts: what a worker is told, and the rows that it finds there.
+"""Parts of input files, and their rows.
 
-A part is a stretch of one file, small enough to hold and large enough to sort. It says where its
-rows are, not what they are: workers read for themselves, and nobody holds a whole file. The same
-files give the same parts, so that a run that was killed knows what it has.
+A part is a range of one file, small enough for memory and large enough to sort by length. It has
+the place of its rows, not the rows: each worker reads them, and no process reads a whole file. The
+same files always give the same parts, so that a killed run can be resumed.
 """
 
 import json
@@ -16,12 +16,12 @@ import numpy as np
 from npgpt2.base.errors import FileError, MissingPackage
 from npgpt2.base.files import named_errors, require_regular
 
-ROWS = 64  # of a part, at most: half a minute's work of one core, with the 124M shape
-BYTES = 4 << 20  # of a part; a row is never cut in two
-MAX_LINE = 16 << 20  # bytes of one line
-CHUNK = 8 << 20  # bytes read at a time, to count
+ROWS = 64  # most rows of a part: half a minute of work for one core, with the 124M shape
+BYTES = 4 << 20  # of a part; rows are never split
+MAX_LINE = 16 << 20  # most bytes of one line
+CHUNK = 8 << 20  # bytes read at a time to count lines
 
-COLUMNS = ("prompt", "text")  # where a row's text stands: the first of these that it has
+COLUMNS = ("prompt", "text")  # the column with a row's text: the first of these that it has
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 Counting = Callable[[Iterable[Path], str], Iterable[Path]]
@@ -31,11 +31,11 @@ class Part(NamedTuple):
     """Some rows of one file.
 
     Attributes:
-        number: of the part, from 0.
-        first: the number of its first row in all of the input, from 0.
-        rows: how many; lines, where the file has lines.
-        start: of a line file the byte; of a parquet file the row in its group.
-        group: of a parquet file the row group.
+        number: index of the part, from 0.
+        first: index of its first row in the whole input, from 0.
+        rows: number of rows, or of lines in a .jsonl file.
+        start: in a .jsonl file the first byte, in a Parquet file the first row in its row group.
+        group: the row group of a Parquet file.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row: a prompt, as text or ids, or what is wrong with it."""
+    """One row: its prompt, as text or ids, or an error."""
 
     number: int
     id: Any = None
@@ -56,10 +56,10 @@ class Row(NamedTuple):
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files that a path means, in the order of their names.
+    """The input files of a path, sorted by name.
 
     Raises:
-        FileError: it is no file of rows, and no folder that has one.
+        FileError: it is neither such a file nor a folder with one.
     """
     expected = f"expected {', '.join(KINDS)} or a folder of these"
     with named_errors(source):
@@ -70,17 +70,17 @@ def files_of(source: Path) -> list[Path]:
             return [source]
         found = sorted(p for p in source.iterdir() if p.suffix in KINDS and p.name[0] != ".")
     if not found:
-        raise FileError(f"{source}: holds no such file, {expected}")
+        raise FileError(f"{source}: has no such file, {expected}")
     return found
 
 
 def parts_of(
     files: Iterable[Path], most: int, progress: Counting = lambda loop, what: loop
 ) -> Iterator[Part]:
-    """The parts of files, of so many rows at most, counted in one pass over them.
+    """Split files into parts of at most `most` rows, in one pass over them.
 
     Raises:
-        FileError, MissingPackage: a file cannot be read, or has no column of text.
+        FileError, MissingPackage: a file cannot be read, or has no text column.
     """
     number = first = 0
     for file in progress(list(files), "counting rows"):
@@ -93,17 +93,17 @@ def parts_of(
 
 
 def rows_of(part: Part) -> list[Row]:
-    """A part's rows. What is wrong with one is its `error`; a blank line is none.
+    """Read the rows of a part. A bad row has an `error`; a blank line is not a row.
 
     Raises:
-        FileError: the file has changed since its parts were counted.
+        FileError: the file has changed since its rows were counted.
     """
     file = Path(part.file)
     kind = KINDS[file.suffix]
     with named_errors(file):
         found = list((_read_lines if kind == "jsonl" else _read_columns)(file, part))
     if len(found) != part.rows:
-        raise FileError(f"{file}: has changed since its rows were counted. Begin anew")
+        raise FileError(f"{file}: has changed since its rows were counted. Start a new run")
     return [row for row in found if row is not None]
 
 
@@ -113,7 +113,7 @@ def rows_of(part: Part) -> list[Row]:
 def _lines(file: Path, most: int) -> Iterator[tuple[int, int, int]]:
     """(lines, first byte, 0) of each part."""
     start = lines = 0  # of this part
-    last = end = 0  # where the last line ends that does, and what was read
+    last = end = 0  # end of the last complete line, and of what was read
     with file.open("rb") as handle:
         while chunk := handle.read(CHUNK):
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + end + 1
@@ -145,13 +145,13 @@ def _read_lines(file: Path, part: Part) -> Iterator[Row | None]:
 
 
 def _skip(handle: BinaryIO, line: bytes) -> None:
-    """To the end of a line that is not read."""
+    """Skip to the end of a line that is too long."""
     while line and not line.endswith(b"\n"):
         line = handle.readline(CHUNK)
 
 
 def row_of(line: bytes, number: int) -> Row | None:
-    """A line as a row; None where it is blank.
+    """Parse a line into a row; None for a blank line.
 
     >>> row_of(b'{"id": "a", "prompt": "O Romeo"}', 7)
     Row(number=7, id='a', prompt='O Romeo', error=None)
@@ -187,11 +187,11 @@ def _checked(number: int, id_: Any, name: str | None, prompt: Any) -> Row:
     return Row(number, id_, prompt)
 
 
-# ── parquet ──────────────────────────────────────────────────────────────────────────────────────
+# ── Parquet ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def parquet() -> Any:
-    """The library. Raises MissingPackage."""
+    """The module pyarrow.parquet. Raises MissingPackage."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -205,7 +205,7 @@ def _opened(file: Path) -> Any:
         return library.ParquetFile(file)
     except OSError:
         raise
-    except Exception as problem:  # pyarrow's own, one class for each kind of damage
+    except Exception as problem:  # pyarrow has a class for each kind of damage
         text = str(problem).partition("\n")[0]
         raise FileError(f"{file}: is not a Parquet file ({text})") from None
 
@@ -214,13 +214,13 @@ def _column(file: Path, names: list[str]) -> str:
     name = next((name for name in COLUMNS if name in names), None)
     if name is None:
         raise FileError(
-            f"{file}: has no column {' or '.join(COLUMNS)}, only {', '.join(names) or 'none'}"
+            f"{file}: got columns {', '.join(names) or 'none'}, expected {' or '.join(COLUMNS)}"
         )
     return name
 
 
 def has_whole_ids(file: Path) -> bool:
-    """Whether a Parquet file has ids, which are whole numbers of at most 63 bits."""
+    """Whether the column `id` of a Parquet file has an integer type that fits into int64."""
     parquet()
     import pyarrow.types
 

@@ -1,7 +1,7 @@
-"""Parts done by processes of this machine.
+"""Process parts in processes of this machine.
 
-A process that dies (memory, a crash in a library) is replaced, and its part done again; a part that
-costs three is an error of the run.
+A process that dies (memory, a crash in a library) is replaced, and its part is processed again. The
+run fails when three processes have died on a part.
 """
 
 import multiprocessing
@@ -20,17 +20,17 @@ from npgpt2.bulk.parts import Part
 from npgpt2.bulk.worker import Done, Worker
 
 TRIES = 3
-NOTHING = Done(-1, 0, 0, 0)  # has ended, but the work goes on
+NOTHING = Done(-1, 0, 0, 0)  # no part has ended, but the work goes on
 
 
 def on_pool(
     settings: Settings, parts: Sequence[Part], out: str, workers: int, threads: int
 ) -> Iterator[Done]:
-    """Do all parts; each is told of when it is written, in any order; `NOTHING` once a second.
+    """Process all parts; yields each when it is written, in any order, and `NOTHING` every second.
 
     Raises:
-        FileError: a part that processes die of.
-        NpGPT2Error: the model cannot be opened, or a part not be read or written.
+        FileError: too many processes died on a part.
+        NpGPT2Error: the model cannot be opened, or a part cannot be read or written.
     """
     left, tries = deque(parts), Counter[int]()
     while left:
@@ -53,18 +53,18 @@ def on_pool(
         except BrokenProcessPool:
             died = sorted(running.values())
             left.extendleft(reversed(died))
-            tries.update(part.number for part in died[:workers])  # the others had not begun
+            tries.update(part.number for part in died[:workers])  # the others had not started
             part, count = died[0], max(tries[part.number] for part in died)
             if count >= TRIES:
                 raise FileError(
-                    f"{part.file}: a worker died {count} times, with rows {part.first:,} to "
-                    f"{part.first + part.rows - 1:,} or near them. Memory? Try --workers 1"
+                    f"{part.file}: a worker died {count} times, at or near rows {part.first:,} to "
+                    f"{part.first + part.rows - 1:,}. If memory is short, try --workers 1"
                 ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
-            for thread in threading.enumerate():  # at exit Python writes into what it is closing
+            for thread in threading.enumerate():  # else Python writes to a closed pipe at exit
                 if type(thread).__name__ == "_ExecutorManagerThread":
                     thread.join(5)
 
@@ -74,7 +74,7 @@ _told: tuple[Settings, str, int]
 
 
 def _begin(settings: Settings, out: str, threads: int) -> None:
-    """In a new process: it ends with the one that began it, and Ctrl-C is that one's."""
+    """Initialize a new process: it ends when its parent ends, and leaves Ctrl-C to the parent."""
     global _told
     _told = settings, out, threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -89,7 +89,7 @@ def _end_with(sentinel: int) -> None:
 
 
 def _do(part: Part) -> Done:
-    """The model is opened with the first part: what is wrong with it is that part's exception."""
+    """Process a part. The first part opens the model, so that its errors are reported."""
     global _worker
     if _worker is None:
         _worker = Worker(*_told)

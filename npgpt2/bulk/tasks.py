@@ -1,7 +1,7 @@
-"""What is done with rows: each task is a model, rows in, results out, in the rows' order.
+"""The tasks: generate, score and embed. Each takes rows and returns results in their order.
 
-A row that cannot be done gets its error; the others do not notice. Rows of about one length are
-computed together.
+A row that fails gets an error; it does not affect the others. Rows of similar length are computed
+together.
 """
 
 import math
@@ -17,21 +17,21 @@ from npgpt2.generation.language_model import LanguageModel, Piece, Writing
 from npgpt2.generation.options import GenerationOptions
 from npgpt2.generation.scoring import require_two
 
-SLOTS = 16  # texts written at the same time
-TOKENS = 1024  # read at the same time, padding included: with the logits of each, 0.2 GB
+SLOTS = 16  # texts generated at the same time
+TOKENS = 1024  # per forward pass, including padding: the logits of all take 0.2 GB
 
 Result = dict[str, Any]
-Encoded = list[tuple[int, list[int]]]  # rows by their place in a part, and their ids
+Encoded = list[tuple[int, list[int]]]  # (index of a row in its part, its ids)
 
 
 @dataclass
 class Task:
-    """A task, over a model that is open."""
+    """A task with an open model."""
 
     model: LanguageModel
 
     def __call__(self, rows: Sequence[Row]) -> list[Result]:
-        """A result for each row: `row`, `id` where it has one, and what was found, or `error`."""
+        """A result for each row: `row`, `id` if it has one, and the task's fields or `error`."""
         found: list[Result] = [{"error": row.error} for row in rows]
         todo: Encoded = []
         for n, row in enumerate(rows):
@@ -51,13 +51,13 @@ class Task:
         return self.model.encode(prompt)
 
     def work(self, todo: Encoded, rows: Sequence[Row], found: list[Result]) -> None:
-        """Put the results of these into their places, the longest first."""
+        """Put the results of `todo`, which is sorted by length, longest first, into `found`."""
         raise NotImplementedError
 
     def together(
         self, todo: Encoded, found: list[Result], f: Callable[[list[list[int]]], list[Result]]
     ) -> None:
-        """f of lists of ids; where it fails, of each by itself."""
+        """Call f with all lists of ids; if it fails, with each alone."""
         try:
             results = f([ids for _, ids in todo])
         except NpGPT2Error as error:
@@ -73,8 +73,8 @@ class Task:
 
 @dataclass
 class Generate(Task):
-    """Texts behind prompts. Row r draws the numbers of sample r of the seed, whoever shares its
-    batch, its part, or the run."""
+    """Texts that continue prompts. Row r draws the random numbers of sample r of the seed, so its
+    text does not depend on the other rows."""
 
     options: GenerationOptions
 
@@ -83,7 +83,7 @@ class Generate(Task):
 
     def work(self, todo: Encoded, rows: Sequence[Row], found: list[Result]) -> None:
         self._write(todo, rows, found)
-        # What failed may have failed with others in its batch: once more, each alone.
+        # A row may have failed because of others in its batch: try it again alone.
         for item in todo:
             if "error" in found[item[0]]:
                 self._write([item], rows, found)
@@ -97,7 +97,7 @@ class Generate(Task):
 
 
 class _Collecting:
-    """A text that is put into its place when it has ended."""
+    """Collects the pieces of a text; when the text ends, its result goes into `found[n]`."""
 
     def __init__(self, text: Writing, found: list[Result], n: int) -> None:
         self._texts: list[str] = []
@@ -120,7 +120,7 @@ class _Collecting:
 
 @dataclass
 class ScoreTexts(Task):
-    """How probable texts of any length are: `npgpt2 score`'s numbers."""
+    """The perplexity of texts of any length, as in `npgpt2 score`."""
 
     def encode(self, prompt: str | list[int]) -> list[int]:
         ids = self.model.ids(prompt)
@@ -149,7 +149,7 @@ class Embed(Task):
 
     def work(self, todo: Encoded, rows: Sequence[Row], found: list[Result]) -> None:
         while todo:
-            count = max(1, TOKENS // len(todo[0][1]))  # the first is the longest
+            count = max(1, TOKENS // len(todo[0][1]))  # the first text is the longest
             self.together(todo[:count], found, self._embedded)
             todo = todo[count:]
 

@@ -1,4 +1,4 @@
-"""One worker: a model that is open, and parts that are done with it, one after another."""
+"""One worker: an open model that processes one part after another."""
 
 import contextlib
 import io
@@ -15,16 +15,16 @@ from npgpt2.generation.options import GenerationOptions
 
 
 class Done(NamedTuple):
-    """A part that was written."""
+    """A finished part."""
 
     number: int
     rows: int
     errors: int
-    tokens: int  # read or written
+    tokens: int  # generated, scored or embedded
 
 
 class Worker:
-    """Opens the model when it is made, with so many threads."""
+    """Opens the model on creation, with `threads` threads."""
 
     def __init__(self, settings: Settings, out: str, threads: int) -> None:
         self._settings, self._out = settings, Path(out)
@@ -39,12 +39,12 @@ class Worker:
 
 
 def _open(settings: Settings, threads: int) -> Task:
-    if (blas := openblas()) is not None:  # else every worker would take every core
+    if (blas := openblas()) is not None:  # else every worker would use every core
         blas.use(threads)
     spec = ModelSpec(settings.model, **settings.engine)
     if spec.engine == "onnx":
         spec = replace(spec, threads=threads)
-    with contextlib.redirect_stderr(io.StringIO()):  # whoever began the run was told already
+    with contextlib.redirect_stderr(io.StringIO()):  # the main process has shown these notes
         model = open_model(spec)
     if settings.task == "generate":
         return Generate(model, GenerationOptions(**settings.options))

@@ -1,10 +1,10 @@
-"""Write behind, score or embed every row of a file, on all cores or on many machines.
+"""Generate, score or embed every row of a file, on all cores or on several machines.
 
-IN is a file of JSON lines or a Parquet file, or a folder of these. A row has "prompt" or "text"
-(text or ids) and, if it likes, "id"; a JSON line may also be just a text. OUT gets one file for
-every 64 rows, in their order, with "row", "id" and what was found; a row that cannot be done gets
-"error" in its place, and the exit code is 1. Killed at any moment, --resume goes on: every row is
-there once.
+IN is a JSON Lines file, a Parquet file, or a folder of these. A row has a field "prompt" or "text"
+(a text or ids) and optionally "id"; a JSON line may also be just a text. OUT gets one file for at
+most 64 rows, in their order, with the fields "row", "id" and the results. A row that fails gets
+"error" instead, and the exit code is 1. After a run was killed, --resume processes the missing
+parts.
 """
 
 import argparse
@@ -28,44 +28,44 @@ from npgpt2.generation.options import GenerationOptions
 if TYPE_CHECKING:
     from npgpt2.model.config import GPT2Config
 
-HELP = "write, score or embed every row of a file, on all cores or many machines"
+HELP = "generate, score or embed every row of a file, on all cores or several machines"
 EXAMPLES = """examples:
   npgpt2 batch prompts.jsonl -o OUT --task generate --max-new-tokens 40
   npgpt2 batch texts.parquet -o OUT --task score --model EXPORTED
   npgpt2 batch texts.parquet -o OUT --task score --model EXPORTED --resume
   npgpt2 batch FOLDER -o OUT --task embed --ray 10.0.0.1:6379"""
 
-Work = Callable[[list[Any], str], Iterator[Any]]  # parts that are left, and the folder
+Work = Callable[[list[Any], str], Iterator[Any]]  # (missing parts, folder) → finished parts
 
-Model = tuple[Path, "GPT2Config", list[Path]]  # its folder, its shape, the files of its weights
+Model = tuple[Path, "GPT2Config", list[Path]]  # folder, config, weights files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN", help="a .jsonl or .parquet file, or a folder")
-    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="folder to make")
+    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="folder to create")
     parser.add_argument(
         "--task", choices=("generate", "score", "embed"), required=True,
-        help="texts that follow; log-probabilities; the mean of the last hidden states",
+        help="generate texts, log-probabilities, or the mean of the last hidden states",
     )  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was ended")
+    parser.add_argument("--resume", action="store_true", help="resume a run that did not finish")
     parser.add_argument(
-        "--format", choices=("jsonl", "parquet"), help="of the results (default: as IN)"
+        "--format", choices=("jsonl", "parquet"), help="format of the results (default: as IN)"
     )
-    who = parser.add_argument_group("who works")
+    who = parser.add_argument_group("workers")
     who.add_argument(
         "--workers", type=whole, metavar="N",
-        help="processes, each with the model in memory (default: one for each core, as far as "
-        "memory goes); on Ray, actors",
+        help="number of processes (on Ray: actors), each with the model in memory (default: one "
+        "per core, fewer if memory is short)",
     )  # fmt: skip
     who.add_argument(
         "--ray", metavar="ADDRESS",
-        help="a Ray cluster: HOST:PORT, auto or local; IN and OUT are the same files on "
+        help="use a Ray cluster: HOST:PORT, auto or local; IN and OUT must be the same files on "
         "all of its nodes",
     )  # fmt: skip
-    options = parser.add_argument_group("how to write (generate; the filters run in this order)")
+    options = parser.add_argument_group("generation (filters are applied in this order)")
     filters = ("repetition_penalty", *FILTERS)
     add_options(options, GenerationOptions, *filters)
-    same = "the same seed, the same texts (default: another one every time)"
+    same = "seed of the random numbers: the same seed gives the same texts (default: random)"
     add_options(options, GenerationOptions, "seed", help=same)
     add_options(options, GenerationOptions, "max_new_tokens", "stop")
     add_model(parser)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     files, out = files_of(Path(args.source)), Path(args.out)
     before = told(out)
     if before is not None and not args.resume:
-        raise FileError(f"{out}: is there already. --resume goes on, or name another folder")
+        raise FileError(f"{out}: exists. Resume it with --resume, or name another folder")
     settings, model = _settings(args, files, before)
     if before is not None:
         require_same(out, before, settings)
@@ -94,22 +94,22 @@ def run(args: argparse.Namespace) -> int:
     rows = sum(part.rows for part in parts)
     if before is not None and (before["parts"], before["rows"]) != (len(parts), rows):
         raise FileError(
-            f"{out}: this run began with {before['parts']:,} parts, now there are {len(parts):,}: "
-            "another version cut them. Begin in another folder"
+            f"{out}: got {len(parts):,} parts, expected {before['parts']:,} as at the start of the "
+            "run, by another version. Use another folder"
         )
     work = _ready(args, settings, model, len(parts))
     with named_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with held(out):
         if told(out) != before:
-            raise FileError(f"{out}: another run has begun there in between. Look at it first")
+            raise FileError(f"{out}: another run has started there meanwhile. Look at it first")
         if before is None:
             begin(out, settings, most, len(parts), rows)
         there = parts_there(out, settings.format)
         errors = sum(errors_in(out, number, settings.format) for number in there)
         left = [part for part in parts if part.number not in there]
         if there:
-            note(f"parts done already: {len(there):,} of {len(parts):,}")
+            note(f"{len(there):,} of {len(parts):,} parts are done already")
         begun, done, tokens = time.monotonic(), 0, 0
         if left:
             loop = work(left, str(out.absolute()))
@@ -120,15 +120,15 @@ def run(args: argparse.Namespace) -> int:
                     tokens += part.tokens
             except KeyboardInterrupt:
                 count = len(parts_there(out, settings.format))
-                note(f"parts done: {count:,} of {len(parts):,}. --resume goes on")
+                note(f"{count:,} of {len(parts):,} parts are done. Resume with --resume")
                 raise
     seconds = max(time.monotonic() - begun, 1e-9)
     rate = f", {done / seconds:,.1f} rows/s, {tokens / seconds:,.0f} tokens/s" if done else ""
     note(f"{_count(rows, 'row')} in {_count(len(parts), 'part')} in {out}{rate}")
     if errors:
         raise CheckFailed(
-            f"{out}: {errors:,} of {_count(rows, 'row')} could not be done: see their 'error'. "
-            "All others are there"
+            f"{out}: {errors:,} of {_count(rows, 'row')} failed: see their field 'error'. "
+            "The others are done"
         )
     return 0
 
@@ -136,14 +136,14 @@ def run(args: argparse.Namespace) -> int:
 def _settings(
     args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None
 ) -> tuple[Any, Model]:
-    """What is asked for, and of which model, made sure of before anything is begun."""
+    """The settings of the run and its model, checked before any work starts."""
     from npgpt2.bulk.folder import Settings, inputs_of
     from npgpt2.bulk.parts import has_whole_ids, parquet
     from npgpt2.generation.language_model import fresh_seed
 
     given = options_of(args, GenerationOptions)
     if args.task != "generate" and given:
-        raise OptionError(next(iter(given)), f"is for --task generate. {args.task} does not write")
+        raise OptionError(next(iter(given)), "works with --task generate only. Leave it out")
     if "seed" not in given:
         known = before["options"].get("seed") if before is not None else None
         given["seed"] = fresh_seed() if known is None else known
@@ -170,7 +170,7 @@ def _settings(
 
 
 def _model(spec: ModelSpec) -> Model:
-    """What the workers will open, looked into: that it cannot be opened is heard of before."""
+    """Check the model that the workers will open, so that errors appear before they start."""
     folder = spec.folder(spec.engine == "numpy", note).absolute()
     if spec.engine == "numpy":
         from npgpt2.checkpoints.checkpoint import Checkpoint
@@ -186,7 +186,7 @@ def _model(spec: ModelSpec) -> Model:
 
 
 def _ready(args: argparse.Namespace, settings: Any, model: Model, parts: int) -> Work:
-    """Who works: processes here, or actors of a cluster, which is there or is not."""
+    """The function that processes parts: in processes, or in actors of a Ray cluster."""
     if args.ray is None:
         from npgpt2.bulk.pool import on_pool
 
@@ -195,8 +195,7 @@ def _ready(args: argparse.Namespace, settings: Any, model: Model, parts: int) ->
         return lambda left, out: on_pool(settings, left, out, workers, threads)
     from npgpt2.bulk.on_ray import connect, on_ray
 
-    # Nothing of this command is said there, and Ray tells of each call that it tries again, at any
-    # moment until the end.
+    # This command prints nothing to standard output, but Ray does, whenever it retries a call.
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     threads = args.threads or 1
     processors = connect(args.ray)
@@ -209,7 +208,7 @@ def _count(count: int, what: str) -> str:
 
 
 def _fitting(task: str, model: Model) -> int:
-    """One worker for each core, where what they hold fits into the memory that is free."""
+    """One worker per core, or as many as fit into the free memory."""
     from npgpt2.bulk.tasks import SLOTS
     from npgpt2.generation.batcher import PREFIX_BYTES
 
@@ -221,13 +220,13 @@ def _fitting(task: str, model: Model) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that a process may still take, by the kernel and by the limit of its group."""
+    """Free memory in bytes, by the kernel and by the limit of the process's cgroup."""
     found = [1 << 62]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable"))
         found.append(int(line.split()[1]) << 10)
-    with suppress(OSError, ValueError):  # "max" is no number
+    with suppress(OSError, ValueError):  # "max" is not a number
         group = Path("/sys/fs/cgroup")
         most = int((group / "memory.max").read_text())
         found.append(max(0, most - int((group / "memory.current").read_text())))

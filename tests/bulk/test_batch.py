@@ -73,7 +73,7 @@ def test_scores_and_embeddings_are_those_of_one_at_a_time(tmp_path, truth):
         for name in ("nats", "perplexity", "bits_per_byte"):
             assert found[name] == pytest.approx(getattr(score, name), rel=1e-5)
     said = batch(source, "-o", tmp_path / "embeds", "--task", "embed", "--workers", 1, code=1)
-    assert "1 of 23 rows could not be done" in said  # the text of 5 times as many tokens
+    assert "1 of 23 rows failed" in said  # the text of 5 times as many tokens
     for found, text in zip(results(tmp_path / "embeds"), texts, strict=True):
         if "error" in found:
             assert found["error"].startswith("prompt: is longer than the context: ")
@@ -201,8 +201,8 @@ def test_a_bad_line_is_that_lines_error(tmp_path):
     out = tmp_path / "out"
     said = batch(tmp_path / "in.jsonl", "-o", out, "--task", "generate", "--temperature", 0, code=1)
     assert said.splitlines()[-1] == (
-        f"npgpt2: error: {out}: {len(BAD)} of {2 * len(BAD) + 3} rows could not be done: see their "
-        "'error'. All others are there"
+        f"npgpt2: error: {out}: {len(BAD)} of {2 * len(BAD) + 3} rows failed: see their "
+        "field 'error'. The others are done"
     )
     found = results(out)
     good, bad = [row for row in found if "id" in row], [row for row in found if "id" not in row]
@@ -237,7 +237,7 @@ def test_rows_that_a_model_fails_over_fail_alone(tmp_path, truth):
         options = ["--max-new-tokens", 2, "--temperature", 0] if task == "generate" else []
         said = batch(source, "-o", tmp_path / task, "--task", task, "--model", folder, *options,
                      code=1)  # fmt: skip
-        assert "2 of 4 rows could not be done" in said
+        assert "2 of 4 rows failed" in said
         errors = [row.get("error") for row in results(tmp_path / task)]
         what = "hidden states" if task == "embed" else "logits"
         nan = f"{what}: NaN or infinity. The weights have them, or values overflow"
@@ -379,7 +379,7 @@ def test_killed_at_any_moment_and_resumed_every_row_is_there_once(tmp_path, nigh
         kills += process.returncode == -9
         await_end(workers)  # they do not outlive it
     said = batch(source, "-o", out, *OPTIONS, "--resume")
-    assert f"npgpt2: parts done already: {PARTS} of {PARTS}\n" in said
+    assert f"npgpt2: {PARTS} of {PARTS} parts are done already\n" in said
     assert results(out) == want
     names = {path.name for path in out.iterdir()}
     assert names == {MANIFEST, *(f"part-{n:08d}.jsonl" for n in range(PARTS))}
@@ -398,7 +398,7 @@ def test_told_to_end_it_leaves_nothing_running(tmp_path, night, number, code):
     assert process.returncode == code, said
     assert "Traceback" not in said
     if number == signal.SIGINT:
-        assert re.search(r"npgpt2: parts done: \d+ of 32\. --resume goes on\n", said)
+        assert re.search(r"npgpt2: \d+ of 32 parts are done\. Resume with --resume\n", said)
     assert len(workers) >= 2
     await_end(workers)
     assert not list(out.glob(".*"))
@@ -434,8 +434,8 @@ def test_a_part_that_kills_every_worker_ends_the_run(tmp_path):
     )  # fmt: skip
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1] == (
-        f"npgpt2: error: {source}: a worker died 3 times, with rows 0 to 0 or near them. Memory? "
-        "Try --workers 1"
+        f"npgpt2: error: {source}: a worker died 3 times, at or near rows 0 to 0. If memory "
+        "is short, try --workers 1"
     )
 
 
@@ -486,19 +486,19 @@ def test_wrong_commands(tmp_path, run):
         ([source, "-o", out, "--task", "score", "--workers", 0], 2,
          "--workers: got 0, expected 1 to 4,096"),
         ([source, "-o", out, "--task", "score", "--seed", 1], 2,
-         "--seed: is for --task generate. score does not write"),
+         "--seed: works with --task generate only. Leave it out"),
         ([source, "-o", out, "--task", "generate", "--top-p", 2], 2,
          "--top-p: got 2.0, expected a number above 0 and up to 1"),
         ([tmp_path / "no.jsonl", "-o", out, "--task", "score"], 4,
          f"{tmp_path}/no.jsonl: No such file or directory"),
         ([other, "-o", out, "--task", "score"], 4, f"{other}: ends in '.csv', expected {kinds}"),
         ([empty, "-o", out, "--task", "score"], 4,
-         f"{empty}: holds no such file, expected {kinds}"),
+         f"{empty}: has no such file, expected {kinds}"),
         ([tmp_path / "none.parquet", "-o", out, "--task", "score"], 4,
-         f"{tmp_path}/none.parquet: has no column prompt or text, only a"),
+         f"{tmp_path}/none.parquet: got columns a, expected prompt or text"),
         ([tmp_path / "broken.parquet", "-o", out, "--task", "score"], 4, None),
         ([source, "-o", full, "--task", "score"], 4,
-         f"{full}: is not empty, and no batch. Name another folder"),
+         f"{full}: has other files, expected a batch run or none. Name another"),
         ([source, "-o", source, "--task", "score"], 4, None),
         ([source, "-o", out, "--task", "score", "--model", tmp_path / "nowhere"], 4, None),
         ([source, "-o", out, "--task", "embed", "--engine", "onnx", "--model", TINY], 4, None),
@@ -516,35 +516,35 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path, run):
     asked = [source, "-o", out, "--task", "generate", "--model", TINY]
     batch(*asked[:-2], "--seed", 5)
     for more, said in [
-        ([], f"{out}: is there already. --resume goes on, or name another folder"),
+        ([], f"{out}: exists. Resume it with --resume, or name another folder"),
         (["--resume", "--seed", 6],
-         f"{out}: this run began with seed 5, now it is 6. Say the same, or begin in another "
-         "folder"),
+         f"{out}: got seed 6, expected 5 as at the start of the run. Use the same value, "
+         "or another folder"),
         (["--resume", "--top-k", 6],
-         f"{out}: this run began with top_k None, now it is 6. Say the same, or begin in another "
-         "folder"),
+         f"{out}: got top_k 6, expected None as at the start of the run. Use the same "
+         "value, or another folder"),
         (["--resume", "--format", "parquet"],
-         f"{out}: this run began with format 'jsonl', now it is 'parquet'. Say the same, or begin "
-         "in another folder"),
+         f"{out}: got format 'parquet', expected 'jsonl' as at the start of the run. Use the "
+         "same value, or another folder"),
     ]:  # fmt: skip
         assert run(*asked, *more) == (4, f"npgpt2: error: {said}")
     code, last = run(*asked, "--resume")  # the seed that it began with
     assert (code, last) == (0, f"npgpt2: 1 row in 1 part in {out}")
     write_lines(source, ["KINGS"])
     assert run(*asked, "--resume") == (
-        4, f"npgpt2: error: {out}: the input has changed since this run began. Begin anew"
+        4, f"npgpt2: error: {out}: the input has changed since this run began. Start a new run"
     )  # fmt: skip
     about = json.loads((out / MANIFEST).read_text())
     write_lines(source, ["KING"])
     os.utime(source, ns=(about["inputs"][0][2],) * 2)
     (out / MANIFEST).write_text(json.dumps(about | {"parts": 2}))
     assert run(*asked, "--resume") == (
-        4, f"npgpt2: error: {out}: this run began with 2 parts, now there are 1: another version "
-        "cut them. Begin in another folder"
+        4, f"npgpt2: error: {out}: got 1 parts, expected 2 as at the start of the run, by another "
+        "version. Use another folder"
     )  # fmt: skip
     (out / MANIFEST).write_text('{"schema": "npgpt2.batch/9"}')
     assert run(*asked, "--resume") == (
-        4, f"npgpt2: error: {out / MANIFEST}: is of 'npgpt2.batch/9', expected npgpt2.batch/1"
+        4, f"npgpt2: error: {out / MANIFEST}: has schema 'npgpt2.batch/9', expected npgpt2.batch/1"
     )  # fmt: skip
 
 

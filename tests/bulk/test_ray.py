@@ -170,7 +170,7 @@ def test_no_cluster_there(work, tmp_path):
     said = batch(work[0], "-o", tmp_path / "out", "--task", "embed", "--ray", address, code=4,
                  env=ENV)  # fmt: skip
     assert said.splitlines()[-1].startswith(
-        f"npgpt2: error: --ray: got '{address}', where no cluster answers"
+        f"npgpt2: error: --ray: got '{address}', but no cluster answers there"
     )
     assert not (tmp_path / "out").exists()  # what is said right the next time is not in its way
 

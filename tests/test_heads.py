@@ -1,4 +1,4 @@
-"""Other heads than the language model's: against PyTorch's numbers, in ONNX, as a command."""
+"""Heads other than the language model's: compared with PyTorch, in ONNX, as a command."""
 
 import json
 import shutil
@@ -280,10 +280,10 @@ def test_each_is_told_what_it_is(tmp_path, tiny):
     with pytest.raises(ConfigError) as error:
         OnnxModel.from_pretrained(out)
     assert str(error.value) == (
-        f"{out}/onnx/model.onnx: is of a GPT2ForSequenceClassification, expected a language "
+        f"{out}/onnx/model.onnx: got a GPT2ForSequenceClassification, expected a language "
         "model. 'npgpt2 classify' runs it, in Python OnnxWithHead"
     )
-    with pytest.raises(ConfigError, match="is of a language model, expected one of GPT2For"):
+    with pytest.raises(ConfigError, match="got a language model, expected one of GPT2For"):
         OnnxWithHead.from_pretrained(export(tiny, tmp_path / "writes"))
 
 

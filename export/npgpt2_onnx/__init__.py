@@ -1,6 +1,6 @@
 """GPT-2 as ONNX, without PyTorch: `from npgpt2_onnx import export, OnnxModel`.
 
-Names are imported when they are first used: onnx and onnxruntime are large.
+Names are imported on first use, because onnx and onnxruntime are large.
 """
 
 from importlib import import_module

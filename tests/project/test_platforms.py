@@ -1,4 +1,4 @@
-"""Other systems: what Windows lacks is hidden (`windows.py`), and names suit every file system."""
+"""Other systems: hide what Windows lacks (`windows.py`); file names suit every file system."""
 
 import re
 import signal
@@ -80,7 +80,7 @@ held.close()
 
 
 def test_what_windows_lacks_is_hidden(tmp_path):
-    """Otherwise the tests below are of nothing."""
+    """Otherwise the tests below would test nothing."""
     python(*THERE, "-c", HIDDEN, tmp_path)
 
 
@@ -142,7 +142,7 @@ for line in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Every command here and there: what is said, and the folder that is written."""
+    """Every command here and there: its messages, and the folder that it writes."""
     found = []
     for how in (HERE, THERE):
         folder = tmp_path_factory.mktemp("out")
@@ -164,7 +164,7 @@ def test_a_command_says_the_same(done, number):
 
 
 def content(folder):
-    """Every file below a folder; of paths and times that are noted in it, none."""
+    """Every file below a folder, without the paths and times in it."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -197,7 +197,7 @@ def test_a_server_serves_and_ends():
 
 
 def bad(names):
-    """Those that one folder cannot have side by side, and those that Windows has none of."""
+    """Names that one folder cannot have side by side, or that Windows does not allow."""
     forbidden = re.compile(
         r'.*[<>:"|?*\\\x00-\x1f].*|.*[. ]|(con|prn|aux|nul|(com|lpt)\d)(\..*)?', re.IGNORECASE
     )
@@ -234,8 +234,8 @@ def test_names_that_are_written(done):
 
 @pytest.fixture
 def spelled(tmp_path, monkeypatch):
-    """A checkpoint's folder, and the same spelled in another way, as on a file system that does not
-    mind case: a link, which paths are not told is one."""
+    """A checkpoint's folder, and the same path spelled in another way, as on a file system that
+    ignores case: here a link, which hides that both paths are one folder."""
     folder = tmp_path / "model"
     folder.mkdir()
     for path in TINY.iterdir():
@@ -260,7 +260,7 @@ def test_weights_are_shared_in_a_folder_under_another_name(spelled):
     folder, other = spelled
     export(folder, other, share_weights=True, proof=False)
     assert (folder / "model.onnx").exists()
-    with pytest.raises(OptionError, match="have to lie beside the weights"):
+    with pytest.raises(OptionError, match="must be in the checkpoint's folder"):
         export(folder, folder.parent / "none", share_weights=True)
 
 

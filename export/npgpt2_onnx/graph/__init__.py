@@ -1,5 +1,5 @@
-"""GPT-2 as an ONNX graph, line by line beside `npgpt2/model/`; `language_model` and `heads` declare
-its inputs and outputs. Precisions, and where each weight lies.
+"""GPT-2 as an ONNX graph, parallel to `npgpt2/model/`; `language_model` and `heads` declare its
+inputs and outputs. Precisions, and the location of each weight.
 
-Nothing is read from a disk, written or run.
+It reads, writes and runs nothing.
 """

@@ -1,7 +1,7 @@
-"""Three ways to write attention: plain operators, and ONNX Runtime's two fused ones.
+"""Attention in three ways: with plain operators, or with one of ONNX Runtime's two fused ones.
 
-Each takes c_attn's output (B, T, 3·H·D), queries, keys and values side by side, puts the layer's
-present keys and values into `run.present`, and returns the heads merged (B, T, H·D).
+Each takes c_attn's output (B, T, 3·H·D), the concatenated queries, keys and values. It appends the
+layer's present keys and values to `run.present` and returns the merged heads (B, T, H·D).
 
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, E tokens of an encoder.
 """
@@ -20,28 +20,28 @@ Pair = tuple[Value, Value]  # keys and values
 
 @dataclass
 class Run:
-    """What one graph carries beside its stream: the twin of `npgpt2.model.forward.Run`."""
+    """What one graph carries besides its residual stream: as `npgpt2.model.forward.Run`."""
 
     config: GPT2Config
     kind: str  # "portable", "gqa" or "mha"
-    past: list[Pair]  # by layer, (B, H, P, D); empty: nothing comes before
-    bias: Value | None = None  # (B, 1, T, S) float32: 0 where seen, very low where not
-    seqlens: Value | None = None  # (B,) int32, the last real token's index in each row
+    past: list[Pair]  # by layer, (B, H, P, D); empty: the graph has no past
+    bias: Value | None = None  # (B, 1, T, S) float32: 0 or, if masked, very low
+    seqlens: Value | None = None  # (B,) int32, index of each row's last real token
     total: Value | None = None  # () int32, S
     cross: list[Pair] = field(default_factory=list)  # by layer, (B, H, E, D)
     cross_bias: Value | None = None  # (B, 1, 1, E) float32
-    asked: Value | None = None  # (B, 1 or T, 1) int64, the positions whose logits are asked for
+    asked: Value | None = None  # (B, 1 or T, 1) int64, positions with logits
     want_probs: bool = False
     present: list[Pair] = field(default_factory=list)
 
 
 def one_node(g: Graph, run: Run) -> bool:
-    """Whether an operator does all of attention; then it wants its mask in its own dtype."""
+    """Return whether one operator computes attention; it needs its mask in its own dtype."""
     return run.kind != "portable" or (g.opset >= 23 and not run.want_probs)
 
 
 def attend(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
-    """Attention of one layer in the graph's way."""
+    """Attention of one layer, in the graph's kind."""
     if run.kind == "gqa":
         return group_query(g, qkv, layer, run)
     heads, scale = run.config.heads_left(layer), run.config.attention_scale(layer)
@@ -55,7 +55,7 @@ def attend(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
     elif one_node(g, run):
         y, *present = g.ops(
             "Attention", q, k, v, run.bias, *past,
-            # Presents without pasts stop onnxruntime 1.23, whether they are read or not.
+            # onnxruntime 1.23 fails on presents without pasts, even if nothing reads them.
             outputs=3 if run.past else 1, q_num_heads=heads, kv_num_heads=heads, scale=scale,
         )  # fmt: skip
     else:
@@ -69,7 +69,7 @@ def attend(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
 
 
 def group_query(g: Graph, qkv: Value, layer: int, run: Run) -> Value:
-    """Packed in, merged out; keys and values are written where they lie, behind the past."""
+    """GroupQueryAttention of packed qkv; keys and values are appended to the past in place."""
     heads = run.config.heads_left(layer)
     y, key, value = g.ops(
         "GroupQueryAttention", qkv, None, None, *run.past[layer], run.seqlens, run.total,
@@ -104,6 +104,6 @@ def merge_heads(g: Graph, x: Value) -> Value:
 
 def split(g: Graph, x: Value, parts: int) -> list[Value]:
     """(..., parts · n) → parts of (..., n)."""
-    # Asked for since 18, unknown before.
+    # Required since opset 18, unknown before.
     count: dict[str, Any] = {"num_outputs": parts} if g.opset >= 18 else {}
     return g.ops("Split", x, outputs=parts, axis=-1, **count)

@@ -1,8 +1,8 @@
-"""GPT-2 as nodes: the twin of `npgpt2.model.forward`, line by line, each function named as there.
+"""GPT-2 as nodes: the counterpart of `npgpt2.model.forward`, with the same functions line by line.
 
-Written twice on purpose: each checks the other. The leaves of the parameter tree are values of the
-graph here; what differs is attention, which ONNX Runtime does in one node where it may, for every
-query: what is asked for is taken behind it.
+The code exists twice on purpose: each version checks the other. Here the leaves of the parameter
+tree are values of the graph. Only attention differs: ONNX Runtime computes it for every query, in
+one node where possible, and the requested positions are selected after it.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, F mlp width,
 V vocabulary.
@@ -18,7 +18,7 @@ Tree: TypeAlias = Any  # a node of `npgpt2.model.params`, its leaves values of t
 
 
 def embed(g: Graph, params: Tree, input_ids: Value, position_ids: Value) -> Value:
-    """Ids (B, T) → (B, T, C): what, and where."""
+    """Ids (B, T) → (B, T, C): token embeddings plus position embeddings."""
     wte, wpe = params.wte.weight, params.wpe.weight
     x = g.tap("wte", rows_of(g.at("wte"), wte, input_ids))
     return g.tap("embed", g.op("Add", x, g.tap("wpe", rows_of(g.at("wpe"), wpe, position_ids))))
@@ -34,7 +34,7 @@ def transformer(g: Graph, x: Value, params: Tree, run: Run) -> Value:
 
 
 def block(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
-    """Attention, then the MLP: each reads the normalised stream and adds to it (pre-LN)."""
+    """Attention, then the MLP: each reads the normalised residual stream and adds to it."""
     eps = run.config.layer_norm_epsilon
     y = g.tap("ln_1", layer_norm(g.at("ln_1"), x, *p.ln_1, eps=eps))
     y = attn(g.at("attn"), y, p.attn, layer, run)
@@ -48,21 +48,21 @@ def block(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
 
 
 def attn(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
-    """Each token looks at itself and at those before it."""
+    """Causal self-attention: each token attends to itself and to the tokens before it."""
     qkv = g.tap("c_attn", linear(g.at("c_attn"), x, *p.c_attn))  # (B, T, 3·H·D)
     y = g.tap("heads", attend(g, qkv, layer, run))
     return g.tap("c_proj", linear(g.at("c_proj"), asked_for(g, y, layer, run), *p.c_proj))
 
 
 def asked_for(g: Graph, x: Value, layer: int, run: Run) -> Value:
-    """(B, T, ...) → (B, 1 or T, ...): past the last attention no token needs the others."""
+    """(B, T, ...) → (B, 1 or T, ...): select the requested positions after the last attention."""
     if run.asked is None or layer < run.config.n_layer - 1:
         return x
     return g.op("GatherND", x, run.asked, batch_dims=1)
 
 
 def crossattention(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
-    """Each token looks at all of the encoder's states, whose keys and values are inputs."""
+    """Each token attends to all of the encoder's states, whose keys and values are inputs."""
     q = g.tap("q_attn", linear(g.at("q_attn"), x, *p.q_attn))
     q = split_heads(g, q, run.config.n_head, run.config)
     scale = run.config.attention_scale(layer)
@@ -71,7 +71,7 @@ def crossattention(g: Graph, x: Value, p: Tree, layer: int, run: Run) -> Value:
 
 
 def mlp(g: Graph, x: Value, p: Tree, run: Run) -> Value:
-    """Each token by itself: wider, bent, back."""
+    """Feed-forward network of each token: C → F, activation, F → C."""
     x = g.tap("c_fc", linear(g.at("c_fc"), x, *p.c_fc))  # (B, T, F)
     x = g.tap("act", activation(g.at("act"), run.config.activation_function, x))
     return g.tap("c_proj", linear(g.at("c_proj"), x, *p.c_proj))

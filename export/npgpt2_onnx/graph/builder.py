@@ -1,7 +1,7 @@
-"""A graph under construction: values are known by identity and get their names as they are tapped.
+"""Build an ONNX graph: values are Python objects that get their names when they are tapped.
 
-A node is named by its path (`/h.3/attn/c_attn/MatMul`), a value by its tap name (`h.3.attn.c_attn`)
-or, where nobody taps it, by the node that made it. So a graph reads in Netron as forward.py reads.
+A node's name is its path (`/h.3/attn/c_attn/MatMul`). A value's name is its tap name
+(`h.3.attn.c_attn`), else that of its node. So a graph in Netron looks like forward.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ INT64: int = TensorProto.INT64
 INT32: int = TensorProto.INT32
 UINT8: int = TensorProto.UINT8
 
-Axis = int | str | None  # a length, or the name of one that varies
+Axis = int | str | None  # a length, or the name of a variable one
 
 
 @dataclass(eq=False)
 class Value:
-    """One array of the graph. `node` made it; None for an input or an initializer."""
+    """One array of the graph. `node` computes it; None for an input or an initializer."""
 
     name: str = ""
     node: "Node | None" = None
@@ -45,7 +45,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An initializer whose bytes lie in a file beside the graph."""
+    """An initializer whose bytes are in a file next to the graph."""
 
     name: str
     dtype: int
@@ -65,7 +65,7 @@ class Tensor:
 
 @dataclass
 class _Parts:
-    """What all views of one graph share."""
+    """The state that all views of one graph share."""
 
     inputs: list[Any] = field(default_factory=list)
     outputs: list[tuple[Value, int, Sequence[Axis]]] = field(default_factory=list)
@@ -78,7 +78,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class Graph:
-    """A view of a graph at a path; `at` goes deeper.
+    """A view of a graph at a path; `at` returns a view of a longer path.
 
     >>> g = Graph(opset=17)
     >>> x = g.input("x", FLOAT, ["n"])
@@ -90,8 +90,8 @@ class Graph:
 
     opset: int
     float: int = FLOAT  # what matrices are multiplied in
-    fused: bool = False  # with ONNX Runtime's own operators
-    skip: bool = False  # with its SkipLayerNormalization, too
+    fused: bool = False  # use ONNX Runtime's own operators
+    skip: bool = False  # use its SkipLayerNormalization as well
     path: str = ""
     parts: _Parts = field(default_factory=_Parts, repr=False)
 
@@ -99,7 +99,7 @@ class Graph:
         return replace(self, path=f"{self.path}/{part}")
 
     def op(self, kind: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> Value:
-        """A node with one output."""
+        """Add a node with one output."""
         return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
 
     def ops(
@@ -110,7 +110,7 @@ class Graph:
         domain: str = "",
         **attributes: Any,
     ) -> list[Value]:
-        """A node with several outputs: so many new ones, or these, where None leaves one out."""
+        """Add a node with this many new outputs, or with these, where None omits one."""
         made = [Value() for _ in range(outputs)] if isinstance(outputs, int) else list(outputs)
         node = Node(kind, list(inputs), list(made), attributes, self._fresh(kind), domain)
         for value in made:
@@ -125,7 +125,7 @@ class Graph:
         return name if count == 1 else f"{name}_{count}"
 
     def remove(self, node: Node) -> None:
-        """Take a node out, for one that does its work together with another's."""
+        """Remove a node whose work a fused node does."""
         self.parts.nodes.remove(node)
 
     def tap(self, name: str, value: Value) -> Value:
@@ -147,21 +147,21 @@ class Graph:
         self.parts.outputs.append((value, dtype, shape))
 
     def initializer(self, proto: TensorProto) -> Value:
-        """A parameter, in the graph's file or outside of it."""
+        """Add a parameter, stored inside or outside the graph's file."""
         self.parts.initializers[proto.name] = proto
         return Value(proto.name)
 
     def option(self, name: str, value: Array) -> Value:
-        """An input with a default. Clients see it only where they ask for what can be overridden.
+        """Add an input with a default. Clients do not see it among the required inputs.
 
-        (An initializer that is listed as an input as well, ONNX IR 4 and later.)
+        (It is an initializer that is also listed as an input, ONNX IR 4 and later.)
         """
         proto = onnx.numpy_helper.from_array(value, name)
         self.parts.initializers[name] = proto
         return self.input(name, proto.data_type, value.shape)
 
     def constant(self, value: Any, dtype: Any = np.int64) -> Value:
-        """A small array; the same one is written once."""
+        """Add a small array; equal ones are stored once."""
         array = np.asarray(value, dtype)
         name = f"{array.dtype}{array.tolist()}".replace(" ", "")
         if name not in self.parts.constants:
@@ -170,7 +170,7 @@ class Graph:
         return self.parts.constants[name]
 
     def model(self, name: str, metadata: Mapping[str, str] | None = None) -> ModelProto:
-        """The finished graph, which says what it needs. The same calls give the same bytes."""
+        """Return the finished graph, with the version that it needs. Same calls give same bytes."""
         for node in self.parts.nodes:
             stem = _dotted(node.name)
             for i, value in enumerate(node.outputs):
@@ -199,7 +199,7 @@ class Graph:
         return model
 
     def _needed(self) -> Iterator[Node]:
-        """The nodes that an output depends on, in order."""
+        """Return the nodes that an output depends on, in order."""
         wanted = {id(value) for value, *_ in self.parts.outputs}
         kept = []
         for node in reversed(self.parts.nodes):

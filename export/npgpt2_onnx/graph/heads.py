@@ -1,7 +1,7 @@
-"""The graph of a GPT-2 under another head than the language model's: the twin of `npgpt2.heads`.
+"""The graph of a GPT-2 with another head than a language model: counterpart of `npgpt2.heads`.
 
-ids, mask → blocks → what the head says of them. There is no past, and positions follow the mask:
-clients such as optimum's ORTModelForSequenceClassification feed these two inputs and read `logits`.
+ids, mask → blocks → head. There is no past, and the mask determines the positions: clients such as
+optimum's ORTModelForSequenceClassification pass these two inputs and read `logits`.
 
 Axes: B batch, N choices, T tokens, C n_embd, V vocabulary, K labels.
 """
@@ -30,14 +30,14 @@ def build_head(
     opset: int = OPSET,
     metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
-    """The portable graph of one model, by its config's head. Reads no weights."""
+    """Build the portable graph for the head in the config. Reads no weights."""
     g = Graph(opset, precision.float)
     chooses = config.head == "multiple_choice_head"
     shape = [names.BATCH, *([names.CHOICES] if chooses else []), names.NEW]
     ids = g.input(names.INPUT_IDS, INT64, shape)
     mask = g.input(names.ATTENTION_MASK, INT64, shape)
     choices = g.input(names.MC_TOKEN_IDS, INT64, shape[:2]) if chooses else None
-    rows = g.op("Shape", ids, end=2)  # (B, N) of a model that chooses
+    rows = g.op("Shape", ids, end=2)  # (B, N) with a multiple choice head
     if chooses:
         flat = g.op("Concat", g.constant([-1]), g.op("Shape", ids, start=2), axis=0)
         ids, mask = g.op("Reshape", ids, flat), g.op("Reshape", mask, flat)
@@ -70,13 +70,13 @@ def build_head(
 
 
 def positions(g: Graph, mask: Value) -> Value:
-    """(B, T), each token's index among its row's real ones."""
+    """(B, T), each token's index among the real tokens of its row."""
     index = g.op("Sub", g.op("CumSum", mask, g.constant(1)), g.constant(1))
     return g.op("Max", index, g.constant(0))
 
 
 def last_real(g: Graph, ids: Value, mask: Value, pad: int | None) -> Value:
-    """(B,), the rightmost token of each row that is no padding."""
+    """(B,), index of the last token of each row that is not padding."""
     real = mask
     if pad is not None:
         real = to_int(g, g.op("Not", g.op("Equal", ids, g.constant(pad))))
@@ -84,13 +84,13 @@ def last_real(g: Graph, ids: Value, mask: Value, pad: int | None) -> Value:
 
 
 def dense(g: Graph, x: Value, p: Any) -> Value:
-    """(..., C) float32 → (..., outputs): the weight as it lies, (outputs, C)."""
+    """(..., C) float32 → (..., outputs), with the weight as stored, (outputs, C)."""
     y = g.op("MatMul", x, g.op("Transpose", p.weight, perm=[1, 0]))
     return y if p.bias is None else g.op("Add", y, p.bias)
 
 
 def choose(g: Graph, x: Value, p: Any, rows: Value, choices: Value, config: GPT2Config) -> Value:
-    """(B·N, T, C) → (B, N), by one token of each choice."""
+    """(B·N, T, C) → (B, N), from one token of each choice."""
     at = g.op("Reshape", choices, g.constant([-1, 1]))
     y = dense(g, wide(g, g.op("GatherND", x, at, batch_dims=1)), p)
     y = g.op("Reshape", y, rows)

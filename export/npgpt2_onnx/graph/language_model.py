@@ -1,15 +1,15 @@
 """A whole graph: inputs → masks → blocks → logits and presents, as clients expect them.
 
-Three kinds, over the same weights:
+Three kinds of graphs use the same weights:
 
-portable  operators of ai.onnx only (but for quantized weights); padding on either side.
-gqa       GroupQueryAttention over a cache that need not be copied. Padding on the right of a
+portable  standard operators (ai.onnx) only, except for quantized weights; padding on either side.
+gqa       GroupQueryAttention on a KV cache that need not be copied. Padding on the right of a
           prompt; anywhere else it is an error.
 mha       MultiHeadAttention, for float32 on CUDA, where GroupQueryAttention has no kernel; padding
           on either side.
 
-The last two are for ONNX Runtime: they use its fused operators, and give the logits of each row's
-last real token alone, or of all where the optional input `all_logits` is 1.
+The last two are for ONNX Runtime. They use its fused operators and return only the logits of each
+row's last real token, or of all tokens if the optional input `all_logits` is 1.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V vocabulary,
 E tokens of an encoder.
@@ -44,15 +44,15 @@ def build(
     shown: Sequence[TapName] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> ModelProto:
-    """The graph of one GPT-2. Reads no weights: `layout` says where they lie.
+    """Build the graph of one GPT-2. Reads no weights: `layout` has their locations.
 
     Args:
-        shown: intermediates to put out as well, behind the presents and in this order. The
-            portable graph has all of `inside`; what an operator of the others does together, they
-            cannot show.
+        shown: intermediate values that become outputs, after the presents and in this order. The
+            portable graph has all of `inside`; the others lack the values that a fused operator
+            computes.
     """
     fused = kind != "portable"
-    # A sum and its LayerNorm: one node is for CUDA; on a CPU it takes 7 times as long as two.
+    # One node for residual add and LayerNorm suits CUDA; on a CPU it takes 7 times as long as two.
     skip = kind == "mha" or (fused and precision.float != FLOAT)
     g = Graph(opset, precision.float, fused, skip)
     ids = g.input(names.INPUT_IDS, INT64, [names.BATCH, names.NEW])
@@ -73,7 +73,7 @@ def build(
         run.bias = causal_bias(masks, run, ids, mask)
 
     asked = _asked(g.at("lm_head"), ids, last) if fused else None
-    run.asked = None if shown else asked  # intermediates are put out for every token
+    run.asked = None if shown else asked  # intermediate values are returned for every token
     values: Any = weights(g, config, precision, layout)
     params: Any = build_tree(values)
     x = transformer(g, embed(g, params, ids, positions), params, run)
@@ -81,7 +81,7 @@ def build(
         x = g.at("lm_head").op("GatherND", x, asked, batch_dims=1)
     logits = g.tap(names.LOGITS, lm_head(g, x, params, config.vocab_size))
 
-    # onnxruntime-genai makes room for every position's logits, unless it is told of one.
+    # onnxruntime-genai allocates logits for every position, unless the shape says 1.
     kept = names.NEW if kind == "portable" else 1
     g.output(logits, FLOAT, [names.BATCH, kept, config.vocab_size])
     for i, pair in enumerate(run.present):
@@ -99,17 +99,17 @@ def _pair(g: Graph, pair: tuple[str, str], axis: str, config: GPT2Config, heads:
     return key, value
 
 
-# ── what it shows of its inside ──────────────────────────────────────────────────────────────────
+# ── intermediate values as outputs ───────────────────────────────────────────────────────────────
 
-# What a graph has in float32 whatever it multiplies in, by the end of the name.
+# Endings of names of values that are float32 in every precision.
 WIDE = ("wte", "wpe", "embed", "probs", "resid_attn", "resid_mlp")
 
 
 def inside(config: GPT2Config) -> list[TapName]:
-    """Every intermediate of the portable graph, in the order of the data's flow.
+    """Return every intermediate value of the portable graph, in the order of computation.
 
-    Those of `tap_names` but for the logits, which every graph puts out, and a model's maps of an
-    encoder, (B, n_head, T, E).
+    These are the values of `tap_names` without the logits, which every graph returns, and the
+    attention maps of cross-attention, (B, n_head, T, E).
 
     >>> taps = inside(GPT2Config(n_layer=1, add_cross_attention=True))
     >>> len(taps), taps[9].name, taps[-1].name
@@ -125,7 +125,7 @@ def inside(config: GPT2Config) -> list[TapName]:
 
 
 def states_and_maps(config: GPT2Config, kind: str) -> list[TapName]:
-    """Of these the hidden states and, where one operator does not do all of it, attention maps.
+    """Return hidden states and, if one operator does not compute all of attention, its maps.
 
     >>> [tap.name for tap in states_and_maps(GPT2Config(n_layer=1), "portable")]
     ['embed', 'h.0.attn.probs', 'h.0.resid_mlp', 'ln_f']
@@ -137,7 +137,7 @@ def states_and_maps(config: GPT2Config, kind: str) -> list[TapName]:
 
 
 def _put_out(g: Graph, tap: TapName, config: GPT2Config) -> None:
-    """One intermediate, always float32."""
+    """Add one intermediate value as an output, always float32."""
     value = g.taps[tap.name]
     if g.float != FLOAT and not tap.name.endswith(WIDE):
         value.name = ""
@@ -146,7 +146,7 @@ def _put_out(g: Graph, tap: TapName, config: GPT2Config) -> None:
 
 
 def _shape(tap: TapName, config: GPT2Config) -> list[Axis]:
-    """A tap's axes in the graph's own words: lengths, and names of those that vary."""
+    """Return a tap's axes: fixed lengths, and the names of variable ones."""
     heads = 0 if tap.layer is None else config.heads_left(tap.layer)
     width = heads * config.head_dim
     known: dict[str, Axis] = {
@@ -161,15 +161,15 @@ def _shape(tap: TapName, config: GPT2Config) -> list[Axis]:
 
 
 def _padding_bias(g: Graph, mask: Value) -> Value:
-    """(B, S) of ones and zeros → (B, 1, 1, S) float32: 0 where real, as good as −∞ where not."""
+    """(B, S) of ones and zeros → (B, 1, 1, S) float32: 0 where real, else the lowest value."""
     real = to_bool(g, g.op("Unsqueeze", mask, g.constant([1, 2])))
     return g.op("Where", real, g.constant(0, np.float32), g.constant(LOWEST[g.float], np.float32))
 
 
 def causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
-    """(B, 1, T, S): 0 where key j is real and j ≤ P + i, as good as −∞ elsewhere.
+    """(B, 1, T, S): 0 where key j is real and j ≤ P + i, the lowest value elsewhere.
 
-    A padded query on the left sees nothing and weighs all keys alike: finite, and read by nobody.
+    A padded query on the left weighs all keys equally: the result is finite and nobody reads it.
     """
     new, total = length(g, ids, 1), length(g, mask, 1)
     query = g.op("Add", numbers(g, new), g.op("Sub", total, new))
@@ -180,19 +180,19 @@ def causal_bias(g: Graph, run: Run, ids: Value, mask: Value) -> Value:
 
 
 def _right_padding(g: Graph, run: Run, ids: Value, mask: Value, fresh: Value, last: Value) -> None:
-    """What GroupQueryAttention wants to know of the mask.
+    """Compute GroupQueryAttention's inputs from the mask.
 
     The operator only counts tokens, so padding anywhere but on the right of a prompt would give
-    wrong numbers. That is an error here: a Reshape to −2, whose name is the text.
+    wrong values. The graph fails there: a Reshape to −2, whose node name is the error text.
     """
     one, new, total = g.constant([1]), g.op("Shape", ids, start=1), g.op("Shape", mask, start=1)
     count = g.op("ReduceSum", fresh, one)  # (B, 1)
-    # In a prompt no zero comes before a one, and behind a past every new token is real.
+    # In a prompt no zero comes before a one, and after a past every new token is real.
     in_order = g.op("Equal", last, count)
     whole = g.op("Equal", count, g.op("Where", g.op("Equal", total, new), count, new))
     first = g.op("Slice", mask, g.constant([0]), one, one)
     good = g.op("Mul", first, g.op("Mul", to_int(g, in_order), to_int(g, whole)))
-    shape = g.op("Sub", reduce(g, "ReduceMin", good, None), g.constant(2))  # −1: as it is
+    shape = g.op("Sub", reduce(g, "ReduceMin", good, None), g.constant(2))  # −1: keep the shape
     shape = g.op("Reshape", shape, one)
     real = g.at(names.RIGHT_ONLY).op("Reshape", g.op("ReduceSum", mask, one, keepdims=0), shape)
     run.seqlens = g.op("Cast", g.op("Sub", real, one), to=INT32)
@@ -200,7 +200,7 @@ def _right_padding(g: Graph, run: Run, ids: Value, mask: Value, fresh: Value, la
 
 
 def _fresh(g: Graph, ids: Value, mask: Value) -> tuple[Value, Value]:
-    """The new tokens' mask (B, T), and the number, from 1, of each row's last real one (B, 1)."""
+    """The new tokens' mask (B, T), and the 1-based index of each row's last real one (B, 1)."""
     new, total = g.op("Shape", ids, start=1), g.op("Shape", mask, start=1)
     one = g.constant([1])
     fresh = g.op("Slice", mask, g.op("Sub", total, new), total, one)
@@ -209,7 +209,7 @@ def _fresh(g: Graph, ids: Value, mask: Value) -> tuple[Value, Value]:
 
 
 def _asked(g: Graph, ids: Value, last: Value) -> Value:
-    """(B, 1, 1), the index of each row's last real token; (B, T, 1) where `all_logits` is 1."""
+    """(B, 1, 1), index of each row's last real token; (B, T, 1), all, if `all_logits` is 1."""
     everything = to_bool(g, g.option(names.ALL_LOGITS, np.zeros(1, np.int64)))
     one, new = g.constant([1]), g.op("Shape", ids, start=1)
     first = g.op("Where", everything, g.constant([0]), g.op("Sub", last, one))  # (B, 1)

@@ -1,6 +1,6 @@
-"""Where each weight lies in the file that the graphs of one precision share.
+"""Locations of the weights in the file that the graphs of one precision share.
 
-A parameter keeps its checkpoint name. A quantized one is two initializers: `NAME.int8` or
+A parameter keeps its checkpoint name. A quantized one has two initializers: `NAME.int8` or
 `NAME.int4` (rows, blocks, bytes of a block), and `NAME.scales` (rows, blocks).
 """
 
@@ -20,14 +20,14 @@ ROWED = ("wte.weight", "lm_head.weight")  # (outputs, inputs); the others are (i
 
 
 def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
-    """Where each initializer will lie, by its name."""
+    """Return the location of each initializer, by its name."""
     tensors: Layout = {}
     end = 0
 
     def put(name: str, dtype: int, shape: tuple[int, ...]) -> None:
         nonlocal end
         nbytes = math.prod(shape) * SIZES[dtype]
-        # Pages for what is mapped, cache lines for what is small.
+        # Large tensors start at a page (for mapping), small ones at a cache line.
         step = 4096 if nbytes >= 65536 else 64
         offset = -(-end // step) * step
         tensors[name] = Tensor(name, dtype, shape, location, offset, nbytes)
@@ -48,7 +48,7 @@ def layout(config: GPT2Config, precision: Precision, location: str) -> Layout:
 
 
 def rows_and_width(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Outputs of a matrix, and the length of the axis that is summed over."""
+    """Return a matrix's number of outputs, and the length of the axis that is summed over."""
     rows, width = shape if name in ROWED else shape[::-1]
     return rows, width
 
@@ -60,7 +60,7 @@ def weights(
     tensors: Layout,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, Weight]:
-    """The parameters as initializers, by checkpoint name: all, or those that are wanted."""
+    """Return the parameters as initializers, by checkpoint name: all, or the `wanted` ones."""
 
     def known(name: str) -> Value:
         return g.initializer(tensors[name].proto())

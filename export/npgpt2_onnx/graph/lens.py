@@ -1,8 +1,8 @@
-"""What a model would say if it stopped between two blocks: the stream there through ln_f and head.
+"""Logit lens: the model's prediction at a block boundary, from ln_f and the head.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens",
-https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru. A graph beside model.onnx and over the same file
-of weights, which runs on what that one puts out of its inside.
+https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru. The graph uses the weights of model.onnx, and
+its input is a hidden state that model.onnx returns.
 
 Axes: N hidden states, C n_embd, V vocabulary, K tokens named for each state.
 """
@@ -24,13 +24,13 @@ HIDDEN, PROBS, IDS = "hidden", "probs", "ids"  # the graph's input and outputs
 def build_lens(
     config: GPT2Config, precision: Precision, layout: Layout, opset: int = OPSET, top: int = 5
 ) -> ModelProto:
-    """The graph: `hidden` (N, C) → `probs` (N, K) float32 and `ids` (N, K) int64, best first.
+    """Build the graph `hidden` (N, C) → `probs` (N, K) float32 and `ids` (N, K) int64, best first.
 
-    N is any number from 1. Reads no weights: `layout` says where they lie, which is where
-    model.onnx has them.
+    N is at least 1. Reads no weights: `layout` has their locations, the same as for
+    model.onnx.
 
     Args:
-        top: K; the whole vocabulary where that is smaller.
+        top: K; at most the vocabulary size.
 
     >>> from npgpt2_onnx.graph.layout import layout
     >>> from npgpt2_onnx.graph.precision import PRECISIONS

@@ -1,4 +1,4 @@
-"""The precisions of an export, each with its file's suffix as transformers.js looks for it."""
+"""The precisions of an export, with the file suffixes that transformers.js expects."""
 
 from typing import NamedTuple
 
@@ -9,19 +9,19 @@ from npgpt2_onnx.graph.builder import FLOAT, FLOAT16
 class Precision(NamedTuple):
     """How weights are stored and multiplied.
 
-    fp16 keeps LayerNorm, softmax and the residual stream in float32: GPT-2's outliers would
-    overflow there. int8 and int4 are whole numbers, in blocks along the axis that is summed over,
-    each with a scale; wte has 8 bits in both, since logits are what suffers first.
+    fp16 keeps LayerNorm, softmax and the residual stream in float32, where GPT-2's outliers would
+    overflow in float16. int8 and int4 are integers in blocks along the axis that is summed over,
+    each block with a scale. wte has 8 bits in both, since logits lose precision first.
     """
 
     name: str
     suffix: str
-    dtype: str  # as transformers.js says it
-    float: int = FLOAT  # what matrices are multiplied in, and what keys and values are kept in
-    bits: int = 0  # of a quantized weight; 0: none is
+    dtype: str  # its name in transformers.js
+    float: int = FLOAT  # dtype of matrix products, keys and values
+    bits: int = 0  # of a quantized weight; 0: no weight is quantized
 
     def bits_of(self, parameter: str) -> int:
-        """How many bits each number of a parameter gets; 0: it is stored as a float."""
+        """Return the bits per value of a parameter; 0: it is stored as a float."""
         matrix = parameter.endswith("weight") and not is_exact(parameter)
         if not self.bits or not matrix or parameter == "wpe.weight":
             return 0
@@ -29,15 +29,15 @@ class Precision(NamedTuple):
 
 
 def is_exact(parameter: str) -> bool:
-    """Whether a parameter stays float32 in every precision: small, and much depends on it."""
+    """Return whether a parameter stays float32 in every precision: small ones that matter much."""
     return "ln_" in parameter or parameter.split(".")[0] in HEADS.values()
 
 
 def block_size(width: int) -> int:
-    """Numbers that share a scale, on an axis of this length: what MatMulNBits takes, at most 128.
+    """Return the number of values per scale on an axis of this length: 16, 32, 64 or 128.
 
-    Measured on the 124M shape, blocks of 128 decode 20 to 30 % faster than blocks of 32, and cost
-    little: on a trained model of 3.1 M parameters KL 1.6e-4 nats against 1.1e-4 (int8).
+    On the 124M shape, blocks of 128 decode 20 to 30 % faster than blocks of 32. They cost little:
+    on a trained model of 3.1 M parameters, a KL divergence of 1.6e-4 nats instead of 1.1e-4 (int8).
 
     >>> block_size(768), block_size(1600), block_size(12)
     (128, 64, 16)

@@ -1,9 +1,8 @@
-"""The least ONNX Runtime that a graph needs, which it says of itself.
+"""The lowest ONNX Runtime version that a graph needs, which is stored in its metadata.
 
-It is that of its opset, or of an operator that came later or was wrong before. What is below was
-measured: every kind of graph in the first and the last release of each minor version from 1.19 on,
-by tests/data/make_onnxruntime_table.py (CPU). A graph of a later opset says nothing, and whoever
-opens it finds out.
+The opset determines it, or an operator that is newer or was wrong before. The tables were measured
+by tests/data/make_onnxruntime_table.py (CPU): every kind of graph, in the first and the last
+release of each minor version from 1.19 on. A graph of a later opset stores no version.
 """
 
 import re
@@ -12,20 +11,20 @@ from onnx import ModelProto
 
 AT_LEAST = "onnxruntime_at_least"  # in the metadata: "1.22"
 
-# By opset of ai.onnx, up to it, the first release that loads it. 1.19 is the lowest that was
-# measured: the first that runs with NumPy 2, as this package does.
+# For opsets of ai.onnx up to this number: the first release that loads them. 1.19 is the lowest
+# measured release, because it is the first that works with NumPy 2.
 OPSETS = {21: "1.19", 22: "1.21", 23: "1.23", 25: "1.24", 26: "1.25", 28: "1.32"}
-# By operator, the first release that is right in all that the exporter asks of it.
+# By operator: the first release that is correct in every use of the exporter.
 OPERATORS = {
-    "ArgMax": "1.20",  # before, none of int64
-    "GroupQueryAttention": "1.20",  # before, several tokens behind a past got other numbers
-    "MultiHeadAttention": "1.21.1",  # before, rows of a batch got other numbers
-    "MatMulNBits": "1.22",  # before, none of 8 bits, which wte has in int4 as well
+    "ArgMax": "1.20",  # before: not for int64
+    "GroupQueryAttention": "1.20",  # before: wrong values for several tokens after a past
+    "MultiHeadAttention": "1.21.1",  # before: wrong values for rows of a batch
+    "MatMulNBits": "1.22",  # before: no 8 bits, which wte has in int4 as well
 }
 
 
 def at_least(model: ModelProto) -> str | None:
-    """The version, such as "1.22"; None where the opset is later than the table.
+    """Return the version, such as "1.22"; None if the opset is not in the table.
 
     >>> from npgpt2_onnx.graph.builder import FLOAT, Graph
     >>> def graph(opset, kind):
@@ -43,9 +42,9 @@ def at_least(model: ModelProto) -> str | None:
 
 
 def lower_opset_helps(model: ModelProto, asked: str, here: str) -> bool:
-    """Whether version `here` would load a graph that asks for a later one, made in a lower opset.
+    """Return whether version `here` would load this graph if it had a lower opset.
 
-    That is where the opset alone is what asks for it.
+    That holds if only the opset requires the later version `asked`.
     """
     operators = all(numbers(release) <= numbers(here) for release in _of_operators(model))
     return asked in OPSETS.values() and operators
@@ -56,7 +55,7 @@ def _of_operators(model: ModelProto) -> set[str]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version, to be compared: up to four numbers, before anything but numbers and dots.
+    """Return a version as up to four integers for comparison; a suffix is ignored.
 
     >>> numbers("1.9") < numbers("1.22.0") < numbers("1.32.0.dev20261101")
     True

@@ -1,4 +1,4 @@
-"""An exported graph in use: its metadata checked, run by ONNX Runtime, as a model that generates.
+"""Check an exported graph's metadata and run it with ONNX Runtime, as a model that generates.
 
 It needs no checkpoint and builds no graph of a model.
 """

@@ -1,4 +1,4 @@
-"""What an exported graph says of itself: checked, before ONNX Runtime opens it."""
+"""Read and check the metadata of an exported graph before ONNX Runtime opens it."""
 
 import hashlib
 import math
@@ -20,12 +20,12 @@ SHARED = "checkpoint_header_sha256"  # in the metadata of graphs that point into
 
 @dataclass(frozen=True)
 class Exported:
-    """A graph that this package wrote: what it is, and where its weights lie.
+    """A graph that this package wrote: its properties and the location of its weights.
 
     Attributes:
-        kind: of `npgpt2_onnx.graph.names.KINDS`.
-        tensors: the initializers that lie in a file beside it, by name.
-        at_least: the version of ONNX Runtime that it needs; '' where it does not say.
+        kind: one of `npgpt2_onnx.graph.names.KINDS`.
+        tensors: the initializers stored in a separate file, by name.
+        at_least: the lowest version of ONNX Runtime that it needs; '' if it does not say.
     """
 
     path: Path
@@ -38,11 +38,11 @@ class Exported:
 
     @classmethod
     def open(cls, path: Path) -> "Exported":
-        """Read a graph, without its weights.
+        """Read a graph without its weights.
 
         Raises:
-            FileError: it, or a file of its weights, cannot be read.
-            CheckpointError: it is damaged, from elsewhere, or its weights have changed.
+            FileError: the graph or a file of its weights cannot be read.
+            CheckpointError: it is damaged, npgpt2 did not export it, or its weights have changed.
         """
         model = onnx.ModelProto()
         try:
@@ -71,32 +71,32 @@ class Exported:
 
     @property
     def locations(self) -> list[str]:
-        """The files beside it that its weights lie in."""
+        """The files of its weights, next to the graph."""
         return sorted({tensor.location for tensor in self.tensors.values()})
 
 
 def asked_version(path: Path) -> str:
-    """`at_least` of a graph, whatever else is to be said of it: '' also where it cannot be read."""
+    """Return `at_least` of a graph without other checks; '' also if the file cannot be read."""
     return _asked(_readable(path))
 
 
 def lower_opset_would_do(path: Path, here: str) -> bool:
-    """Whether a graph that needs a later ONNX Runtime than `here` needs it for its opset alone."""
+    """Return whether a graph needs a later ONNX Runtime than `here` only because of its opset."""
     model = _readable(path)
     return lower_opset_helps(model, _asked(model), here)
 
 
 def _asked(model: onnx.ModelProto) -> str:
-    said: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
-    return said.get(AT_LEAST, "")
+    about: dict[str, str] = {entry.key: entry.value for entry in model.metadata_props}
+    return about.get(AT_LEAST, "")
 
 
 def _readable(path: Path) -> onnx.ModelProto:
-    """A graph, or an empty one where it cannot be read."""
+    """Return the graph, or an empty one if it cannot be read."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(read_file(path))
-    except Exception:  # protobuf's own, which has no public name; opening it will tell
+    except Exception:  # protobuf's own, without a public name; `open` reports it
         return onnx.ModelProto()
     return model
 
@@ -104,7 +104,7 @@ def _readable(path: Path) -> onnx.ModelProto:
 def _require_inputs(
     path: Path, model: onnx.ModelProto, config: GPT2Config, precision: Precision
 ) -> None:
-    """The keys and values that the metadata speak of are the graph's."""
+    """Check that the graph has the keys and values that its metadata describe."""
     inputs = {
         value.name: (
             value.type.tensor_type.elem_type,
@@ -121,7 +121,7 @@ def _require_inputs(
     )
     if not good:
         raise CheckpointError(
-            f"{path}: its inputs are not those of the config in its metadata. Export again"
+            f"{path}: its inputs do not match the config in its metadata. Export again"
         )
 
 
@@ -133,7 +133,7 @@ def _tensor(path: Path, proto: onnx.TensorProto) -> Tensor:
     offset = where.get("offset", "0")
     if not is_beside(location) or not offset.isdecimal() or where.get("length") != str(nbytes):
         raise CheckpointError(
-            f"{path}: {proto.name} lies at {where}, expected {nbytes} bytes of a file beside the "
+            f"{path}: {proto.name}: got {where}, expected {nbytes} bytes of a file next to the "
             "graph. Export again"
         )
     shape = tuple(proto.dims)
@@ -141,11 +141,11 @@ def _tensor(path: Path, proto: onnx.TensorProto) -> Tensor:
 
 
 def _require_file(path: Path, location: str, tensors: dict[str, Tensor]) -> None:
-    """A file of weights is there, and long enough."""
+    """Check that a file of weights exists and is long enough."""
     file = path.parent / location
     end = max(t.offset + t.nbytes for t in tensors.values() if t.location == location)
     if not file.exists():
-        raise FileError(f"{path}: reads its weights from {file}, which is not there. Export again")
+        raise FileError(f"{path}: its weights file {file} does not exist. Export again")
     with named_errors(file):
         size = require_regular(file)
     if size < end:
@@ -155,7 +155,7 @@ def _require_file(path: Path, location: str, tensors: dict[str, Tensor]) -> None
 
 
 def _require_unchanged(path: Path, about: dict[str, str]) -> None:
-    """Of graphs that point into a checkpoint: it is laid out as it was then."""
+    """Check that the checkpoint of a graph with shared weights still has the same layout."""
     headers = about.get(SHARED, "{}").encode()
     for name, digest in parse_json(headers, str(path), CheckpointError).items():
         if header_digest(path.parent / name) != digest:
@@ -166,7 +166,7 @@ def _require_unchanged(path: Path, about: dict[str, str]) -> None:
 
 
 def header_digest(path: Path) -> str:
-    """SHA-256 of a safetensors file's header, which says where each tensor lies."""
+    """Return the SHA-256 of a safetensors file's header, which has each tensor's location."""
     with named_errors(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return hashlib.sha256(file.read(min(length, 1 << 27))).hexdigest()

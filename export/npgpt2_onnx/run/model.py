@@ -1,4 +1,4 @@
-"""GPT-2 under ONNX Runtime, with the same calls as in NumPy.
+"""GPT-2 on ONNX Runtime, with the same methods as the NumPy model.
 
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
 """
@@ -27,13 +27,13 @@ from npgpt2_onnx.run.session import Session, choose
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's own is younger than Python 3.10
 
-# Tokens of a lonely prompt at a time: later ones are not attended to, and what one node hands to
-# the next stays in the processor's cache. Prefill of 1,024 is 1.05 × as fast in int8 and int4.
+# Tokens per piece of a prompt with batch size 1: no work on masked tokens, and intermediate arrays
+# stay in the processor's cache. Prefill of 1,024 tokens is 1.05 × as fast in int8 and int4.
 PIECE = 256
 
 
 class _Opened:
-    """An exported folder, opened."""
+    """An opened exported folder."""
 
     heads: tuple[str, ...]
     instead: str
@@ -45,7 +45,7 @@ class _Opened:
         if self.config.head not in self.heads:
             kind = self.config.architectures[0]
             kind = "language model" if self.config.head == "lm_head" else kind
-            raise ConfigError(f"{session.path}: is of a {kind}, expected {self.instead}")
+            raise ConfigError(f"{session.path}: got a {kind}, expected {self.instead}")
 
     @classmethod
     def from_pretrained(
@@ -60,15 +60,15 @@ class _Opened:
         """Open the graph of a folder that is fastest on a device.
 
         Args:
-            folder: one that `npgpt2 export` wrote.
-            precision: "fp32", "fp16", "int8" or "int4"; None: the first of these that is there.
+            folder: a folder that `npgpt2 export` wrote.
+            precision: "fp32", "fp16", "int8" or "int4"; None: the first of these in the folder.
             device: "cpu" or "cuda".
-            threads: for one operator; None: one for each core.
-            cache_dir: keep the optimized graph there and open that the next time.
+            threads: per operator; None: one for each core.
+            cache_dir: folder for the optimized graph, which the next session opens faster.
 
         Raises:
             FileError, CheckpointError, MissingPackage, OptionError: see `Session` and `choose`.
-            ConfigError: the graph is of a model with another kind of head.
+            ConfigError: the model has another kind of head.
         """
         _, _, path = choose(Path(folder), device, precision)
         session = Session(path, device, threads, None if cache_dir is None else Path(cache_dir))
@@ -81,7 +81,7 @@ class _Opened:
 
 
 class OnnxWithHead(_Opened, HeadModel):
-    """An exported folder whose graph labels text, finds answers or chooses: see
+    """An exported folder with a classification, question answering or multiple choice head: see
     `npgpt2.heads.HeadModel`."""
 
     heads = tuple(HEADS.values())
@@ -103,7 +103,7 @@ class OnnxWithHead(_Opened, HeadModel):
 
 
 class OnnxModel(_Opened, LanguageModel):
-    """An exported folder, opened: `stepper`, `stream`, `generate`, `score` as GPT2 has them.
+    """An exported language model with GPT2's methods `generate`, `stream`, `score`, `stepper`.
 
     >>> import tempfile
     >>> from npgpt2_onnx import export
@@ -129,7 +129,7 @@ class OnnxModel(_Opened, LanguageModel):
 
     @cached_property
     def _headless(self) -> Session:
-        """A session that ends before the head, opened when it is first used: weights once more."""
+        """A session that ends before the head, opened on first use; it loads the weights again."""
         return self.session.until(names.LAST_HIDDEN)
 
     def stepper(
@@ -147,30 +147,30 @@ class OnnxModel(_Opened, LanguageModel):
     def _require_no_encoder(self) -> None:
         if self.config.add_cross_attention:
             raise InputError(
-                "encoder: this graph attends to an encoder's keys and values, which writing and "
-                "scoring do not have. Give them to session.forward(ids, cross=…)"
+                "encoder: this graph attends to an encoder's keys and values, which generation and "
+                "scoring do not have. Pass them to session.forward(ids, cross=…)"
             )
 
 
 def fresh_stepper(session: Session, mask: Array | None, room: int) -> Rewindable:
-    """The one for a graph's kind of cache."""
+    """Return the stepper for the graph's kind of KV cache."""
     if session.kind == "gqa":
         return InPlaceStepper(session, mask, room)
     return ConcatStepper(session, mask)
 
 
 class InPlaceStepper:
-    """Over GroupQueryAttention: new keys and values are written where the cache lies.
+    """Stepper for GroupQueryAttention, which writes new keys and values into the KV cache in place.
 
-    The batch's padding is moved from the left to the right, where the operator wants it: there it
-    is no part of the cache. Each row counts its own tokens.
+    The operator needs padding on the right, so the stepper moves a batch's padding there. It is not
+    part of the cache, and each row counts its own tokens.
     """
 
     def __init__(self, session: Session, mask: Array | None, room: int) -> None:
         self._session, self._mask, self._room = session, mask, room
-        self._lengths: Array | None = None  # (B,), real tokens by row, where they differ
+        self._lengths: Array | None = None  # (B,), real tokens per row, if they differ
         self._cache: KVCache | None = None
-        self._device: list[ort.OrtValue] = []  # the cache's keys and values, as they are bound
+        self._device: list[ort.OrtValue] = []  # the cache's keys and values as bound
         self._binding: Any = None
 
     def __call__(self, ids: Array, every: bool = False) -> Array:
@@ -178,7 +178,7 @@ class InPlaceStepper:
             logits = self._prompt(ids, every)
         elif len(ids) == 1:
             logits = self._step(ids, every)
-        else:  # the operator takes several tokens behind a past for one row only
+        else:  # with a past, the operator takes several tokens only for one row
             steps = [self._step(ids[:, t : t + 1]) for t in range(ids.shape[1])]
             logits = np.concatenate(steps, 1)
         return logits if every else logits[:, -1]
@@ -197,7 +197,7 @@ class InPlaceStepper:
         mask = (np.arange(t) < self._lengths[:, None]).astype(np.int64)
         positions = np.broadcast_to(np.arange(t), (b, t))
         logits = self._run(ids, mask, positions, t, every)
-        if every:  # as they came
+        if every:  # in the order of the input
             logits = np.take_along_axis(logits, real_first.argsort(1)[..., None], 1)
         return logits
 
@@ -211,7 +211,7 @@ class InPlaceStepper:
         else:
             past = int(self._lengths.max())
             positions = self._lengths[:, None] + np.arange(t)
-            # As many ones as the row has tokens, the new ones last.
+            # As many ones as the row has tokens; the new ones are last.
             mask = (np.arange(past + t) < self._lengths[:, None]).astype(np.int64)
             mask[:, past:] = 1
             self._lengths = self._lengths + t
@@ -232,7 +232,7 @@ class InPlaceStepper:
         self._binding, self._device = bound(self._session, self._cache)
 
     def _pull(self) -> None:
-        """Bring the cache back from the device. On the CPU it never left."""
+        """Copy the cache back from the device. On the CPU there is nothing to copy."""
         if self._session.device == "cpu" or self._cache is None:
             return
         arrays = [a for i in range(len(self._cache)) for a in self._cache.room(i)]
@@ -253,10 +253,10 @@ class InPlaceStepper:
 
 
 def bound(session: Session, cache: KVCache) -> tuple[Any, list[ort.OrtValue]]:
-    """Every layer's whole buffers bound as past and as present, which are one place in memory.
+    """Bind every layer's buffers as both past and present, so that they share memory.
 
     Returns:
-        the binding, and the buffers as they lie on the device.
+        the binding, and the buffers on the device.
     """
     binding, values = session.ort.io_binding(), []
     for i in range(len(cache)):
@@ -271,15 +271,15 @@ def bound(session: Session, cache: KVCache) -> tuple[Any, list[ort.OrtValue]]:
 
 
 class OnnxSlots(Slots):
-    """`npgpt2.generation.slots.Slots` over GroupQueryAttention, in the memory of a CPU.
+    """`npgpt2.generation.slots.Slots` on GroupQueryAttention, on the CPU.
 
-    Float32 products of ONNX Runtime give a row the same bits among any number of rows; quantized
-    ones take rows in pairs, and a last odd one in another way.
+    ONNX Runtime's float32 products give a row the same bits for any number of rows. Quantized ones
+    process rows in pairs, and an odd last row in another way.
     """
 
     def __init__(self, session: Session, count: int) -> None:
         if session.device != "cpu":
-            raise OptionError("device", f"got {session.device!r}, slots are for the CPU alone")
+            raise OptionError("device", f"got {session.device!r}, expected 'cpu' for slots")
         if session.kind != "gqa":
             raise ConfigError(
                 f"{session.path}: is a {session.kind} graph, slots need one with "
@@ -300,8 +300,8 @@ class OnnxSlots(Slots):
         return self._session.run_bound(self._one[slot], ids, mask, positions, every)
 
     def _step(self, ids: Array) -> Array:
-        positions = self.lengths[: len(ids), None].clip(1)  # a past of nothing is a prompt's
-        # As many ones as the row has tokens, the new one last: they are counted.
+        positions = self.lengths[: len(ids), None].clip(1)  # an empty past would be a prompt
+        # As many ones as the row has tokens, the new one last: the operator counts them.
         past = int(positions.max())
         mask = (np.arange(past + 1) < positions).astype(np.int64)
         mask[:, past] = 1
@@ -309,7 +309,7 @@ class OnnxSlots(Slots):
 
 
 class ConcatStepper:
-    """Over a graph whose presents are new arrays: they stay on the device and are the next past."""
+    """Stepper for a graph with new arrays as presents: they stay on the device as the next past."""
 
     def __init__(self, session: Session, mask: Array | None) -> None:
         self._session, self._mask = session, mask
@@ -353,7 +353,7 @@ class ConcatStepper:
 
 
 class WholeStepper:
-    """Without a cache: the whole text again for every token."""
+    """Stepper without a KV cache: runs the whole text again for every token."""
 
     def __init__(self, session: Session, mask: Array | None) -> None:
         self._session, self._mask = session, mask

@@ -1,4 +1,4 @@
-"""One exported graph under ONNX Runtime: found in its folder, opened, run.
+"""Find an exported graph in its folder, open it with ONNX Runtime, and run it.
 
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
 """
@@ -28,12 +28,12 @@ from npgpt2_onnx.run.exported import Exported, asked_version, lower_opset_would_
 
 Pair = tuple[Array, Array]
 
-KEPT = "model.onnx"  # an optimized graph, in a folder of its own
+KEPT = "model.onnx"  # an optimized graph, in its own folder
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 def graph_file(precision: Precision, kind: str) -> str:
-    """The name that clients look for.
+    """Return the file name that clients expect.
 
     >>> graph_file(PRECISIONS["int8"], "portable"), graph_file(PRECISIONS["fp32"], "gqa")
     ('model_quantized.onnx', 'model_gqa.onnx')
@@ -42,9 +42,9 @@ def graph_file(precision: Precision, kind: str) -> str:
 
 
 def graphs_in(folder: Path) -> dict[tuple[str, str], Path]:
-    """The graphs of an exported folder, by (precision, kind).
+    """Return the graphs of an exported folder, by (precision, kind).
 
-    Beside the checkpoint whose weights they share, or in the `onnx` folder.
+    They are in the folder itself, if they share a checkpoint's weights, or in its `onnx` folder.
     """
     found: dict[tuple[str, str], Path] = {}
     for precision in PRECISIONS.values():
@@ -57,34 +57,34 @@ def graphs_in(folder: Path) -> dict[tuple[str, str], Path]:
 
 
 def require_graphs(folder: Path) -> dict[tuple[str, str], Path]:
-    """`graphs_in`; raises FileError where there is none."""
+    """Like `graphs_in`, but raise FileError if there is none."""
     found = graphs_in(folder)
     if not found:
         if not folder.exists():
             raise FileError(f"{folder}: no such folder, expected one that 'npgpt2 export' wrote")
         if not folder.is_dir():
-            raise FileError(f"{folder}: is a file, expected the folder that it was exported to")
+            raise FileError(f"{folder}: is a file, expected the exported folder")
         raise FileError(
-            f"{folder}: has no ONNX graph, expected onnx/model.onnx or the like. "
-            "Make one: npgpt2 export MODEL -o DIR"
+            f"{folder}: has no ONNX graph, expected for example onnx/model.onnx. "
+            "Run: npgpt2 export MODEL -o DIR"
         )
     return found
 
 
 def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str, str, Path]:
-    """The graph that runs fastest on a device: its precision, kind and file.
+    """Choose the fastest graph for a device; return its precision, kind and file.
 
-    GroupQueryAttention has float32 and float16 kernels on the CPU, on CUDA only float16; there
-    MultiHeadAttention takes its place. The portable graph runs everywhere. A graph that needs a
-    later ONNX Runtime is passed over, with a warning.
+    GroupQueryAttention has float32 and float16 kernels on the CPU, but only float16 on CUDA, where
+    MultiHeadAttention replaces it. The portable graph runs everywhere. A graph that needs a later
+    ONNX Runtime is skipped with a warning.
 
     Args:
-        precision: None: the first that is there, of those that the device runs and this ONNX
-            Runtime loads.
+        precision: None: the first in the folder that the device runs and this ONNX Runtime
+            loads.
 
     Raises:
         FileError: the folder has no graph, none in that precision, or none that the device runs.
-        CheckpointError: all of them need a later ONNX Runtime.
+        CheckpointError: all graphs need a later ONNX Runtime.
     """
     if precision is not None and precision not in PRECISIONS:
         raise OptionError(
@@ -97,7 +97,7 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
             f"{folder}: has no graph in {precision}, only in {', '.join(here)}. "
             f"Export it with --precision {precision}"
         )
-    passed: list[Path] = []  # over, from the best on
+    skipped: list[Path] = []  # too new for this ONNX Runtime, the best first
     tried = here if precision is None else [precision]
     for name in tried:
         for kind in _order(name, device):
@@ -105,21 +105,21 @@ def choose(folder: Path, device: str, precision: str | None = None) -> tuple[str
             if path is None:
                 continue
             if not _too_new(asked_version(path)):
-                if passed:
-                    needs, least = _needs(passed[0])
-                    warnings.warn(f"{needs}: taking {path.name}. {_upgrade(least)}", stacklevel=3)
+                if skipped:
+                    needs, least = _needs(skipped[0])
+                    warnings.warn(f"{needs}: using {path.name}. {_upgrade(least)}", stacklevel=3)
                 return name, kind, path
-            passed.append(path)
-    if not passed:
+            skipped.append(path)
+    if not skipped:
         raise FileError(
             f"{folder}: its {', '.join(tried)} graphs do not run on {device}. "
             "Export with --graph all"
         )
-    raise _too_old(min(passed, key=lambda path: numbers(asked_version(path))))
+    raise _too_old(min(skipped, key=lambda path: numbers(asked_version(path))))
 
 
 def _order(precision: str, device: str) -> list[str]:
-    """Kinds of graphs that run on a device, the fastest first."""
+    """Return the kinds of graphs that run on a device, the fastest first."""
     if device != "cuda":
         return ["gqa", "portable", "mha"]
     half = PRECISIONS[precision].float != FLOAT
@@ -127,7 +127,7 @@ def _order(precision: str, device: str) -> list[str]:
 
 
 def _too_new(at_least: str) -> bool:
-    """Whether this ONNX Runtime is older than a graph asks for. One that does not say is tried."""
+    """Return whether a graph needs a later ONNX Runtime. A graph without a version is tried."""
     return numbers(ort.__version__) < numbers(at_least)
 
 
@@ -138,7 +138,7 @@ def _too_old(path: Path) -> CheckpointError:
 
 
 def _needs(path: Path) -> tuple[str, str]:
-    """That a graph needs a later ONNX Runtime, and which."""
+    """Return the text that a graph needs a later ONNX Runtime, and the version."""
     least = ".".join(map(str, numbers(asked_version(path))))
     return f"{path}: needs onnxruntime {least} or later, this is {ort.__version__}", least
 
@@ -149,11 +149,11 @@ def _upgrade(least: str) -> str:
 
 
 class Session:
-    """A graph that is open.
+    """An open graph.
 
     Attributes:
-        graph: what the file says of itself; `path`, `config`, `precision` and `kind` are its.
-        provider: the execution provider that runs it, as ONNX Runtime says.
+        graph: the metadata of the file; `path`, `config`, `precision` and `kind` come from it.
+        provider: the execution provider that ONNX Runtime reports.
     """
 
     def __init__(
@@ -167,13 +167,13 @@ class Session:
         Args:
             path: the .onnx file.
             device: "cpu" or "cuda".
-            threads: for one operator; None: one for each core.
-            cache_dir: keep the optimized graph there and open that the next time.
+            threads: per operator; None: one for each core.
+            cache_dir: folder for the optimized graph, which the next session opens faster.
 
         Raises:
             MissingPackage: this onnxruntime cannot use that device.
-            FileError, CheckpointError: the file is missing, damaged, not from here, or needs a
-                later ONNX Runtime.
+            FileError, CheckpointError: the file is missing or damaged, npgpt2 did not export it, or
+                it needs a later ONNX Runtime.
         """
         provider = _provider(device)
         self.graph = Exported.open(path)
@@ -185,31 +185,29 @@ class Session:
         options.log_severity_level = 4  # errors come as exceptions
         if threads is not None:
             if not isinstance(threads, int) or isinstance(threads, bool) or not 0 < threads < 1025:
-                raise OptionError(
-                    "threads", f"got {threads!r}, expected a whole number from 1 to 1024"
-                )
+                raise OptionError("threads", f"got {threads!r}, expected an integer from 1 to 1024")
             options.intra_op_num_threads = threads
         self._options = options
         self.ort = _open(self.graph, options, provider, cache_dir)
         self.provider: str = self.ort.get_providers()[0]
         if self.provider != provider:
             raise MissingPackage(
-                f"{device}: onnxruntime fell back to {self.provider}: it has {provider}, but could "
-                "not start it. Its libraries (CUDA, cuDNN) have to match: see "
+                f"{device}: onnxruntime could not start {provider} and uses {self.provider}. Its "
+                "libraries (CUDA, cuDNN) have to match: see "
                 "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"
             )
 
     def until(self, value: str) -> "Session":
-        """The same graph, of which one value in its midst is the only output, as another session.
+        """Open the same graph again, with one intermediate value as its only output.
 
-        What comes behind the value is not computed; weights that come before are in memory twice.
+        Nothing after this value is computed. The weights before it are in memory twice.
         """
         model = onnx.load(self.path, load_external_data=False)
         del model.graph.output[:]
         model.graph.output.add(name=value)
         options = _as_it_is(self._options)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        there = str(self.path.parent.absolute())  # where the weights lie, which bytes do not say
+        there = str(self.path.parent.absolute())  # the weights' folder: bytes have no path
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", there
         )
@@ -224,11 +222,11 @@ class Session:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of keys and values."""
+        """The dtype of keys and values."""
         return np.dtype(np.float32 if self.precision.float == FLOAT else np.float16)
 
     def empty_past(self, rows: int) -> list[Pair]:
-        """Keys and values of nothing: by layer, (B, H, 0, D)."""
+        """Return empty keys and values, by layer, (B, H, 0, D)."""
         shapes = [
             (rows, self.config.heads_left(i), 0, self.config.head_dim)
             for i in range(self.config.n_layer)
@@ -245,7 +243,7 @@ class Session:
         cross_mask: Array | None = None,
         all_logits: bool = True,
     ) -> dict[str, Array]:
-        """The graph's inputs by name, for `InferenceSession.run`. Defaults as in GPT2's call."""
+        """Return the graph's inputs by name for `InferenceSession.run`, with GPT2's defaults."""
         b, t = ids.shape
         past = self.empty_past(b) if past is None else past
         p = past[0][0].shape[2]
@@ -270,13 +268,13 @@ class Session:
         return inputs
 
     def forward(self, ids: Array, **inputs: Any) -> tuple[Array, list[Pair]]:
-        """Logits (B, T, V) and the presents, by layer (B, H, S, D). Arguments: see `feeds`."""
+        """Return logits (B, T, V) and presents by layer, (B, H, S, D). Arguments: see `feeds`."""
         logits, *rest = self.run(None, self.feeds(ids, **inputs))
         count = 2 * self.config.n_layer
         return logits, list(zip(rest[0:count:2], rest[1:count:2], strict=True))
 
     def outputs(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Of a graph without a past: its outputs by name."""
+        """Return the outputs of a graph without a past, by name."""
         outputs = self.run(None, feeds)
         return {
             value.name: array for value, array in zip(self.ort.get_outputs(), outputs, strict=True)
@@ -285,11 +283,11 @@ class Session:
     def run_bound(
         self, binding: Any, ids: Array, mask: Array, position_ids: Array, all_logits: bool = False
     ) -> Array:
-        """Run with pasts and presents bound already; the logits.
+        """Run with pasts and presents already bound; return the logits.
 
-        They are bound here, behind the presents, to the CPU.
+        The logits are bound here, after the presents, to the CPU.
         """
-        if self.kind != "portable":  # `bind_cpu_input` does not know of inputs with a default
+        if self.kind != "portable":  # `bind_cpu_input` does not know inputs with a default
             binding.bind_ortvalue_input(names.ALL_LOGITS, _switch(all_logits))
         for name, array in (
             (names.INPUT_IDS, ids),
@@ -302,7 +300,7 @@ class Session:
             self.ort.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's own family, one class for each code
             raise runtime_error(self.path, error) from None
-        outputs = binding.get_outputs_as_ortvaluevector()  # each in a class of Python's: 0.1 ms
+        outputs = binding.get_outputs_as_ortvaluevector()  # `get_outputs` takes 0.1 ms more
         logits: Array = outputs[len(outputs) - 1].numpy()
         return logits
 
@@ -315,7 +313,7 @@ class Session:
 
 
 def loads(opset: int) -> bool:
-    """Whether the installed onnxruntime loads graphs of an opset."""
+    """Return whether the installed onnxruntime loads graphs of this opset."""
     g = Graph(opset)
     g.output(g.op("Identity", g.input("x", FLOAT, [1])), FLOAT, [1])
     options = ort.SessionOptions()
@@ -330,7 +328,7 @@ def loads(opset: int) -> bool:
 
 
 def runtime_error(path: Path, error: Exception) -> CheckpointError:
-    """What ONNX Runtime said, in one line and without its codes and source files."""
+    """Return ONNX Runtime's error in one line, without its codes and source files."""
     text = str(error).replace("\n", " ")
     if names.RIGHT_ONLY in text:
         return CheckpointError(f"{path}: {names.RIGHT_ONLY}")
@@ -376,12 +374,12 @@ def _open(
 def _open_kept(
     graph: Exported, options: ort.SessionOptions, provider: str, cache_dir: Path
 ) -> ort.InferenceSession:
-    """Open the optimized graph that an earlier session left, or leave one.
+    """Open the optimized graph that an earlier session wrote, or write one.
 
-    It is a folder with a graph and weights of its own, floats a second time in the layout that the
-    kernels want: these are mapped, not made again (the 124M shape in float32 opens in 0.36 s, not
-    0.9). Its name holds what it depends on: the graph's bytes, its data file's size and time, ONNX
-    Runtime, the provider, and the vector instructions that NumPy finds.
+    It is a folder with its own graph and weights. Float weights are stored again in the layout of
+    the kernels and are mapped, not packed again (the 124M shape in float32 opens in 0.36 s, not
+    0.9). The name has a hash of what it depends on: the graph's bytes, its data file's size and
+    time, ONNX Runtime, the provider, and the vector instructions that NumPy finds.
     """
     path = graph.path
     key = hashlib.sha256(path.read_bytes())
@@ -391,11 +389,11 @@ def _open_kept(
     kept = cache_dir / f"{path.stem}-{key.hexdigest()[:16]}"
     try:
         return ort.InferenceSession(str(kept / KEPT), _as_it_is(options), providers=[provider])
-    except Exception:  # not there, or damaged: onnxruntime has a class for each code
+    except Exception:  # missing or damaged: onnxruntime has a class for each code
         pass
     try:
         return _optimize(path, options, provider, kept, quantized=graph.precision.bits > 0)
-    except FileBusy:  # another process is leaving it: this one does without
+    except FileBusy:  # another process writes it: continue without
         return ort.InferenceSession(str(path), options, providers=[provider])
 
 
@@ -407,22 +405,22 @@ def _optimize(
         for name, value in {
             "session.optimized_model_external_initializers_file_name": f"{KEPT}_data",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-            # Quantized ones come back wrong in onnxruntime 1.31, with no word said.
+            # onnxruntime 1.31 loads quantized ones wrong, without an error.
             "session.save_external_prepacked_constant_initializers": "0" if quantized else "1",
         }.items():
             options.add_session_config_entry(name, value)
         try:
             return ort.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
-        except Exception as error:  # of the graph, or of the disk: no class tells
+        except Exception as error:  # of the graph or the disk: the class does not show it
             ort.InferenceSession(str(path), _as_it_is(options), providers=[provider])
-            told = runtime_error(kept, error)
+            text = runtime_error(kept, error)
             raise FileError(
-                f"{told}: the cache cannot be written. Make room, or do without it"
+                f"{text}: the cache cannot be written. Free disk space, or use no graph cache"
             ) from None
 
 
 def _as_it_is(options: ort.SessionOptions) -> ort.SessionOptions:
-    """The options for a graph that is optimized already."""
+    """Return the options for a graph that is already optimized."""
     plain = ort.SessionOptions()
     plain.log_severity_level = options.log_severity_level
     plain.intra_op_num_threads = options.intra_op_num_threads

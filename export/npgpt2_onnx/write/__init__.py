@@ -1,4 +1,4 @@
-"""A checkpoint → a folder that ONNX clients load, or a static site; verified before it appears.
+"""Export a checkpoint to a folder for ONNX clients or to a static site, verified before it appears.
 
-What a graph contains is decided in `graph/`.
+`graph/` decides what a graph contains.
 """

@@ -1,4 +1,4 @@
-"""The small files beside the graphs, each as its client wants it.
+"""The small files that ONNX clients read from an exported folder, besides the graphs.
 
 optimum and transformers.js read config.json, generation_config.json, tokenizer.json and
 tokenizer_config.json; onnxruntime-genai also genai_config.json; Triton config.pbtxt.
@@ -37,16 +37,16 @@ def to_json(values: dict[str, Any]) -> bytes:
 
 
 def small_files(checkpoint: Checkpoint, precisions: Sequence[Precision]) -> dict[str, bytes]:
-    """config.json, generation_config.json and the tokenizer's files, by name.
+    """Return config.json, generation_config.json and the tokenizer's files, by name.
 
     Args:
-        precisions: of the export; clients that ask for none get the first.
+        precisions: of the export; clients use the first by default.
     """
     folder, config = checkpoint.folder, checkpoint.config
     values = checkpoint.config_json()
     values["transformers.js_config"] = {
-        # In a browser it has to be told of a graph's second file, and what keys and values are;
-        # its default is a q8 that may not be there.
+        # Browsers need to know about the separate weights file and the dtype of keys and values.
+        # Without "dtype", transformers.js takes q8, which the export may not have.
         "dtype": precisions[0].dtype,
         "use_external_data_format": {f"model{p.suffix}.onnx": 1 for p in precisions},
         "kv_cache_dtype": {"fp16": "float16"},
@@ -68,7 +68,7 @@ def _eos(config: GPT2Config) -> int | list[int] | None:
 
 
 def _tokenizer_files(folder: Path, config: GPT2Config) -> dict[str, bytes]:
-    """The checkpoint's, and a tokenizer.json and a tokenizer_config.json, if it has none."""
+    """Return the checkpoint's own files, and the tokenizer*.json files that it lacks."""
     found = {name: read_file(path) for name, path in vocabulary_files(folder).items()}
     if "tokenizer.json" not in found and "vocab.json" in found:
         spec = tokenizer_json(folder)
@@ -87,7 +87,7 @@ def _tokenizer_files(folder: Path, config: GPT2Config) -> dict[str, bytes]:
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """vocab.json and merges.txt in the form of the library `tokenizers`, byte-level BPE."""
+    """Convert vocab.json and merges.txt to tokenizer.json (byte-level BPE of `tokenizers`)."""
     files = vocabulary_files(folder)
     vocab = read_json(files["vocab.json"], TokenizerError)
     merges = read_merges(files.get("merges.txt", folder / "merges.txt"))
@@ -114,10 +114,10 @@ def tokenizer_json(folder: Path) -> dict[str, Any]:
 
 
 def genai_config(config: GPT2Config, filename: str, shared_buffer: bool) -> dict[str, Any]:
-    """What onnxruntime-genai asks for.
+    """Return the values of genai_config.json for onnxruntime-genai.
 
-    Its type "gpt2" means another layout of the cache, so the type is "decoder". Were the padding
-    id the end-of-text id, it would read the wrong logits for a prompt that ends in that: −1.
+    Its type "gpt2" means another layout of the KV cache, so the type is "decoder". The padding id
+    is −1: with the end-of-text id, a prompt that ends in this id would get the wrong logits.
     """
     key, value = "past_key_values.%d.key", "past_key_values.%d.value"
     return {
@@ -169,10 +169,10 @@ def genai_config(config: GPT2Config, filename: str, shared_buffer: bool) -> dict
 
 
 def triton_config(name: str, graph: Path) -> bytes:
-    """config.pbtxt of a Triton Inference Server model: the graph's own inputs and outputs.
+    """Return config.pbtxt of a Triton Inference Server model, from the graph's inputs and outputs.
 
-    max_batch_size 0, the batch's axis written out: the server must not put requests of different
-    past lengths into one batch.
+    max_batch_size is 0 and the dims include the batch axis: the server must not put requests with
+    different past lengths into one batch.
     """
     proto = onnx.load(graph, load_external_data=False).graph
     defaults = {initializer.name for initializer in proto.initializer}

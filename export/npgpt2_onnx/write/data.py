@@ -1,4 +1,4 @@
-"""The file of weights that the graphs of one precision share: written, and read again."""
+"""Write and read the file of weights that the graphs of one precision share."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from npgpt2_onnx.graph.precision import Precision, block_size
 from npgpt2_onnx.run.exported import Exported
 from npgpt2_onnx.write.quantize import dequantize, quantize
 
-CHUNK = 1 << 23  # bytes read at a time: memory does not grow with the model
+CHUNK = 1 << 23  # bytes read at a time, so that memory use does not depend on the model's size
 
 
 def write(
@@ -28,7 +28,7 @@ def write(
     tensors: Layout,
     progress: Callable[[Iterable[str], str], Iterable[str]] = lambda names, what: names,
 ) -> None:
-    """Fill the file. A checkpoint's tensors pass through in pieces of `CHUNK` bytes."""
+    """Write the weights of one precision. Tensors are read in pieces of about `CHUNK` bytes."""
     for name in progress(list(checkpoint.tensors), f"writing {precision.name}"):
         bits = precision.bits_of(name)
         if bits:
@@ -47,7 +47,7 @@ def _write_quantized(
     codes, scales = tensors[f"{name}.int{bits}"], tensors[f"{name}.scales"]
     shape = checkpoint.tensors[name].shape
     block = block_size(rows_and_width(name, shape)[1])
-    if name in ROWED:  # rows come one after the other: so do their codes
+    if name in ROWED:  # rows follow each other in the file, and so do their codes
         rows = max(1, CHUNK // 4 // shape[1])
         for at, piece in enumerate(checkpoint.pieces(name, rows * shape[1])):
             some, scale = quantize(piece.reshape(-1, shape[1]), bits, block)
@@ -56,7 +56,7 @@ def _write_quantized(
             file.seek(scales.offset + at * rows * scales.nbytes // shape[0])
             file.write(scale.data)
         return
-    # Blocks run down the columns: so many rows at a time are whole blocks of every column.
+    # Blocks run down the columns: read as many rows as fill whole blocks of every column.
     all_codes, all_scales = np.empty(codes.shape, np.uint8), np.empty(scales.shape, np.float32)
     blocks = max(1, CHUNK // 4 // (shape[1] * block))
     for at, piece in enumerate(checkpoint.pieces(name, blocks * block * shape[1])):
@@ -70,7 +70,7 @@ def _write_quantized(
 
 
 def in_place(graph: Exported) -> bool:
-    """Whether a graph looks for each weight where it lies: where `layout` says, or a checkpoint."""
+    """Return whether a graph reads each weight at its place in `layout` or in the checkpoint."""
     if graph.shared:
         held = Checkpoint.open(graph.path.parent).tensors
         places = {name: (i.path.name, i.start, i.nbytes) for name, i in held.items()}
@@ -80,10 +80,10 @@ def in_place(graph: Exported) -> bool:
 
 
 class Stored(NamedTuple):
-    """A parameter as a graph reads it, in float32, and how far rounding may have moved it.
+    """A parameter as a graph reads it, in float32, and the largest change that rounding may make.
 
-    Not at all in float32, half a step in float16; in int8 and int4 a whole step of the block, whose
-    codes are cut off at one end.
+    The change is 0 for float32 and half a step for float16. For int8 and int4 it is a whole step of
+    the block, because the codes are clipped at one end.
     """
 
     array: Array
@@ -91,7 +91,7 @@ class Stored(NamedTuple):
 
 
 def read(graph: Exported) -> dict[str, Stored]:
-    """The parameters that a graph reads, by checkpoint name; mapped where they are float32.
+    """Return the parameters that a graph reads, by checkpoint name; float32 ones are mapped.
 
     Raises:
         FileError, CheckpointError: a file cannot be read, or lacks a parameter.
@@ -108,7 +108,7 @@ def read(graph: Exported) -> dict[str, Stored]:
         if bits:
             scales, rowed = _raw(graph, f"{name}.scales"), name in ROWED
             _, width = rows_and_width(name, shape)
-            step = np.abs(scales) * 1.001  # dequantizing rounds, too
+            step = np.abs(scales) * 1.001  # dequantizing rounds as well
             slack = np.repeat(step, x.shape[2] * 8 // bits, 1)[:, :width]
             x = dequantize(x, scales, bits, width)
             found[name] = Stored(x, slack) if rowed else Stored(x.T, slack.T)
@@ -121,7 +121,7 @@ def read(graph: Exported) -> dict[str, Stored]:
 
 
 def _raw(graph: Exported, name: str) -> Array:
-    """One initializer, mapped."""
+    """Return one initializer, memory-mapped."""
     tensor = graph.tensors[name]
     file = graph.path.parent / tensor.location
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.dtype)

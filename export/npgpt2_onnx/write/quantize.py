@@ -1,7 +1,7 @@
-"""Weights in whole numbers of 8 or 4 bits, block by block: what MatMulNBits multiplies.
+"""Quantize weights to integers of 8 or 4 bits in blocks, the format of MatMulNBits.
 
-A block of numbers along the axis that is summed over has one scale; a number is
-scale · (code − 2^(bits − 1)). Nothing depends on a neighbour's block.
+A block is a run of values along the axis that is summed over. It has one scale, and a value is
+scale · (code − 2^(bits − 1)). Blocks are independent of each other.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from npgpt2.base.arrays import Array
 def quantize(x: Array, bits: int, block: int) -> tuple[Array, Array]:
     """Rows (R, K) → codes (R, blocks, block · bits / 8) uint8 and scales (R, blocks) float32.
 
-    The number farthest from zero in each block gets the lowest code exactly: it has one more code
-    than the other side, so the scale is signed.
+    The value farthest from zero in each block gets the lowest code and is exact. The scale has a
+    sign, because that side of zero has one code more than the other.
 
     >>> codes, scales = quantize(np.array([[-8.0, 4.0] + [0.0] * 14], "f4"), bits=4, block=16)
     >>> codes[0, 0, :2], scales
@@ -36,9 +36,9 @@ def quantize(x: Array, bits: int, block: int) -> tuple[Array, Array]:
 
 
 def dequantize(codes: Array, scales: Array, bits: int, width: int) -> Array:
-    """What the codes stand for: (R, K) float32."""
+    """Return the values of the codes, (R, K) float32."""
     if bits == 4:
         codes = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], -1)
-    numbers = codes.astype(np.float32) - (1 << (bits - 1))
-    numbers *= scales[..., None]
-    return numbers.reshape(len(codes), -1)[:, :width]
+    values = codes.astype(np.float32) - (1 << (bits - 1))
+    values *= scales[..., None]
+    return values.reshape(len(codes), -1)[:, :width]

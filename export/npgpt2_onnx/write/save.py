@@ -1,13 +1,13 @@
-"""A checkpoint → a folder that clients load: weights, graphs, small files; proved, then shown.
+"""Export a checkpoint to a folder of weights, graphs and small files; verify it before it appears.
 
     DIR/config.json, generation_config.json, tokenizer.json, tokenizer_config.json,
-        genai_config.json, and what else the vocabulary has
+        genai_config.json, and the vocabulary's other files
     DIR/onnx/model.onnx            the portable graph      model_fp16, model_quantized, model_q4
-    DIR/onnx/model_gqa.onnx        over a shared cache     …_gqa, and …_mha
+    DIR/onnx/model_gqa.onnx        on a shared KV cache    …_gqa, and …_mha
     DIR/onnx/model.onnx_data       their weights           one file for each precision
 
-The names are the clients' (transformers.js looks for `model.onnx_data` beside `model.onnx`), so
-they hold no hash; what keeps graph and weights together is that the folder appears as a whole.
+Clients prescribe these names (transformers.js looks for `model.onnx_data` next to `model.onnx`), so
+they contain no hash. Graphs and weights still match, because the folder appears as a whole.
 """
 
 import hashlib
@@ -75,27 +75,27 @@ def export(
     token: str | None = None,
     progress: Progress = lambda loop, what: loop,
 ) -> Path:
-    """Write a checkpoint as ONNX; returns the folder.
+    """Export a checkpoint to ONNX and return the folder.
 
     Args:
         model: a checkpoint folder, or a name on the hub.
-        out: the folder to make; None with `share_weights`: it is the checkpoint's own.
-        precisions: of "fp32", "fp16", "int8", "int4"; each gets a file of weights.
-        graphs: of "portable", "gqa", "mha"; those of one precision share its weights. None: the
-            first two, or the first where the model's head size has no GroupQueryAttention.
-        share_weights: write no weights: the graphs point into the checkpoint's own safetensors.
-        attentions: hidden states, and attention maps of the portable graph, as outputs.
-        taps: every intermediate of the portable graph as an output, named as the NumPy model's
-            `tap` names it; other graphs are as without.
-        opset: of ai.onnx, from 17; from 23 on the portable graph uses its Attention.
-        force: replace an export that is there, once the new one is good.
-        proof: run every graph against NumPy before anything appears.
-        triton: also lay out a model repository of Triton Inference Server there.
+        out: the folder to write; None only with `share_weights`: the checkpoint's own folder.
+        precisions: any of "fp32", "fp16", "int8", "int4"; each gets a file of weights.
+        graphs: any of "portable", "gqa", "mha"; those of one precision share its weights. None: the
+            first two, or only the first if GroupQueryAttention does not support the head size.
+        share_weights: write no weights; the graphs read the checkpoint's own safetensors file.
+        attentions: add hidden states as outputs, and attention maps to the portable graph.
+        taps: add every intermediate value of the portable graph as an output, named as in the
+            NumPy model's `tap`; other graphs do not change.
+        opset: of ai.onnx, 17 or later; from 23 the portable graph uses its Attention operator.
+        force: replace an existing export once the new one is good.
+        proof: compare every graph with NumPy before the folder appears.
+        triton: also write a model repository for Triton Inference Server there.
         progress: wraps the long loops.
 
     Raises:
         CheckFailed: a graph does not compute what NumPy computes; nothing was written.
-        OptionError, ConfigError: what cannot be exported, by name.
+        OptionError, ConfigError: the model cannot be exported in this way.
         FileError, CheckpointError: reading or writing failed.
 
     >>> import tempfile
@@ -115,13 +115,13 @@ def export(
     inner = {"attentions": attentions, "taps": taps}
     for option, wanted in inner.items():
         if wanted and checkpoint.config.head != "lm_head":
-            raise OptionError(option, "is about a language model's graph. Leave it out")
+            raise OptionError(option, "needs a language model. Leave it out")
     for option, wanted in (inner | {"triton": triton is not None}).items():
         if wanted and "portable" not in kinds:
-            raise OptionError(option, "is about the portable graph. Add --graph portable")
+            raise OptionError(option, "needs the portable graph. Add --graph portable")
     plan = _Plan(checkpoint, chosen, kinds, opset, attentions, taps)
     served = {} if triton is None else {Path(triton) / f"gpt2{p.suffix}": p for p in chosen}
-    for place in served:  # asked before what may take minutes
+    for place in served:  # checked before the slow work
         require_replaceable(place, lambda there: _may_replace(there, force, _TRITON))
     if share_weights:
         target = source if out is None else Path(out)
@@ -141,44 +141,44 @@ def _each(option: str, given: Sequence[str], known: Iterable[str]) -> list[str]:
     names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     for name in names or ["nothing"]:
         if name not in known:
-            raise OptionError(option, f"got {name!r}, expected of {', '.join(known)}")
+            raise OptionError(option, f"got {name!r}, expected one of {', '.join(known)}")
     return names
 
 
 def _kinds(graphs: Sequence[str] | None, config: GPT2Config) -> list[str]:
-    """The graphs to write: those asked for, or those that the model can have."""
+    """Return the kinds of graphs to write: those given, or the model's defaults."""
     head_dim = config.head_dim
-    if config.head != "lm_head":  # no cache, so nothing that the others do better
+    if config.head != "lm_head":  # no KV cache, so other kinds have no advantage
         kinds = _each("graph", BOTH[:1] if graphs is None else graphs, KINDS)
         if kinds != ["portable"]:
-            raise OptionError("graph", f"a {config.architectures[0]} has the portable graph alone, "
-                              f"got {', '.join(kinds)}. Leave --graph out")  # fmt: skip
+            raise OptionError("graph", f"got {', '.join(kinds)}, expected portable, the only one "
+                              f"for a {config.architectures[0]}. Leave --graph out")  # fmt: skip
         return kinds
     if head_dim % 8 == 0:
         return _each("graph", BOTH if graphs is None else graphs, KINDS)
     kinds = _each("graph", BOTH[:1] if graphs is None else graphs, KINDS)
     if "gqa" in kinds:
-        raise OptionError("graph", f"GroupQueryAttention takes head sizes that are multiples of 8, "
-                          f"this model's is {head_dim}. Leave gqa out")  # fmt: skip
+        raise OptionError("graph", f"got gqa, which needs a head size that is a multiple of 8; the "
+                          f"model's is {head_dim}. Leave gqa out")  # fmt: skip
     return kinds
 
 
 def _require_opset(opset: Any) -> None:
-    """One that the graphs can be written in, and that the installed onnxruntime loads."""
+    """Raise OptionError unless the exporter and the installed onnxruntime support the opset."""
     newest = onnx.defs.onnx_opset_version()
     whole = isinstance(opset, int) and not isinstance(opset, bool)
     if not whole or not OPSET <= opset <= newest or not loads(opset):
         while not loads(newest):
             newest -= 1
         raise OptionError(
-            "opset", f"got {opset!r}, expected a whole number from {OPSET} to {newest}, "
+            "opset", f"got {opset!r}, expected an integer from {OPSET} to {newest}, "
             "the newest that this onnxruntime loads"
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be written."""
+    """What an export writes."""
 
     checkpoint: Checkpoint
     precisions: list[Precision]
@@ -192,13 +192,13 @@ class _Plan:
         return self.checkpoint.config
 
     def shown(self, kind: str) -> list[TapName]:
-        """What a graph of that kind puts out of its inside."""
+        """Return the intermediate values that a graph of this kind has as outputs."""
         if self.taps and kind == "portable":
             return inside(self.config)
         return states_and_maps(self.config, kind) if self.attentions else []
 
     def graphs(self, layouts: dict[str, Layout], about: dict[str, str]) -> dict[str, bytes]:
-        """Every graph, serialized, by file name."""
+        """Return every graph, serialized, by file name."""
         found = {}
         for precision in self.precisions:
             for kind in self.kinds:
@@ -221,7 +221,7 @@ class _Plan:
         return found
 
     def genai(self, place: str) -> dict[str, bytes]:
-        """genai_config.json, for the first precision; a model that it cannot describe has none."""
+        """Return genai_config.json for the first precision, if it can describe the model."""
         writes = self.config.head == "lm_head"
         if self.config.pruned_heads or self.config.add_cross_attention or not writes:
             return {}
@@ -231,31 +231,31 @@ class _Plan:
         return {"genai_config.json": clients.to_json(values)}
 
     def prove(self, graphs: Mapping[tuple[str, str], Path], progress: Progress) -> None:
-        """Open what was written, by (precision, kind), and compare it with NumPy.
+        """Open the written graphs, by (precision, kind), and compare them with NumPy.
 
         Raises:
-            CheckFailed: something differs by more than its bound.
+            CheckFailed: a difference exceeds its bound.
         """
         model = model_of(self.config, self.checkpoint.read())
-        # The graphs of one precision read the same weights: their first stands for all.
+        # The graphs of one precision read the same weights: check them in the first graph.
         for path in {name: path for (name, _), path in reversed(list(graphs.items()))}.values():
             for row in check_weights(Exported.open(path), model):
                 if math.isinf(row.error):
                     raise CheckFailed(
-                        f"{row.graph}: {row.parameter} holds NaN, infinity, or more than the "
-                        "precision can: nothing can be proved with it. Nothing was kept"
+                        f"{row.graph}: {row.parameter} has NaN, infinity, or values out of the "
+                        "precision's range, so it cannot be verified. Nothing was written"
                     )
                 if not row.good:
                     raise CheckFailed(
-                        f"{row.graph}: {row.parameter} is up to {row.error:.3g} from the "
-                        "checkpoint's, more than rounding moves it. Nothing was kept"
+                        f"{row.graph}: {row.parameter} differs from the checkpoint by up to "
+                        f"{row.error:.3g}, more than rounding explains. Nothing was written"
                     )
         for found in verify(graphs, progress, quick=True):
             if not found.good:
                 raise CheckFailed(
                     f"{found.graph}: {found.case}: logits differ by {found.logits:.2g}, keys and "
-                    f"values by {found.presents:.2g} of the largest, expected at most "
-                    f"{found.bound:.2g}. Nothing was kept"
+                    f"values by {found.presents:.2g} of the largest value, expected at most "
+                    f"{found.bound:.2g}. Nothing was written"
                 )
 
 
@@ -265,7 +265,7 @@ def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress:
     if is_same(target, plan.checkpoint.folder):
         raise FileError(
             f"{target}: is the checkpoint itself, expected another folder. "
-            "To put graphs beside its weights: --share-weights"
+            "To write graphs into it, use --share-weights"
         )
     require_space(target.parent, sum(map(_size, layouts.values())))
     with new_folder(target, lambda there: _may_replace(there, force, _WRITTEN)) as work:
@@ -284,8 +284,8 @@ def _write_folder(plan: _Plan, target: Path, force: bool, proof: bool, progress:
             plan.prove(graphs_in(work), progress)
 
 
-# What an export writes, and what a model of Triton's has: a folder with anything else in it is
-# somebody's, and is never replaced.
+# The files of an export and of a Triton model. A folder with any other file in it belongs to the
+# user and is never replaced.
 _WRITTEN = {
     "onnx",
     "genai_config.json",
@@ -303,10 +303,10 @@ _TRITON = {
 
 
 def _may_replace(folder: Path, force: bool, known: set[str]) -> bool:
-    """Whether a folder that is there may go.
+    """Return whether an existing folder may be replaced.
 
     Raises:
-        FileError: with `force`, of a folder that holds what no export wrote.
+        FileError: with `force`, if the folder has files that no export writes.
     """
     return force and holds_only(folder, known.__contains__, "an export")
 
@@ -317,7 +317,7 @@ def _size(tensors: Layout) -> int:
 
 @contextmanager
 def _digests(checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
-    """SHA-256 of the checkpoint's files, by name: read while the block writes, given up with it."""
+    """Compute the SHA-256 of the checkpoint's files in a thread, which ends with the block."""
     ended = threading.Event()
 
     def read() -> dict[str, str]:
@@ -339,16 +339,16 @@ def _digests(checkpoint: Checkpoint) -> Iterator[Future[dict[str, str]]]:
 
 
 def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progress) -> None:
-    """Graphs beside the checkpoint's weights, that point into them."""
+    """Write graphs into the checkpoint's folder that read its weights."""
     folder = plan.checkpoint.folder
     if not is_same(target, folder):
         raise OptionError(
             "share_weights",
-            f"the graphs have to lie beside the weights: got {target}, expected {folder}",
+            f"the graphs must be in the checkpoint's folder: got {target}, expected {folder}",
         )
     if not plan.checkpoint.kind.startswith("safetensors"):
         raise OptionError("share_weights", f"the weights are {plan.checkpoint.kind}'s, expected "
-                          "safetensors. 'npgpt2 convert' makes them")  # fmt: skip
+                          "safetensors. 'npgpt2 convert' writes them")  # fmt: skip
     if [p.name for p in plan.precisions] != ["fp32"]:
         raise OptionError("share_weights", "the checkpoint's weights are float32. "
                           "Leave --precision out")  # fmt: skip
@@ -360,19 +360,19 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
                               "expected F32. Leave --share-weights out")  # fmt: skip
         if info.path.is_symlink():
             raise OptionError(
-                "share_weights", f"{info.path} is a link (of the hub's cache?), which onnxruntime "
+                "share_weights", f"{info.path} is a link (in the hub's cache?), which onnxruntime "
                 "does not follow. Copy the folder first, or leave --share-weights out"
             )  # fmt: skip
         tensors[name] = Tensor(name, FLOAT, info.shape, info.path.name, info.start, info.nbytes)
         headers[info.path.name] = info.path
-    # Hashing all of it would take longer than everything else: the header names every tensor.
+    # Only the header, which names every tensor: hashing the whole file would take too long.
     digests = {name: header_digest(path) for name, path in headers.items()}
     about = {SHARED: json.dumps(digests)}
     files = plan.graphs({"fp32": tensors}, about) | plan.genai("")
     for name in files:
         path = folder / name
         if path.exists() and not (force and path.is_file()):
-            what = "is there already. --force replaces it" if path.is_file() else "is no file"
+            what = "already exists. --force replaces it" if path.is_file() else "is not a file"
             raise FileError(f"{path}: {what}")
     fresh = {name: folder / f".{name}.new" for name in files}
     with unfinished():
@@ -387,7 +387,7 @@ def _fill(
     proof: bool,
     progress: Progress,
 ) -> None:
-    """Write files under other names, and rename them when all are good."""
+    """Write the files under other names and rename them when all are verified."""
     try:
         with named_errors(folder, inside=True):
             for name, data in files.items():
@@ -404,7 +404,7 @@ def _fill(
 
 
 def _write_triton(folder: Path, graph: Path, force: bool) -> None:
-    """A model of Triton Inference Server: 1/model.onnx, its weights, and config.pbtxt."""
+    """Write a model for Triton Inference Server: 1/model.onnx, its weights, and config.pbtxt."""
     with new_folder(folder, lambda there: _may_replace(there, force, _TRITON)) as work:
         (work / "1").mkdir()
         shutil.copyfile(graph, work / "1" / "model.onnx")

@@ -1,14 +1,14 @@
-"""A static site in which a GPT-2 runs in the browser, on onnxruntime's WebAssembly.
+"""Write a static site that runs a GPT-2 in the browser, with onnxruntime's WebAssembly.
 
-    SITE/index.html, worker.mjs    what a person sees, and what computes for it
+    SITE/index.html, worker.mjs    the page, and the worker that computes for it
     SITE/site.json                 the files that the page fetches, with their sizes
-    SITE/model/                    model.onnx, which puts out every intermediate, lens.onnx,
-                                   their weights, config.json, the vocabulary, and in pieces.json
-                                   each token's text
+    SITE/model/                    model.onnx with every intermediate value as an output, lens.onnx,
+                                   their weights, config.json, the vocabulary, and pieces.json with
+                                   the text of each token
     SITE/vendor/                   onnxruntime-web and @huggingface/tokenizers, and their licences
 
-Everything is beside the page: no request leaves the server that it lies on. The two libraries are
-copied from an npm folder; nothing here depends on the time, so the same model gives the same bytes.
+The page loads files only from its own server. The two libraries are copied from an npm folder. The
+same model always gives the same bytes.
 """
 
 import json
@@ -37,7 +37,7 @@ from npgpt2_onnx.write.verify import check_lens, reference
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
-ASSETS = ("worker.mjs",)  # of `npgpt2.pictures`, beside index.html
+ASSETS = ("worker.mjs",)  # from `npgpt2.pictures`, next to index.html
 INDEX, MANIFEST, LICENSES = "index.html", "site.json", "vendor/LICENSES.txt"
 GRAPH, WEIGHTS, LENS_GRAPH = "model.onnx", "model.onnx_data", "lens.onnx"
 PIECES = "pieces.json"
@@ -49,10 +49,10 @@ class Package(NamedTuple):
     """A library on npm: its name, the files of its `dist` that the page loads, and its licence."""
 
     name: str
-    version: str  # that was tried
+    version: str  # the tested version
     files: tuple[str, ...]
     license: str  # SPDX
-    text: str | None = None  # of the licence; None: the package has it in its LICENSE
+    text: str | None = None  # of the licence; None: the package has a LICENSE file
 
 
 MIT = """\
@@ -106,20 +106,20 @@ def site(
     token: str | None = None,
     progress: Progress = lambda loop, what: loop,
 ) -> Path:
-    """Write a folder that any web server serves as it is; returns it.
+    """Write a folder that any web server can serve, and return it.
 
     Args:
         model: a checkpoint folder of a language model, or a name on the hub.
-        out: the folder to make.
-        page: makes the text of index.html.
+        out: the folder to write.
+        page: returns the text of index.html.
         node_modules: npm's folder with onnxruntime-web and @huggingface/tokenizers; None: the
-            nearest `node_modules` that has the first, from the current folder upwards.
-        force: replace a site that is there, once the new one is good.
+            nearest `node_modules` with onnxruntime-web, from the current folder upwards.
+        force: replace an existing site once the new one is good.
         progress: wraps the long loops.
 
     Raises:
-        MissingPackage: one of the two libraries, or a file of one, is not there.
-        ConfigError, TokenizerError: a model that the page cannot show, or whose text it cannot cut.
+        MissingPackage: one of the two libraries, or one of its files, is missing.
+        ConfigError, TokenizerError: the page cannot show this model, or cannot tokenize its text.
         CheckFailed: a graph does not compute what NumPy computes; nothing was written.
         FileError, CheckpointError: reading or writing failed.
     """
@@ -145,19 +145,19 @@ def site(
 
 
 def _may_replace(folder: Path, force: bool) -> bool:
-    """Raises FileError, with `force`, of a folder that holds what no site has."""
+    """Like `save._may_replace`, for the files of a site."""
     names = {"model", "vendor", INDEX, MANIFEST, LICENSES, *_loaded()}
     return force and holds_only(folder, names.__contains__, "a site")
 
 
 def _loaded() -> list[str]:
-    """The files that a browser loads, beside the page and the list of them."""
+    """Return the files that a browser loads, without index.html and site.json."""
     vendor = (f"vendor/{file}" for package in PACKAGES for file in package.files)
     return [*ASSETS, *vendor, *(f"model/{name}" for name in MODEL)]
 
 
 def _manifest(work: Path) -> dict[str, Any]:
-    """What the worker fetches: its bar of progress knows the end. (Scripts load by themselves.)"""
+    """Return the files that the worker fetches, with sizes for its progress bar (no scripts)."""
     fetched = [name for name in _loaded() if not name.endswith(".mjs")]
     sizes = {name: (work / name).stat().st_size for name in fetched}
     return {"bytes": sum(sizes.values()), "files": sizes}
@@ -167,30 +167,30 @@ def _manifest(work: Path) -> dict[str, Any]:
 
 
 def _require_shown(checkpoint: Checkpoint) -> None:
-    """Raises ConfigError or TokenizerError where the page has nothing to show."""
+    """Raise ConfigError or TokenizerError if the page cannot show the model."""
     folder, config = checkpoint.folder, checkpoint.config
     if config.head != "lm_head":
         kind = config.architectures[0]
-        raise ConfigError(f"{folder}: is a {kind}, expected a language model: the page writes "
+        raise ConfigError(f"{folder}: is a {kind}, expected a language model: the page generates "
                           "text. 'npgpt2 classify' runs it")  # fmt: skip
     if config.add_cross_attention:
-        raise ConfigError(f"{folder}: attends to an encoder, expected a model of text alone: the "
-                          "page has none")  # fmt: skip
+        raise ConfigError(f"{folder}: attends to an encoder, expected a model without one: the "
+                          "page has no encoder")  # fmt: skip
     if "tokenizer.json" not in small_files(checkpoint, [FP32]):
         raise TokenizerError(
             f"{folder}: has no tokenizer.json and no vocab.json, expected one of them: the page "
-            "has nothing else to cut text with"
+            "needs it to tokenize text"
         )
 
 
 def _pieces(tokenizer: Tokenizer, count: int) -> bytes:
-    """A JSON list of `piece`, by id."""
+    """Return a JSON list of each token's `piece`, by id."""
     found = [piece(tokenizer, token) for token in range(count)]
     return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _write_model(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
-    """The graphs, proved, and of the small files those that the page reads."""
+    """Write the verified graphs, and the small files that the page reads."""
     export(checkpoint.folder, folder, graphs=["portable"], taps=True, progress=progress)
     for path in [*(folder / "onnx").iterdir()]:
         path.rename(folder / path.name)
@@ -199,7 +199,7 @@ def _write_model(checkpoint: Checkpoint, folder: Path, progress: Progress) -> No
         if path.name not in MODEL:
             path.unlink()
     config = checkpoint.config
-    # As it was understood: config.json may leave out defaults, or use other names.
+    # With all values under their usual names: a config.json may omit or rename some.
     (folder / "config.json").write_bytes(to_json(config.to_dict()))
     lens = build_lens(config, FP32, layout(config, FP32, WEIGHTS), OPSET, LENS)
     (folder / LENS_GRAPH).write_bytes(lens.SerializeToString(deterministic=True))
@@ -212,27 +212,27 @@ def _write_model(checkpoint: Checkpoint, folder: Path, progress: Progress) -> No
 
 
 def _nearest() -> Path:
-    """The `node_modules` that Node itself would take; where there is none, what to look in."""
+    """Return the `node_modules` that Node would use; if there is none, the current folder's."""
     here = Path.cwd()
     places = [folder / "node_modules" for folder in (here, *here.parents)]
     return next((p for p in places if (p / PACKAGES[0].name).is_dir()), places[0])
 
 
 def _require_package(package: Package, modules: Path) -> None:
-    """Raises MissingPackage where a file that is copied, or read, is not there."""
+    """Raise MissingPackage if a file of the package that this module needs is missing."""
     folder = modules / package.name
     needed = ["package.json", *(f"dist/{file}" for file in package.files)]
     for name in needed if package.text else [*needed, "LICENSE"]:
         if not (folder / name).is_file():
             raise MissingPackage(
                 f"{folder / name}: no such file, expected the package "
-                f"{package.name}@{package.version}. Run: {INSTALL}, or name the folder that has it "
+                f"{package.name}@{package.version}. Run: {INSTALL}, or give the folder that has it "
                 "with --node-modules"
             )
 
 
 def _copied(modules: Path) -> dict[str, Path]:
-    """Where the files come from that are copied as they are, by their names in the site."""
+    """Return the source path of each copied file, by its name in the site."""
     found = {name: WEB / name for name in ASSETS}
     for package in PACKAGES:
         dist = modules / package.name / "dist"
@@ -241,7 +241,7 @@ def _copied(modules: Path) -> dict[str, Path]:
 
 
 def _licenses(modules: Path) -> str:
-    """The libraries by name, version and licence, each with the licence's text."""
+    """Return the name, version and licence text of each library."""
     parts = []
     for package in PACKAGES:
         folder = modules / package.name

@@ -1,8 +1,8 @@
-"""Is an export right? Its weights against the checkpoint's, its graphs against NumPy.
+"""Verify an export: compare its weights with the checkpoint's and its graphs with NumPy.
 
-The graphs are judged with the weights that they read, rounded or not: what remains is their own
-arithmetic, so one bound holds for every checkpoint. What rounding costs in quality is another
-question, which `quality` answers on a text.
+NumPy uses the weights that the graph reads, rounded or not. So the differences come only from the
+graph's own arithmetic, and one bound holds for every checkpoint. `quality` measures on a text what
+the rounding of the weights costs.
 
 Axes: B batch, T new tokens, P past, H heads, D head_dim, V vocabulary.
 """
@@ -31,13 +31,13 @@ from npgpt2_onnx.write.data import in_place, read
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
-# Largest |Δ| of logits, keys and values, as a part of the largest value. fp16 multiplies in half
-# precision; int8 and int4 round each block of activations to 8 bits inside the kernel, which on
-# narrow models is seen to move a single number by 0.07. A graph that is wired wrong is off by 1.
+# Bounds for the largest |Δ| of logits, keys and values, relative to the largest value. fp16
+# multiplies in half precision. int8 and int4 kernels round each block of activations to 8 bits,
+# which changed one value by 0.07 in narrow models. A graph with a wrong node is off by about 1.
 BOUNDS = {"fp32": 5e-6, "fp16": 1e-2, "int8": 0.15, "int4": 0.15}
 
-# What a precision may cost on a text: perplexity (relative), mean KL divergence in nats, and how
-# often the most probable token stays the same.
+# What a precision may cost on a text: relative increase of perplexity, mean KL divergence in nats,
+# and the lowest top-1 agreement.
 QUALITY = {
     "fp32": (1e-6, 1e-9, 0.9999),
     "fp16": (1e-4, 1e-5, 0.998),
@@ -47,14 +47,14 @@ QUALITY = {
 
 
 class Difference(NamedTuple):
-    """The worst of one case: errors are parts of the largest value."""
+    """The largest differences of one case, relative to the largest value."""
 
     graph: str
     case: str
     logits: float
     presents: float
     bound: float
-    arg_max: bool  # the same most probable token, wherever it is clear
+    arg_max: bool  # same top-1 token wherever its margin is clear
 
     @property
     def good(self) -> bool:
@@ -62,12 +62,12 @@ class Difference(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How far a parameter of a graph is from the checkpoint's, at worst."""
+    """The largest difference between a parameter of a graph and the checkpoint's."""
 
     graph: str
     parameter: str
     error: float  # the largest |Δ|
-    good: bool  # nothing farther than rounding may move it
+    good: bool  # no value differs by more than rounding explains
 
 
 class Quality(NamedTuple):
@@ -77,7 +77,7 @@ class Quality(NamedTuple):
     perplexity: float
     change: float  # relative to float32's
     kl: float  # mean over positions of KL(float32 ‖ this), nats
-    top1: float  # how often the most probable token is the same
+    top1: float  # top-1 agreement, a part of 1
     good: bool
 
 
@@ -85,7 +85,7 @@ class Quality(NamedTuple):
 
 
 def check_weights(graph: Exported, against: GPT2 | GPT2WithHead) -> list[Rounding]:
-    """Every parameter that a graph reads, against the checkpoint's: equal, or rounded."""
+    """Compare every parameter that a graph reads with the checkpoint's: equal, or rounded."""
     stored, rows = read(graph), []
     for name, original in named_parameters(against.params):
         got, slack = stored.get(name, (np.empty(0), np.empty(0)))
@@ -102,7 +102,7 @@ def check_weights(graph: Exported, against: GPT2 | GPT2WithHead) -> list[Roundin
 
 @dataclass
 class _Pair:
-    """A graph and the NumPy model with the same weights, fed alike."""
+    """A graph and the NumPy model with the same weights; both get the same inputs."""
 
     session: Session
     model: GPT2
@@ -113,7 +113,7 @@ class _Pair:
         return self.generator.integers(0, self.model.config.vocab_size, (rows, tokens))
 
     def _encoder(self, rows: int) -> dict[str, Any]:
-        """States and a mask for a model with cross-attention."""
+        """Return encoder states and their mask for a model with cross-attention."""
         if not self.model.config.add_cross_attention:
             return {}
         shape = (rows, 5, self.model.config.n_embd)
@@ -125,7 +125,7 @@ class _Pair:
         }
 
     def compare(self, case: str, *steps: Array, mask: Array | None = None) -> Difference:
-        """Run prompts and what follows them through both; the worst of all passes."""
+        """Run the steps, a prompt first, through both; return the largest difference of all."""
         cache, past = None, None
         worst, worst_present, same = 0.0, 0.0, True
         bound, encoder = self.bound, self._encoder(len(steps[0]))
@@ -144,7 +144,7 @@ class _Pair:
             logits, past = self.session.forward(
                 ids, mask=mask, past=past, cross=cross, cross_mask=cache.cross_mask
             )
-            encoder = {}  # its keys and values are in the cache now
+            encoder = {}  # its keys and values are in the KV cache now
             new = slice(None) if mask is None else mask[:, -ids.shape[1] :]
             worst = max(worst, _error(logits[new], ours.logits[new]))
             same &= _same_arg_max(logits[new], ours.logits[new], bound)
@@ -156,11 +156,11 @@ class _Pair:
 
 
 def _presents_error(pair: _Pair, got: Array, want: Array, mask: Array | None) -> float:
-    """Keys or values (B, H, S, D): those of real tokens."""
+    """Return the error of keys or values (B, H, S, D), without padding."""
     if mask is None:
         return _error(got, want)
     real = [want[row, :, mask[row]] for row in range(len(want))]
-    if pair.session.kind == "gqa":  # real tokens lie together, padding behind them
+    if pair.session.kind == "gqa":  # real tokens come first, padding last
         count = mask.sum(1)
         found = [got[row, :, : count[row]].swapaxes(0, 1) for row in range(len(got))]
     else:
@@ -169,7 +169,7 @@ def _presents_error(pair: _Pair, got: Array, want: Array, mask: Array | None) ->
 
 
 def _error(got: Array, want: Array, scale: float = 1e-30) -> float:
-    """The largest |Δ| as a part of the largest value, or of a scale; infinite for NaN."""
+    """Return the largest |Δ| relative to the largest value, at least `scale`; infinite for NaN."""
     if got.shape != want.shape:
         return math.inf
     error = float(np.abs(got - want).max() / max(np.abs(want).max(), scale))
@@ -177,7 +177,7 @@ def _error(got: Array, want: Array, scale: float = 1e-30) -> float:
 
 
 def _same_arg_max(got: Array, want: Array, bound: float, scale: float = 0.0) -> bool:
-    """Whether the most probable token is the same, wherever its lead is more than the bound."""
+    """Return whether the top-1 tokens agree wherever the margin exceeds twice the bound."""
     top = np.sort(want.reshape(-1, want.shape[-1]), -1)[:, -2:]
     clear = top[:, -1] - top[:, 0] > 2 * bound * max(np.abs(want).max(), scale)
     chosen = got.reshape(-1, want.shape[-1]).argmax(-1), want.reshape(-1, want.shape[-1]).argmax(-1)
@@ -187,11 +187,11 @@ def _same_arg_max(got: Array, want: Array, bound: float, scale: float = 0.0) -> 
 def compare(
     session: Session, model: GPT2, quick: bool = False, bound: float | None = None
 ) -> Iterator[Difference]:
-    """A graph against the NumPy model with the same weights, case by case.
+    """Compare a graph with the NumPy model that has the same weights, case by case.
 
     Args:
-        quick: a prompt, two steps and an empty past again: what an export asks of itself.
-        bound: of the errors; None: the precision's of BOUNDS, which are a CPU's.
+        quick: only a prompt with two steps, and an empty KV cache again, as `export` checks.
+        bound: of the errors; None: the one in BOUNDS, which holds on a CPU.
     """
     n = model.config.n_positions
     bound = BOUNDS[session.precision.name] if bound is None else bound
@@ -212,13 +212,13 @@ def compare(
     left = np.arange(prompt) >= pads
     for side, mask in (("left", left), ("right", left[:, ::-1])):
         if session.kind == "gqa" and side == "left":
-            continue  # refused by the graph; the runner moves it to the right
+            continue  # the graph refuses it; the runner moves padding to the right
         steps = [pair.ids(3, 1)] * 2
         yield pair.compare(f"batch padded {side}", pair.ids(3, prompt), *steps, mask=mask)
 
 
 def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
-    """The same of a graph with another head: every output, case by case."""
+    """Compare every output of a graph with another head, case by case."""
     n, generator = model.config.n_positions, np.random.default_rng(0)
     chooses = model.config.head == "multiple_choice_head"
     tokens = min(n, 24)
@@ -235,11 +235,11 @@ def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
         ids = generator.integers(0, model.config.vocab_size, mask.shape)
         if model.config.pad_token_id is not None:
             ids[~mask] = model.config.pad_token_id
-            ids[0, [-1, tokens // 2 % ids.shape[1]]] = model.config.pad_token_id  # unmasked, too
+            ids[0, [-1, tokens // 2 % ids.shape[1]]] = model.config.pad_token_id  # unmasked as well
         chosen = None
         if chooses:
             last = (np.arange(mask.shape[1]) * mask).argmax(1)
-            # Two rows of choices, the second in another order.
+            # Two rows of choices; the second has the reverse order.
             last, mask, ids = (np.stack([x, x[::-1]]) for x in (last, mask, ids))
             chosen = last
         feeds = {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask.astype(np.int64)}
@@ -249,7 +249,7 @@ def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
         worst, same = 0.0, True
         scale = _typical(model, ids, mask)
         for name, array in model(ids, attention_mask=mask, mc_token_ids=chosen).items():
-            # Of what stands for single tokens those that are real: nobody reads the others.
+            # For outputs of single tokens, compare the real tokens: nobody reads the others.
             real = mask if array.shape[: mask.ndim] == mask.shape else slice(None)
             worst = max(worst, _error(got[name][real], array[real], scale))
             if name == names.LOGITS:
@@ -258,7 +258,7 @@ def compare_head(session: Session, model: GPT2WithHead) -> Iterator[Difference]:
 
 
 def _typical(model: GPT2WithHead, ids: Array, mask: Array) -> float:
-    """How large what a head puts out is, were the signs of what it sums up random: it has few
+    """Return the size of a head's output if the signs of its terms were random. A head has few
     outputs, and all of them may be near zero by chance."""
     t = ids.shape[-1]
     x = model.states(ids.reshape(-1, t), mask.reshape(-1, t))
@@ -266,12 +266,12 @@ def _typical(model: GPT2WithHead, ids: Array, mask: Array) -> float:
 
 
 def model_of(config: GPT2Config, params: Params) -> GPT2 | GPT2WithHead:
-    """The NumPy model of a config's head."""
+    """Return the NumPy model for the config's head."""
     return (GPT2 if config.head == "lm_head" else GPT2WithHead)(config, params)
 
 
 def reference(graph: Exported, dtype: str = "float64") -> GPT2 | GPT2WithHead:
-    """The NumPy model with the weights that a graph reads."""
+    """Return the NumPy model with the weights that a graph reads."""
     arrays = {name: array.astype(dtype, copy=False) for name, (array, _) in read(graph).items()}
     return model_of(graph.config, build_tree(arrays))
 
@@ -281,10 +281,10 @@ def verify(
     progress: Progress = lambda loop, what: loop,
     quick: bool = False,
 ) -> list[Difference]:
-    """Graphs, by (precision, kind), against NumPy.
+    """Compare graphs, by (precision, kind), with NumPy.
 
     Raises:
-        FileError, CheckpointError: one does not load.
+        FileError, CheckpointError: a graph does not load.
     """
     rows: list[Difference] = []
     last: Exported | None = None
@@ -293,7 +293,7 @@ def verify(
         graph, bound = session.graph, BOUNDS[session.precision.name]
         if not in_place(graph):
             rows.append(
-                Difference(path.name, "its weights lie elsewhere", math.inf, math.inf, bound, False)
+                Difference(path.name, "misplaced weights", math.inf, math.inf, bound, False)
             )
             continue
         if last is None or (last.config, last.tensors) != (graph.config, graph.tensors):
@@ -315,18 +315,18 @@ def quality(
     window: int | None = None,
     progress: Progress = lambda loop, what: loop,
 ) -> list[Quality]:
-    """Perplexity, KL divergence and top-1 agreement on a text, in windows that do not overlap.
+    """Measure perplexity, KL divergence and top-1 agreement on a text, in windows without overlap.
 
     Args:
-        model: what the graphs are compared with, in float32.
-        window: tokens of each; None: the whole context.
+        model: the float32 model to compare with.
+        window: tokens per window; None: the whole context.
     """
     size = min(window or model.config.n_positions, len(ids))
     if size < 2:
-        raise InputError(f"text: has {len(ids)} tokens, expected two at least")
+        raise InputError(f"text: has {len(ids)} tokens, expected at least two")
     windows = np.asarray(ids)[: len(ids) // size * size].reshape(-1, size)
-    base, sums = 0.0, np.zeros((len(sessions), 3))  # nats, KL, same
-    for row in progress(list(windows[:, None]), "reading the text"):
+    base, sums = 0.0, np.zeros((len(sessions), 3))  # nats, KL, same top-1
+    for row in progress(list(windows[:, None]), "measuring on the text"):
         truth = log_softmax(model(row, use_cache=False).logits)
         base -= _picked(truth, row)
         for i, session in enumerate(sessions):
@@ -351,30 +351,30 @@ def _picked(logprobs: Array, ids: Array) -> float:
 
 
 def check_lens(path: Path, model: GPT2) -> None:
-    """Run a lens in float32 on the states between a model's blocks, beside NumPy.
+    """Compare a float32 lens graph with NumPy on the hidden states between the blocks.
 
     Raises:
-        CheckFailed: it names other tokens, or other probabilities.
-        CheckpointError: onnxruntime does not run it.
+        CheckFailed: it returns other tokens or other probabilities.
+        CheckpointError: onnxruntime cannot run it.
     """
     hidden = _stream(model)
     probs, ids = _run_lens(path, hidden)
     logits = lens_logits(model, hidden)
     truth = softmax(logits)
     best = -np.sort(-truth, -1)[:, : ids.shape[1]]
-    # Logits that are off by δ move a probability by no more than a part of 2δ.
+    # An error δ in the logits changes a probability by at most 2δ, relative.
     bound = 2 * BOUNDS["fp32"] * max(1.0, float(np.abs(logits).max()))
     for found in (probs, np.take_along_axis(truth, ids, -1)):
         error = float(np.abs(found - best).max())
         if not error <= bound:  # NaN, too
             raise CheckFailed(
                 f"{path.name}: the probabilities of the most probable tokens differ by "
-                f"{error:.2g}, expected at most {bound:.2g}. Nothing was kept"
+                f"{error:.2g}, expected at most {bound:.2g}. Nothing was written"
             )
 
 
 def _stream(model: GPT2) -> Array:
-    """(N, C) float32: the stream before, between and behind the blocks, of a few tokens."""
+    """Return the residual stream of a few tokens at every block boundary, (N, C) float32."""
     config, found = model.config, []
 
     def keep(name: str, array: Array) -> None:

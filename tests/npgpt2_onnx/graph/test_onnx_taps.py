@@ -230,15 +230,15 @@ def test_weights_that_are_shared(tiny, tmp_path):
 def test_refusals(tiny, tmp_path, capsys):
     with pytest.raises(OptionError) as refused:
         export(tiny, tmp_path / "out", graphs=["gqa"], taps=True)
-    assert str(refused.value) == "taps: is about the portable graph. Add --graph portable"
+    assert str(refused.value) == "taps: needs the portable graph. Add --graph portable"
     config = GPT2Config(**SMALL | {"eos_token_id": None})
     labelled = replace(config, architectures=("GPT2ForTokenClassification",))
     with pytest.raises(OptionError) as refused:
         export(save(labelled, tmp_path / "c"), tmp_path / "out", taps=True)
-    assert str(refused.value) == "taps: is about a language model's graph. Leave it out"
+    assert str(refused.value) == "taps: needs a language model. Leave it out"
     command = runner(capsys)
     code, _, err = command("export", tiny, "-o", tmp_path / "out", "--taps", "--graph", "mha")
-    want = "npgpt2: error: --taps: is about the portable graph. Add --graph portable\n"
+    want = "npgpt2: error: --taps: needs the portable graph. Add --graph portable\n"
     assert (code, err) == (2, want)
     assert not (tmp_path / "out").exists()
 

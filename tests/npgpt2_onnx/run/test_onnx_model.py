@@ -385,7 +385,7 @@ def test_threads(folders, kind):
     assert two.session.ort.get_session_options().intra_op_num_threads == 2
     assert error(one.logits(ids), two.logits(ids)) <= 1e-6
     for wrong in (0, -1, 1025, 1.5, True, "2"):
-        with pytest.raises(OptionError, match=r"threads: got .*, expected a whole number from 1"):
+        with pytest.raises(OptionError, match=r"threads: got .*, expected an integer from 1"):
             OnnxModel.from_pretrained(folders[kind], threads=wrong)
 
 

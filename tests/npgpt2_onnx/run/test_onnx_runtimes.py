@@ -111,7 +111,7 @@ def test_the_best_graph_that_this_onnxruntime_loads(folder):
     out = folder(model_gqa="1.24")
     told = (
         r"model_gqa\.onnx: needs onnxruntime 1\.24 or later, this is 1\.22\.0: "
-        r"taking model\.onnx\. Run: pip install 'onnxruntime>=1\.24'$"
+        r"using model\.onnx\. Run: pip install 'onnxruntime>=1\.24'$"
     )
     with pytest.warns(UserWarning, match=told) as said:
         assert choose(out, "cpu") == ("fp32", "portable", out / "onnx" / "model.onnx")
@@ -138,7 +138,7 @@ def test_newer_versions_have_it(folder, monkeypatch, here):
 
 def test_another_precision_where_none_was_asked_for(folder):
     out = folder(model="1.24", model_gqa="1.25")
-    with pytest.warns(UserWarning, match=r"model_gqa\.onnx: .*: taking model_quantized_gqa\.onnx"):
+    with pytest.warns(UserWarning, match=r"model_gqa\.onnx: .*: using model_quantized_gqa\.onnx"):
         assert choose(out, "cpu")[:2] == ("int8", "gqa")
     told = (
         r"model\.onnx: needs onnxruntime 1\.24 or later, this is 1\.22\.0\. "
@@ -224,7 +224,7 @@ def test_the_command_says_it_in_a_line(folder, npgpt2):
     assert (code, bool(text)) == (0, True)
     assert told.splitlines()[0] == (
         f"npgpt2: warning: {out}/onnx/model_gqa.onnx: needs onnxruntime 1.24 or later, this is "
-        "1.22.0: taking model.onnx. Run: pip install 'onnxruntime>=1.24'"
+        "1.22.0: using model.onnx. Run: pip install 'onnxruntime>=1.24'"
     )
     code, text, told = npgpt2(*args, "--precision", "int8")
     assert (code, text, told.count("\n")) == (3, "", 1)

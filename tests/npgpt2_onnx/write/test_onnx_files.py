@@ -932,7 +932,7 @@ def test_weights_that_cannot_be_shared(checkpoint, tmp_path, monkeypatch, change
 def test_graphs_that_are_there_are_replaced_only_by_force(checkpoint):
     export(checkpoint, share_weights=True, graphs="portable")
     before = content(checkpoint)
-    with pytest.raises(FileError, match=r"model\.onnx: is there already\. --force replaces it"):
+    with pytest.raises(FileError, match=r"model\.onnx: already exists\. --force replaces it"):
         export(checkpoint, share_weights=True)
     assert content(checkpoint) == before
     export(checkpoint, share_weights=True, graphs="portable", force=True)

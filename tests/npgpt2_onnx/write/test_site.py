@@ -196,7 +196,7 @@ def test_no_node_modules(tiny, tmp_path, monkeypatch):
         site(model, "out", page)
     assert str(missing.value) == (
         f"{tmp_path}/node_modules/onnxruntime-web/package.json: no such file, expected the package "
-        f"onnxruntime-web@1.30.0. Run: {INSTALL}, or name the folder that has it with "
+        f"onnxruntime-web@1.30.0. Run: {INSTALL}, or give the folder that has it with "
         "--node-modules"
     )
     assert not (tmp_path / "out").exists()
@@ -219,7 +219,7 @@ def test_a_package_without_a_file(tiny, tmp_path, modules, file):
     package = "onnxruntime-web@1.30.0" if web else "@huggingface/tokenizers@0.2.0"
     assert str(missing.value) == (
         f"{modules / file}: no such file, expected the package {package}. "
-        f"Run: {INSTALL}, or name the folder that has it with --node-modules"
+        f"Run: {INSTALL}, or give the folder that has it with --node-modules"
     )
     assert not (tmp_path / "out").exists()
 
@@ -237,14 +237,14 @@ def test_other_models(tmp_path, modules):
     with pytest.raises(ConfigError) as refused:
         site(source, out, page, node_modules=modules)
     assert str(refused.value) == (
-        f"{source}: is a GPT2ForTokenClassification, expected a language model: the page writes "
+        f"{source}: is a GPT2ForTokenClassification, expected a language model: the page generates "
         "text. 'npgpt2 classify' runs it"
     )
     source = small(tmp_path / "encoder", add_cross_attention=True)
     with pytest.raises(ConfigError) as refused:
         site(source, out, page, node_modules=modules)
     assert str(refused.value) == (
-        f"{source}: attends to an encoder, expected a model of text alone: the page has none"
+        f"{source}: attends to an encoder, expected a model without one: the page has no encoder"
     )
     source = small(tmp_path / "bert")
     for vocabulary in (None, "vocab.txt", "spiece.model"):
@@ -254,7 +254,7 @@ def test_other_models(tmp_path, modules):
             site(source, out, page, node_modules=modules)
         assert str(no_text.value) == (
             f"{source}: has no tokenizer.json and no vocab.json, expected one of them: the page "
-            "has nothing else to cut text with"
+            "needs it to tokenize text"
         )
     with pytest.raises(OptionError) as empty:
         site(source, "", page, node_modules=modules)
@@ -343,7 +343,7 @@ def test_a_lens_that_says_something_else(tiny, tmp_path, modules, monkeypatch):
         return real(config, precision, tensors | {"ln_f.bias": moved}, *rest)
 
     monkeypatch.setattr(module, "build_lens", wrong)
-    with pytest.raises(CheckFailed, match=r"^lens\.onnx: the probabilities .* Nothing was kept$"):
+    with pytest.raises(CheckFailed, match=r"^lens\.onnx: the probabilit.* Nothing was written$"):
         site(tiny, tmp_path / "out", page, node_modules=modules)
     assert not (tmp_path / "out").exists()
 
@@ -356,7 +356,7 @@ def test_weights_that_are_not_numbers(tiny, tmp_path, modules):
     name = next(name for name in tensors if name.endswith("ln_f.bias"))
     tensors[name][0] = np.nan
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(CheckFailed, match="holds NaN"), pytest.warns():
+    with pytest.raises(CheckFailed, match="has NaN"), pytest.warns():
         site(folder, tmp_path / "out", page, node_modules=modules)
     assert not (tmp_path / "out").exists()
 

@@ -1,7 +1,7 @@
-"""Small models that turn each of GPT-2's switches, with weights and inputs by formula.
+"""Small models that exercise every switch of GPT-2, with weights and inputs by formula.
 
-`data/make_expected.py` runs them through PyTorch and keeps the numbers; `test_expected.py` holds
-npgpt2 against these numbers without PyTorch.
+`data/make_expected.py` runs them through PyTorch and stores the outputs. `test_expected.py`
+compares npgpt2 with these outputs, without PyTorch.
 """
 
 import numpy as np
@@ -18,14 +18,14 @@ FROM_TENSORFLOW = GPT2Config(vocab_size=17, n_positions=8, n_embd=4, n_layer=11,
 
 
 def uniforms(key, shape):
-    """Numbers from −1 to 1. Philox's raw stream is promised never to change."""
+    """Values from −1 to 1. NumPy promises never to change the raw stream of Philox."""
     count = int(np.prod(shape))
     raw = np.random.Philox(key=key).random_raw(count) >> np.uint64(11)
     return (raw * 2.0**-52 - 1).reshape(shape)
 
 
 def formula_tensors(config):
-    """Weights that hide nothing: gains far from one, biases far from zero. float64, by name."""
+    """Weights by formula, float64, by name. LayerNorm weights are far from 1, biases far from 0."""
     tensors = {}
     # The wider, the smaller: rounding errors of a chaotic model would say nothing.
     scale = 0.4 * (SMALL["n_embd"] / config.n_embd) ** 0.5
@@ -128,7 +128,7 @@ def config_of(name):
 
 
 def real(outputs, inputs):
-    """Outputs by name, flattened; rows of padding, on which nothing depends, are zeroed."""
+    """Outputs by name, flattened; padded rows are zeroed, because nothing depends on them."""
     mask = np.asarray(inputs.get("attention_mask", np.ones(outputs["last_hidden_state"].shape[:2])))
     flat = {}
     for name, value in outputs.items():

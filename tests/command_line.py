@@ -1,4 +1,4 @@
-"""The command line, run in the tests' own process; the environment of others."""
+"""Run the command line in the tests' own process, and the environment of other processes."""
 
 import os
 import warnings
@@ -7,14 +7,14 @@ from npgpt2 import cli
 
 
 def uncovered():
-    """For processes of which coverage is not measured: it takes their time and writes files."""
+    """Environment for processes without coverage, which takes time and writes files."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
 
 
 def runner(capture):
-    """A function: arguments → exit code, standard output, standard error.
+    """Return a function: arguments → exit code, standard output, standard error.
 
-    `capture` is pytest's capsys; or capfd, for what a library writes past Python.
+    `capture` is pytest's capsys, or capfd to include what a library writes past Python.
     """
 
     def call(*args):

@@ -56,7 +56,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config):
-    """Without -m: the quick tests; of what is named, all but the long."""
+    """Without -m, run the quick tests; for named tests, run all but the long ones."""
     if not config.option.markexpr:
         everything = config.args_source is config.ArgsSource.TESTPATHS
         config.option.markexpr = "not slow and not long" if everything else "not long"
@@ -64,7 +64,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="session")
 def _from_the_root():
-    """Doctests name the tiny checkpoint as a reader would: tests/data/tiny."""
+    """Run doctests from the root, where tests/data/tiny is the path that a reader would type."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(__file__).parents[1])
         patch.delenv("NPGPT2_MODEL", raising=False)
@@ -73,7 +73,7 @@ def _from_the_root():
 
 @pytest.fixture
 def two_threads():
-    """OpenBLAS, with two threads in this process."""
+    """OpenBLAS with two threads in this process."""
     blas = openblas()
     if blas is None:
         pytest.skip("NumPy has another BLAS than OpenBLAS")

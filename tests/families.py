@@ -1,7 +1,7 @@
-"""Families of exported graphs, one small model or two each: what all the switches of `export` make.
+"""Families of exported graphs, with one or two small models each: all that `export` can write.
 
-`data/make_onnxruntime_table.py` runs them in every release of ONNX Runtime, and
-`test_onnx_runtimes.py` holds what graphs say of themselves against what it found.
+`data/make_onnxruntime_table.py` runs them in every release of ONNX Runtime. `test_onnx_runtimes.py`
+compares the version in each graph's metadata with the results.
 """
 
 from typing import NamedTuple
@@ -60,7 +60,7 @@ FAMILIES = {
 
 
 def proto(family, opset):
-    """A family's graph, as it is exported, without weights."""
+    """A family's graph as exported, without weights."""
     config, precision = family.configs[0], PRECISIONS[family.precision]
     where = layout(config, precision, f"model{precision.suffix}.onnx_data")
     if family.kind == "lens":
@@ -72,7 +72,7 @@ def proto(family, opset):
 
 
 def write(family, opset, folder):
-    """Its graphs with their weights, each model in a folder of its own; again: nothing."""
+    """Write the graphs with their weights, each model in its own folder. Twice does no harm."""
     for i, config in enumerate(family.configs):
         out = folder / str(i)
         if out.exists():
@@ -90,10 +90,10 @@ def write(family, opset, folder):
 
 
 def wrong(family, folder):
-    """What is wrong with these graphs here: '' for nothing.
+    """Describe what is wrong with these graphs here; '' if nothing is.
 
     Raises:
-        NpGPT2Error: one is not opened, or does not run.
+        NpGPT2Error: a graph does not open or does not run.
     """
     for i in range(len(family.models)):
         path = graphs_in(folder / str(i))[

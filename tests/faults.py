@@ -1,9 +1,9 @@
-"""Disks that fail and processes that are ended, at any one call: each in a fork of a warm process.
+"""Simulate failing disks and stopped processes at any one call, each in a fork of a warm process.
 
-A command runs with its target in a folder that is watched. Every call that changes files there, or
-opens one, has a number; at one of them the call fails, or a signal comes. `faults.c` sees to it,
-preloaded: so that what Rust and C++ write is seen as well. Without a compiler Python's own
-audit events stand in: then `write` and `close` are not seen, nor what is not Python.
+A command runs with its target in a watched folder. Every call that changes or opens a file there
+has a number, and at one of them the call fails or a signal arrives. The preloaded `faults.c` does
+this, so that calls of Rust and C++ count as well. Without a compiler, Python's own audit events
+replace it; then `write` and `close` are not seen, nor calls outside Python.
 
 200 kills, and every call with every error: python tests/faults.py --kills 200 --all
 """
@@ -54,7 +54,7 @@ NONE = Fault()
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit code, or minus the signal; and its calls in the folder."""
+    """How a command ended: its exit code, or minus the signal, and its calls in the folder."""
 
     code: int
     out: str
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 def build(folder: Path) -> Path | None:
-    """The library to preload; None where there is no compiler, or no such preloading."""
+    """Return the library to preload; None without a compiler or without preloading."""
     compiler = shutil.which("cc")
     if not compiler or not sys.platform.startswith("linux"):
         return None
@@ -77,7 +77,7 @@ def build(folder: Path) -> Path | None:
 
 
 class Warm:
-    """A process that has imported everything, and runs commands in its forks."""
+    """A process that has imported everything and runs commands in forks."""
 
     def __init__(self, library: Path | None) -> None:
         self.library = library
@@ -123,7 +123,7 @@ def warm() -> Iterator[Warm]:
 
 
 def serve(library: str) -> None:
-    """Read jobs from standard input, and answer each on standard output."""
+    """Read jobs from standard input and answer each on standard output."""
     for name in (*ERRORS, "I/O"):  # strerror's texts, before a disk fails
         os.strerror(ERRORS.get(name, 0))
     _import_everything()
@@ -132,7 +132,7 @@ def serve(library: str) -> None:
 
 
 def _import_everything() -> None:
-    """And what takes long and writes nothing is computed once, here."""
+    """Import everything, and compute here once what takes long and writes nothing."""
     import matplotlib.backends.backend_agg
     import matplotlib.figure
     import tokenizers  # noqa: F401
@@ -214,7 +214,7 @@ def _child(library: str, argv: list[str], root: str, fault: Fault, log: int) -> 
 
 
 def _save(out: str) -> int:
-    """What a program does that saves a checkpoint, with the command's way to say an error."""
+    """Save a checkpoint as a program would, with a command's error message."""
     from npgpt2 import GPT2
     from npgpt2.base import errors
     from npgpt2.checkpoints.checkpoint import save
@@ -229,7 +229,7 @@ def _save(out: str) -> int:
 
 
 def _cut(out: str) -> int:
-    """As if a run had been killed before its last checkpoint."""
+    """Make a run look killed before its last checkpoint."""
     shutil.rmtree(Path(out, "checkpoint-4"))
     return 0
 
@@ -243,7 +243,7 @@ OTHERS: dict[str, Callable[..., int]] = {"save": _save, "cut": _cut, "mkdir": _m
 
 
 def _listen(root: str, fault: Fault, log: int) -> None:
-    """The same by Python's audit events, and fsync, which has none."""
+    """Watch with Python's audit events, and with fsync, which has none."""
     events = {"os.rename": "rename", "os.mkdir": "mkdir", "os.chmod": "chmod",
               "os.remove": "remove", "os.rmdir": "remove"}  # fmt: skip
     seen = 0
@@ -281,12 +281,12 @@ def _listen(root: str, fault: Fault, log: int) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A command that writes. {out} is its target, {given} a folder of what it reads.
+    """A command that writes. {out} is its target, {given} a folder with its inputs.
 
     Attributes:
         argv: the command.
-        old: commands that make what is there before.
-        again: what a person calls after a fault, where it is not the same.
+        old: commands that create the old state of the target.
+        again: what a user runs after a fault, if it is another command.
         apart: the target's files are replaced one by one, not all at once.
     """
 
@@ -338,7 +338,7 @@ COMMANDS = {
 
 
 class Stand:
-    """A command, the two states it goes between, and a folder where it is tried."""
+    """A command, the two states it goes between, and a folder to test it in."""
 
     def __init__(self, name: str, process: Warm, given: Path, folder: Path) -> None:
         self.name, self.process, self.given = name, process, given
@@ -363,12 +363,12 @@ class Stand:
         return outcome
 
     def begin(self) -> None:
-        """The old state."""
+        """Create the old state."""
         shutil.rmtree(self.place)
         shutil.copytree(self._template, self.place)
 
     def faults(self, most: int | None = None) -> list[Fault]:
-        """Every call with every error; or so many, no two of one kind on one file."""
+        """Every call with every error; or this many, no two of one kind for one file."""
         numbers = range(1, len(self.calls) + 1)
         if most is None:
             return [Fault(at, error) for at in numbers for error in ERRORS.values()]
@@ -421,9 +421,9 @@ class Stand:
         return outcome.code, wrong and f"{fault} {after}: {' '.join(last)}: {wrong}"
 
     def torn(self, there: Files) -> str:
-        """Whether the target is neither the old nor the new one.
+        """Return whether the target is neither the old nor the new one.
 
-        Killed between the two renames, the old one stands aside, whole; the next run finds it.
+        If killed between the two renames, the old one is whole next to it; the next run finds it.
         """
         aside = {
             n[1:].replace(".old", "", 1): f for n, f in there.items() if n.startswith(".out.old")
@@ -440,7 +440,7 @@ class Stand:
         return "" if there in (self.old, self.new) else f"torn: {sorted(there)}"
 
     def next(self, there: Files) -> str:
-        """Whether the next run does not make the new state, and nothing else."""
+        """Return whether the next run does not produce exactly the new state."""
         if there in (self.old, self.new):
             return ""  # as it began: what comes of that is known
         again = self.case.again or self.case.argv
@@ -457,7 +457,7 @@ class Stand:
 
 
 def _misspoken(outcome: Outcome, fault: Fault) -> str:
-    """What is wrong with the words of a command that failed."""
+    """Describe what is wrong with the message of a failed command; '' if nothing is."""
     lines = [line for line in outcome.err.splitlines() if line.startswith("npgpt2: error: ")]
     call, path = outcome.calls[fault.at - 1]
     if call == "look" and path.endswith(".safetensors"):
@@ -474,7 +474,7 @@ def _misspoken(outcome: Outcome, fault: Fault) -> str:
 
 
 def content(folder: Path) -> Files:
-    """Every file, its mode and its sha256; every folder, and its mode. Not the seconds of a run."""
+    """Every file with its mode and SHA-256, every folder with its mode, without a run's seconds."""
     found = {}
     for path in sorted(folder.rglob("*")):
         data = b"" if path.is_dir() else path.read_bytes()
@@ -487,17 +487,17 @@ def content(folder: Path) -> Files:
 
 
 def left(there: Files) -> list[str]:
-    """What should have been cleared up."""
+    """Files that should have been removed."""
     return sorted(name for name in there if LEFT.search(name))
 
 
 def whole(there: Files) -> Files:
-    """All else."""
+    """All other files."""
     return {name: what for name, what in there.items() if not LEFT.search(name)}
 
 
 def make_given(process: Warm, folder: Path) -> Path:
-    """What commands read."""
+    """Write the inputs of the commands."""
     folder.mkdir()
     lines = [f"{who} saw a crown in May {year}.\n" for year in range(1590, 1610) for who in "IYA"]
     (folder / "text.txt").write_text("".join(lines))
@@ -514,9 +514,9 @@ def make_given(process: Warm, folder: Path) -> Path:
 
 
 def kill(stands: Sequence[Stand], count: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """So many times SIGKILL, half as often SIGTERM or SIGINT; at a call, or at any time.
+    """Send this many SIGKILL and half as many SIGTERM or SIGINT, at a call or at any time.
 
-    A SIGKILL that comes when all is over does not count: it comes again, earlier.
+    A SIGKILL after the command has ended does not count and is repeated earlier.
     """
     moments, wrong = random.Random(seed), []
     found: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""Writers of other people's formats, by the formats' descriptions and without their libraries.
+"""Write files in other programs' formats from the formats' descriptions, without their libraries.
 
 PyTorch's (zip archive and stream), TensorFlow's, nanoGPT's and llm.c's: what the package reads, for
-tests that have no PyTorch and no TensorFlow. `test_torch.py` reads what PyTorch writes.
+tests without PyTorch and TensorFlow. `test_torch.py` reads files that PyTorch writes.
 """
 
 import io
@@ -21,14 +21,14 @@ class Global(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a pickle would call, and with what."""
+    """A function that a pickle would call, and its arguments."""
 
     function: Global
     arguments: tuple
 
 
 class Reference(NamedTuple):
-    """What a pickle says of a storage: a persistent id."""
+    """A pickle's reference to a storage: a persistent id."""
 
     entry: tuple
 
@@ -38,7 +38,7 @@ ORDERED = Global("collections", "OrderedDict")
 
 
 def pickled(value, protocol=2):
-    """A pickle of protocol 2, opcode by opcode (https://docs.python.org/3/library/pickletools)."""
+    """Return a pickle of protocol 2 (https://docs.python.org/3/library/pickletools)."""
     return b"\x80" + bytes([protocol]) + _code(value) + b"."
 
 
@@ -78,7 +78,7 @@ def storage_of(key, array, count=None):
 
 
 def tensor_of(key, array, offset=0, shape=None, strides=None, count=None):
-    """A tensor over a storage; PyTorch counts strides in numbers."""
+    """A tensor of a storage; PyTorch counts strides in elements."""
     shape = array.shape if shape is None else shape
     if strides is None:
         strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
@@ -87,14 +87,14 @@ def tensor_of(key, array, offset=0, shape=None, strides=None, count=None):
 
 
 def state(arrays):
-    """{name: tensor} of {name: array}, each with a storage of its own, and these by key."""
+    """{name: tensor} of {name: array}, each with its own storage, and the storages by key."""
     keys = {name: str(n) for n, name in enumerate(arrays)}
     table = {name: tensor_of(keys[name], array) for name, array in arrays.items()}
     return table, {keys[name]: array for name, array in arrays.items()}
 
 
 def torch_zip(contents, storages, prefix="archive", compress=zipfile.ZIP_STORED, order="little"):
-    """As torch.save has written since 1.6: storages begin at multiples of 64."""
+    """As torch.save writes since 1.6: storages begin at multiples of 64."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compress) as archive:
         archive.writestr(f"{prefix}/data.pkl", pickled(contents))
@@ -111,7 +111,7 @@ def torch_zip(contents, storages, prefix="archive", compress=zipfile.ZIP_STORED,
 
 
 def torch_stream(contents, storages, little=True):
-    """As torch.save wrote before: pickles, then each storage behind its count."""
+    """As torch.save wrote before 1.6: pickles, then each storage after its length."""
     system = {"protocol_version": 1001, "little_endian": little,
               "type_sizes": {"short": 2, "int": 4, "long": 4}}  # fmt: skip
     parts = [0x1950A86A20F9469CFC6C, 1001, system, contents, sorted(storages)]
@@ -146,7 +146,7 @@ def field(number, value):
 
 
 def block(pairs, every=16):
-    """A block of a sorted table: each key as what differs from the one before."""
+    """A block of a sorted table, with each key as its difference from the one before."""
     data, restarts, last = b"", [], b""
     for n, (key, value) in enumerate(pairs):
         shared = 0
@@ -166,7 +166,7 @@ TYPES = {"f4": 1, "f8": 2, "i1": 6, "i8": 9, "u2": 14, "f2": 19}  # types.proto
 
 
 def tensorflow(arrays, per_block=20, kind=b"\0"):
-    """model.ckpt.index and its data file, of {name: array}."""
+    """model.ckpt.index and its data file for {name: array}."""
     data, entries = b"", [(b"", field(1, 1) + field(3, field(1, 1)))]
     for name, array in sorted(arrays.items()):
         raw = array.tobytes()
@@ -201,7 +201,7 @@ def sorted_table(entries, per_block=20, kind=b"\0"):
 
 
 def openai_names(params):
-    """{OpenAI's name: array, with a first axis where it had a convolution} of a tree's tensors."""
+    """OpenAI's name: array, with a leading axis for former convolutions, of a tree's tensors."""
     found = {}
     for name, array in params.items():
         parts = name.split(".")
@@ -218,7 +218,7 @@ def openai_names(params):
 
 
 def llmc(params, config):
-    """A checkpoint of llm.c's, float32, its vocabulary not padded, of {name: array} of a tree."""
+    """A checkpoint of llm.c, float32, vocabulary not padded, from {name: array} of a tree."""
     leaves = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
     names = ["wte.weight", "wpe.weight"]
     for leaf in (f"{part}.{end}" for part in leaves for end in ("weight", "bias")):

@@ -1,12 +1,12 @@
-"""What takes long by nature: the checks before a release that `.ci/run` leaves out.
+"""Run the long checks before a release, which `.ci/run` leaves out.
 
-    bash .ci/long                  all that have not passed yet with this source; then the table
-    bash .ci/long fuzz soak        those whose names begin so
-    bash .ci/long --list           what there is
-    bash .ci/long --table          what is known so far
+    bash .ci/long                  checks that have not passed with this source; then the table
+    bash .ci/long fuzz soak        checks whose names begin with these words
+    bash .ci/long --list           all checks
+    bash .ci/long --table          the results so far
 
-What passed is not run again until the source changes; what failed, or was broken off, is. Each
-check's output lies beside the results, in build/long.
+A passed check runs again only after the source changes; a failed or interrupted one runs again.
+The output of each check is in build/long, with the results.
 """
 
 import argparse
@@ -65,11 +65,11 @@ def pythons() -> Iterator[str]:
 
 
 class Check(NamedTuple):
-    """A command that takes about so many minutes on two cores.
+    """A command that takes about this many minutes on two cores.
 
     Attributes:
-        alone: nothing else may run: it fills both cores, or takes much memory.
-        beside: so many processes that only keep the processor busy run beside it.
+        alone: nothing else may run: it uses both cores or a lot of memory.
+        beside: number of processes that only keep the processor busy meanwhile.
     """
 
     command: tuple[str | Path, ...]
@@ -105,7 +105,7 @@ CHECKS = {
 
 
 class Result(NamedTuple):
-    """Of one check. `said`: its last line."""
+    """The result of one check. `said`: its last line."""
 
     passed: bool
     minutes: float
@@ -116,10 +116,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog=".ci/long", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only checks that begin so")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only checks with this prefix")
     parser.add_argument("--jobs", type=int, default=2, help="checks at a time (default: 2)")
-    parser.add_argument("--list", action="store_true", help="what there is")
-    parser.add_argument("--table", action="store_true", help="what is known of this source")
+    parser.add_argument("--list", action="store_true", help="list all checks")
+    parser.add_argument("--table", action="store_true", help="print the results for this source")
     args = parser.parse_args()
     chosen = [name for name in CHECKS if not args.names or name.startswith(tuple(args.names))]
     if not chosen:
@@ -138,7 +138,7 @@ def main() -> int:
 
 
 def source() -> str:
-    """A name for what is checked: the commit, and what is changed or added since."""
+    """A name for the tested source: the commit, and the changes since."""
 
     def git(*words: str) -> bytes:
         return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True).stdout
@@ -150,14 +150,14 @@ def source() -> str:
 
 
 class Running(NamedTuple):
-    """A check's process, which leads a group of its own, and when it began."""
+    """The process of a check, which leads its own process group, and its start time."""
 
     process: "subprocess.Popen[bytes]"
     begun: float
 
 
 def run(names: list[str], folder: Path, jobs: int) -> None:
-    """Several at a time, and then one by one those that want to be alone."""
+    """Run several at a time, then one by one those that must run alone."""
     running: dict[str, Running] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with said_every_half_minute(running), ThreadPoolExecutor(jobs) as pool:
@@ -203,7 +203,7 @@ def one(name: str, folder: Path, running: dict[str, Running]) -> None:
 
 @contextmanager
 def said_every_half_minute(running: dict[str, Running]) -> Iterator[None]:
-    """What runs, and for how long."""
+    """Report what runs, and for how long."""
     over = threading.Event()
 
     def say() -> None:
@@ -224,7 +224,7 @@ def said_every_half_minute(running: dict[str, Running]) -> Iterator[None]:
 
 
 def known(folder: Path, name: str, passed: bool = False) -> Result | None:
-    """What was found; with `passed`, None for what failed as well."""
+    """What was found; with `passed`, None also for failed checks."""
     try:
         result = Result(**json.loads((folder / f"{slug(name)}.json").read_text()))
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Print the lowest supported versions of the dependencies, as pip takes them.
+"""Print the lowest supported versions of the dependencies, as arguments for pip.
 
     pip install $(python tests/lowest.py) -e '.[test]'
-    python tests/lowest.py --check      # whether these are the ones that are installed
+    python tests/lowest.py --check      # are these versions installed?
 
-They are the bounds in pyproject.toml, where they stand once. Standard library only, also of Python
+They are the bounds in pyproject.toml, their only source. Standard library only, also for Python
 3.10, which has no tomllib.
 """
 
@@ -30,7 +30,7 @@ def bounds(text=None):
 
 
 def check():
-    """One line for each that is installed in another version."""
+    """One line for each package that is installed in another version."""
     from importlib.metadata import distributions
 
     here = {found.metadata["Name"].lower(): found.version for found in distributions()}

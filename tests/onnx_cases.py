@@ -1,4 +1,4 @@
-"""Random checkpoints, what goes through them, and a graph held against NumPy pass by pass.
+"""Random checkpoints and their inputs, and the comparison of a graph with NumPy call by call.
 
 Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V vocabulary,
 E tokens of an encoder.
@@ -40,7 +40,7 @@ def newest_opset():
 
 
 def save(config, folder, tensors=None):
-    """A checkpoint folder in float32; without `tensors`, weights by formula."""
+    """Write a float32 checkpoint folder; without `tensors`, with weights by formula."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     tensors = formula_tensors(config) if tensors is None else tensors
@@ -50,10 +50,10 @@ def save(config, folder, tensors=None):
 
 
 def random_config(r, roomy=True):
-    """Every switch by the throw of a die.
+    """A random config.
 
-    `roomy`: at least 32 wide and a head dimension that GroupQueryAttention takes. Otherwise as
-    narrow as can be, where a LayerNorm of two or three numbers makes rounding errors large.
+    `roomy`: at least 32 wide, with a head dimension that GroupQueryAttention supports. Otherwise as
+    narrow as possible, where a LayerNorm of two or three values makes rounding errors large.
     """
     coin = lambda p=0.5: bool(r.random() < p)  # noqa: E731
     n_head, n_layer = int(r.integers(1, 5)), int(r.integers(1, 5))
@@ -80,7 +80,7 @@ def random_config(r, roomy=True):
 
 @dataclass
 class Pass:
-    """One call: new ids (B, T), their mask (B, T), and positions where they are given."""
+    """One call: new ids (B, T), their mask (B, T), and positions if they are given."""
 
     ids: np.ndarray
     mask: np.ndarray
@@ -89,7 +89,7 @@ class Pass:
 
 @dataclass
 class Talk:
-    """A prompt and what follows it; an encoder's states where the model attends to them."""
+    """A prompt and the calls after it; an encoder's states if the model attends to one."""
 
     passes: list[Pass]
     states: np.ndarray | None = None  # (B, E, C)
@@ -105,7 +105,7 @@ class Talk:
 
 
 def random_talk(r, config, kind):
-    """Batches, pasts, chunks, padding on either side and in between: as the kind allows."""
+    """Batches, pasts, chunks and padding on any side, as the kind of graph allows."""
     coin = lambda p=0.5: bool(r.random() < p)  # noqa: E731
     rows, width = int(r.integers(1, 4)), int(r.integers(1, 15))
     padding = str(r.choice(["none", "none", "left", "right", "holes"]))
@@ -169,7 +169,7 @@ def numpy_passes(model, talk):
 
 
 def graph_passes(session: Session, talk, cross=()):
-    """The same of a graph."""
+    """Like `numpy_passes`, for a graph."""
     past, found, seen = None, [], None
     cross = [tuple(a.astype(session.dtype) for a in pair) for pair in cross]
     for p in talk.passes:
@@ -188,14 +188,14 @@ def graph_passes(session: Session, talk, cross=()):
 
 
 def error(got, want):
-    """The largest |Δ| as a part of the largest |value|; infinite for NaN."""
+    """The largest |Δ| relative to the largest |value|; infinite for NaN."""
     assert got.shape == want.shape, (got.shape, want.shape)
     worst = float(np.abs(got.astype("f8") - want).max() / max(np.abs(want).max(), 1e-300))
     return worst if np.isfinite(worst) else np.inf
 
 
 def errors(found, truth):
-    """The worst error of logits, and of keys and values, over all passes."""
+    """The largest error of logits, and of keys and values, over all calls."""
     logits = max(error(a, b) for (a, _), (b, _) in zip(found, truth, strict=True))
     presents = max(
         error(a, b)
@@ -207,7 +207,7 @@ def errors(found, truth):
 
 
 def same_arg_max(found, truth, bound):
-    """Whether the most probable token is float64's wherever that leads by more than the bound."""
+    """Whether the top-1 token is float64's wherever its margin exceeds the bound."""
     for (got, _), (want, _) in zip(found, truth, strict=True):
         second, first = np.partition(want, -2, -1)[:, -2:].T
         clear = first - second > bound * np.abs(want).max()
@@ -217,10 +217,10 @@ def same_arg_max(found, truth, bound):
 
 
 def with_exact_products(path):
-    """The graph beside itself with MatMulNBits that does not round what it multiplies by.
+    """Write the graph again with a MatMulNBits that does not round its other input.
 
-    What is left of an int8 or int4 graph's error then is float32's own. Skips the test, or what is
-    left of it, where onnxruntime cannot do that: before 1.23, with 8 bits.
+    Then the error of an int8 or int4 graph is only that of float32. Skips the rest of the test if
+    onnxruntime cannot do this: before 1.23, with 8 bits.
     """
     if numbers(ort.__version__) < (1, 23):
         pytest.skip(f"onnxruntime {ort.__version__} rounds what 8 bits are multiplied by")
@@ -235,7 +235,7 @@ def with_exact_products(path):
 
 
 def metadata(path_or_session):
-    """What a graph says of itself: of a file, or as a session has read it."""
+    """The metadata of a graph, given as a file or as a session."""
     if isinstance(path_or_session, Session):
         return dict(path_or_session.ort.get_modelmeta().custom_metadata_map)
     entries = onnx.load(path_or_session, load_external_data=False).metadata_props
@@ -243,7 +243,7 @@ def metadata(path_or_session):
 
 
 def initializers(path):
-    """A graph's initializers that lie in a file, by name: {location, offset, length}."""
+    """A graph's initializers in separate files, by name: {location, offset, length}."""
     model = onnx.load(path, load_external_data=False)
     return {
         proto.name: {entry.key: entry.value for entry in proto.external_data}

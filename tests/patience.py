@@ -1,8 +1,8 @@
-"""How tests wait, and how they measure: neither may depend on how busy a machine is.
+"""How tests wait and measure time: neither may depend on how busy the machine is.
 
-What takes its time is waited for, not slept for. What has to be quick is measured in seconds of the
-processor, which other processes do not take, with a wide margin for processors that are slower; or
-better it is shown by what came before what.
+Tests wait for slow work instead of sleeping. They measure speed in processor seconds, which other
+processes do not change, with a wide margin for slower processors; or better, they check the order
+of events.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ FOREVER = 86_400  # that a process sleeps which is to be ended: if it were waite
 
 
 def until(condition, seconds=PATIENCE):
-    """Wait for it."""
+    """Wait until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds:g} s for what did not come"
@@ -24,9 +24,9 @@ def until(condition, seconds=PATIENCE):
 
 
 def within(seconds, call):
-    """What a call gives; it takes less than so many seconds of the processor, once in three times.
+    """Return a call's result; it takes less than this processor time, in one of three runs.
 
-    Beside others that use the same core and its caches the same work takes up to twice as long.
+    Next to other processes on the same core and caches, the same work takes up to twice as long.
     """
     for _ in range(3):
         begun = time.process_time()
@@ -39,7 +39,7 @@ def within(seconds, call):
 
 @contextlib.contextmanager
 def bounded():
-    """What waits for ever in this block, such as the opening of a FIFO, fails."""
+    """Fail if this block waits forever, as in opening a FIFO."""
 
     def stop(*_):
         raise TimeoutError(f"still waiting after {PATIENCE:g} s")
@@ -55,7 +55,7 @@ def bounded():
 
 @contextlib.contextmanager
 def watched(process):
-    """`with process`, that ends: it is killed where the block fails, or nothing comes for ever."""
+    """`with process`, but always ends: it is killed if the block fails or waits too long."""
     timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
     try:

@@ -1,4 +1,4 @@
-"""The blocks of code of README and docs, for those who run them: `.ci/run` and `test_readme.py`."""
+"""The code blocks of README and docs, which `.ci/run` and `test_readme.py` run."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ def blocks(page, language):
 
 
 def shell():
-    """Every command line, without its comment; of the README those of its table as well."""
+    """Every command line without its comment; of the README also those in its table."""
     lines = [
         line
         for page in PAGES
@@ -32,12 +32,12 @@ def shell():
 
 
 def setup():
-    """The two commands that do all set-up."""
+    """The two commands that set everything up."""
     return [line for line in shell() if ".venv" in line]
 
 
 def usage():
-    """The others."""
+    """All other commands."""
     return [line for line in shell() if ".venv" not in line]
 
 

@@ -1,4 +1,4 @@
-"""How a refusal is held against what it has to be: its text, its time, its memory."""
+"""Check a refusal: its message, its time and its memory."""
 
 import re
 import sys
@@ -11,12 +11,12 @@ MEMORY = 16e6 if sys.version_info >= (3, 11) else 24e6  # Python 3.10's dicts of
 
 
 def says(words, text):
-    """Whether a text is just these words. A … in them is what a library says in its own."""
+    """Whether a text is exactly these words. A … stands for a library's own words."""
     return re.fullmatch(".*".join(map(re.escape, words.split("…"))), text, re.DOTALL) is not None
 
 
 def cheaply(error, call):
-    """The error that a call ends with, in less than a second and 16 MB."""
+    """Return the error of a call that takes less than a second and 16 MB."""
 
     def ends():
         with pytest.raises(error) as caught:

@@ -1,4 +1,4 @@
-"""Rows for `npgpt2 batch`, and what became of them."""
+"""Rows for `npgpt2 batch`, and its results."""
 
 import json
 import random
@@ -29,7 +29,7 @@ def prompts(count, seed=0):
 
 
 def results(out):
-    """Of all parts, in their order."""
+    """The results of all parts, in their order."""
     return [
         json.loads(line)
         for path in sorted(Path(out).glob("part-*.jsonl"))
@@ -38,7 +38,7 @@ def results(out):
 
 
 def batch(*arguments, code=0, env=None):
-    """`npgpt2 batch ARGUMENTS --model TINY` in a process of its own; what it said."""
+    """Run `npgpt2 batch ARGUMENTS --model TINY` in its own process; return its messages."""
     command = [sys.executable, "-m", "npgpt2", "batch", *map(str, arguments)]
     if "--model" not in arguments:
         command += ["--model", TINY]

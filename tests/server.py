@@ -1,4 +1,4 @@
-"""A server in a process of its own, on a port of this machine alone, and requests to it."""
+"""A server in its own process, on a local port, and requests to it."""
 
 import contextlib
 import http.client
@@ -87,7 +87,7 @@ def held(f):
 
 
 class Served:
-    """A running server. `log` is what it has said on standard error."""
+    """A running server. `log` has its standard error."""
 
     def __init__(self, process, sign):
         self.process, self._sign, self._lines = process, sign, []
@@ -117,15 +117,15 @@ class Served:
         return self
 
     def begun(self):
-        """Wait until what is held has begun."""
+        """Wait until the blocked work has begun."""
         until(Path(f"{self._sign} begun").exists)
 
     def go_on(self):
-        """With what was held."""
+        """Let the blocked work continue."""
         self._sign.touch()
 
     def request(self, method, path, body=None, headers=None, timeout=PATIENCE):
-        """(status, headers, the JSON or text of the answer)."""
+        """Return (status, headers, the JSON or text of the response)."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         with contextlib.closing(connection):
             sent = {} if body is None else {"Content-Type": "application/json"}
@@ -146,15 +146,15 @@ class Served:
         return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
 
     def socket(self, data=b""):
-        """A connection, with these bytes sent."""
+        """Open a connection and send these bytes."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
         connection.sendall(data)
         return connection
 
     def ends(self):
-        """Of each connection its end here, by the port of the other: (state, bytes not yet read).
+        """The local end of each connection, by the other port: (state, bytes not yet read).
 
-        By the kernel's own list; state 1 is open on both sides, 8 on this one alone.
+        From the kernel's list; state 1 is open on both sides, 8 only on this one.
         """
         found = {}
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -168,13 +168,13 @@ class Served:
         return sum(state == 1 for state, _ in self.ends().values())
 
     def leave(self, connection):
-        """Close a connection, and wait until the server has heard of it."""
+        """Close a connection and wait until the server has noticed."""
         port = connection.getsockname()[1]
         connection.close()
         until(lambda: port not in self.ends())
 
     def stream(self, prompt, **options):
-        """A connection over which an answer has begun to stream."""
+        """A connection on which a response has begun to stream."""
         body = json.dumps({"prompt": prompt, "stream": True, **options}).encode()
         connection = self.socket(post(body))
         until(lambda: b"data: " in peeked(connection))
@@ -194,7 +194,7 @@ def post(body, path="/v1/completions", headers=b""):
 
 
 def answered(connection):
-    """All that is sent until the connection ends."""
+    """Everything that the server sends until the connection ends."""
     data = b""
     with contextlib.suppress(ConnectionError):
         while more := connection.recv(1 << 16):
@@ -204,7 +204,7 @@ def answered(connection):
 
 @contextlib.contextmanager
 def served(*arguments, before=""):
-    """`npgpt2 serve ARGUMENTS`, ended when the block ends."""
+    """Run `npgpt2 serve ARGUMENTS` until the block ends."""
     code = "\n".join(line[8:] for line in BEFORE[before].splitlines())
     code = f"{HELD}{code}\nfrom npgpt2.cli import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "serve", "--port", "0", *arguments]

@@ -1,7 +1,7 @@
-"""The graphs that are exported, the commands' --help and the public names, as texts for git.
+"""The exported graphs, the commands' --help and the public names, as texts for git.
 
-What a change does to them shows in review. `data/make_snapshots.py` writes them, and
-`test_snapshots.py` holds each against what is made now. No weights: names, types, shapes.
+A review shows every change of them. `data/make_snapshots.py` writes them, and `test_snapshots.py`
+compares each with the current output. They have no weights: only names, types and shapes.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def _exported(
 
 
 def show(model: onnx.ModelProto) -> str:
-    """A graph as a text: what it imports, says of itself, takes, gives and holds; its nodes."""
+    """A graph as text: opsets, metadata, inputs, outputs, initializers and nodes."""
     graph = model.graph
     domains = [f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import]
     lines = [f"IR {model.ir_version}, {', '.join(domains)}", "", "metadata"]
@@ -114,7 +114,7 @@ def show(model: onnx.ModelProto) -> str:
 
 
 def _said(key: str, value: str) -> str:
-    """An entry of the metadata; of the config what is not as in GPT-2's own."""
+    """An entry of the metadata; of the config, only what differs from GPT-2's."""
     if key == "config":
         usual = GPT2Config().to_dict()
         own = {k: v for k, v in json.loads(value).items() if k not in usual or usual[k] != v}
@@ -129,7 +129,7 @@ def _value(value: onnx.ValueInfoProto) -> str:
 
 
 def _initializer(proto: TensorProto) -> str:
-    """Of those that lie in a file the type and shape, of small constants the numbers."""
+    """Type and shape of a stored tensor, values of a small constant."""
     text = f"  {proto.name} {_dtype(proto.data_type)} ({', '.join(map(str, proto.dims))})"
     outside = {entry.key: entry.value for entry in proto.external_data}
     if outside:
@@ -138,7 +138,7 @@ def _initializer(proto: TensorProto) -> str:
 
 
 def _node(node: onnx.NodeProto) -> str:
-    """NAME: OPERATOR(inputs) → outputs, attributes. An output named by its node is not repeated."""
+    """NAME: OPERATOR(inputs) → outputs, attributes. Outputs named like the node are omitted."""
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     line = f"  {node.name}: {op}({', '.join(name or '-' for name in node.input)})"
     if [*node.output] != [node.name.lstrip("/").replace("/", ".")]:
@@ -156,7 +156,7 @@ def _attribute(attribute: AttributeProto) -> str:
 
 
 def _number(array: np.ndarray) -> str:
-    """Numbers as short as they can be said in their own type, under every NumPy."""
+    """Numbers as short as possible in their own type, the same with every NumPy."""
     if array.ndim:
         return f"[{', '.join(map(_number, array))}]"
     return str(array[()])
@@ -170,7 +170,7 @@ def _dtype(number: int) -> str:
 
 
 class Layout(argparse.RawDescriptionHelpFormatter):
-    """As Python 3.13 and later write an option: `-o, --out DIR`, not `-o DIR, --out DIR`."""
+    """Write options as Python 3.13 does: `-o, --out DIR`, not `-o DIR, --out DIR`."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -180,7 +180,7 @@ class Layout(argparse.RawDescriptionHelpFormatter):
 
 
 def helps() -> Iterator[tuple[str, str]]:
-    """Every command's --help, by the command with - for its spaces: 100 wide, without colours."""
+    """Every command's --help, by the command with - for spaces: 100 wide, no colours."""
     with mock.patch.dict(os.environ, COLUMNS="100", PYTHON_COLORS="0"):
         for parser in _parsers(build_parser()):
             if parser.formatter_class is argparse.RawDescriptionHelpFormatter:
@@ -222,7 +222,7 @@ def option_forms() -> Iterator[str]:
 
 
 def public_names() -> Iterator[str]:
-    """A line for what each package lists in `__all__`, and for each method and field of a class."""
+    """A line for each name in a package's `__all__`, and for each method and field of a class."""
     for package in PACKAGES:
         module = import_module(package)
         for name in sorted(set(module.__all__) - {"__version__"}):
@@ -244,7 +244,7 @@ def _described(name: str, value: Any) -> Iterator[str]:
 
 
 def _arguments(function: Any) -> str:
-    """Names, order and defaults; annotations are written in another way by each Python."""
+    """Names, order and defaults; each Python writes annotations in another way."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # of what Python itself makes

@@ -1,4 +1,4 @@
-"""What `npgpt2 bench` says; not how fast this machine is."""
+"""The report of `npgpt2 bench`, not the speed of this machine."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_a_report_has_every_point_of_every_engine(report):
 
 
 def test_the_limit_is_reading_the_weights_and_the_cache_once_a_step(report, tiny):
-    """A tiny model's step: 190,000 weights of four bytes less wpe, keys and values of 3 layers."""
+    """A step of the tiny model: 190,000 weights of four bytes, without wpe; a cache of 3 layers."""
     model = GPT2.from_pretrained(tiny)
     weights = 4 * (model.num_parameters - 128 * 64)
     cache = 2 * 3 * 100 * 3 * 64 * 4
@@ -64,7 +64,7 @@ def test_the_limit_is_reading_the_weights_and_the_cache_once_a_step(report, tiny
 
 
 def test_operations_are_counted_as_the_model_multiplies():
-    """The products of matrices that one small model's last logits need, block by block."""
+    """The matrix products that one small model's last logits need, block by block."""
     config = GPT2Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2)
     for batch, tokens, past in ((1, 1, 0), (2, 1, 7), (3, 5, 0), (1, 3, 4)):
         seen = sum(past + i + 1 for i in range(tokens))

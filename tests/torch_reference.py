@@ -1,4 +1,4 @@
-"""The same model in transformers and PyTorch: eager attention, from a dict of tensors."""
+"""The same model in transformers and PyTorch, with eager attention, from a dict of tensors."""
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def build(config, tensors, dtype):
 
 
 def run_head(config, tensors, inputs, dtype):
-    """Outputs of a model with another head, by name. Positions follow the mask, as ours do."""
+    """Outputs of a model with another head, by name. The mask determines positions, as in ours."""
     model = build(config, tensors, dtype)
     given = {name: torch.tensor(value) for name, value in inputs.items()}
     if "attention_mask" in given:
@@ -51,7 +51,7 @@ def run_head(config, tensors, inputs, dtype):
 
 
 def run(config, tensors, inputs, dtype):
-    """Outputs by name, as NumPy arrays. Positions follow the mask, as generate() has them."""
+    """Outputs by name, as NumPy arrays. The mask determines positions, as in generate()."""
     model = build(config, tensors, dtype)
     given = {
         name: torch.tensor(value) if isinstance(value, np.ndarray) else value

@@ -1,5 +1,5 @@
-"""Ten steps of AdamW on a small model, by formula: `data/make_train_expected.py` takes them with
-PyTorch and keeps the losses; `test_train_ops.py` holds npgpt2 against these numbers.
+"""Ten steps of AdamW on a small model, by formula. `data/make_train_expected.py` runs them in
+PyTorch and stores the losses; `test_train_ops.py` compares npgpt2 with them.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ RUNS = {
 
 
 def batches(step, accumulate):
-    """What one step reads."""
+    """The batch of one step."""
     windows = (ids(2000 + 10 * step + i, (ROWS, LENGTH + 1)) for i in range(accumulate))
     return [Batch(window[:, :-1], window[:, 1:]) for window in windows]
 
@@ -37,7 +37,7 @@ def rate(step):
 
 
 def ten_steps(name, dtype="float32", shares=1):
-    """Losses and lengths of the gradients, as npgpt2 has them."""
+    """Losses and gradient norms of npgpt2."""
     accumulate, clip, frozen = RUNS[name]
     tensors = {k: v.astype(dtype) for k, v in formula_tensors(CONFIG).items()}
     params = Flat.of(build_tree(tensors), frozen.__contains__)

@@ -1,4 +1,4 @@
-"""npm's folder with the two packages that a site copies from, as far as it looks into them."""
+"""npm's folder with the two packages that a site copies from, with the files that it reads."""
 
 import json
 

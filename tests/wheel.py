@@ -1,4 +1,4 @@
-"""What is in a wheel: both packages, type information, the embedded model; nothing else.
+"""Check the contents of a wheel: both packages, type information and the embedded model only.
 
 python tests/wheel.py FILE.whl
 """

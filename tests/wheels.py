@@ -1,8 +1,8 @@
-"""Which wheels the package's dependencies have: `python tests/wheels.py` asks pip, for each Python
-and system, what it would install, and prints a table. Nothing is installed.
+"""Which wheels the dependencies have: `python tests/wheels.py` asks pip, for each Python and
+system, what it would install, and prints a table. It installs nothing.
 
-It needs the network and some minutes: no test, but one of the long checks. Exit code 1 where one
-has none.
+It needs the network and some minutes, so it is one of the long checks and no test. The exit code
+is 1 if a dependency has no wheel.
 """
 
 import json
@@ -26,7 +26,7 @@ SYSTEMS = {
 
 
 def found(python, tags, wanted):
-    """Names with their versions, of these and all that they need; None where pip finds no way."""
+    """Names and versions of the packages and all their dependencies; None if pip finds none."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--report", "-",
@@ -42,7 +42,7 @@ def found(python, tags, wanted):
 
 
 def cell(python, tags, wanted):
-    """Versions of the dependencies; the name of each that has no wheel."""
+    """Versions of the dependencies, or the name of each without a wheel."""
     versions = found(python, tags, wanted)
     if versions is None:
         lacking = [name for name in wanted if found(python, tags, [name]) is None]

@@ -1,12 +1,11 @@
-"""Python as it is on Windows, as far as that can be put on elsewhere.
+"""Python as on Windows, as far as Linux can imitate it.
 
-`python tests/windows.py ARGUMENTS` is `npgpt2 ARGUMENTS` there, and with `-c CODE` code is run. Of
-Python's own modules those that do their work in another way on Windows keep what they need here, in
-a copy; everybody else, libraries too, finds what Windows has. Processes that are spawned load this
-file as well.
+`python tests/windows.py ARGUMENTS` runs `npgpt2 ARGUMENTS` there, and `-c CODE` runs code. Python's
+own modules that work differently on Windows keep what they need in a private copy; all other code,
+including libraries, sees what Windows has. Spawned processes load this file as well.
 
-It is Linux all the same: `sys.platform` says so, which libraries ask; paths have slashes, names are
-told apart by case, and what other processes do with a file does not lock it.
+It is still Linux: `sys.platform` says so, which libraries query. Paths have slashes, names are case
+sensitive, and files opened by other processes are not locked.
 """
 
 import builtins
@@ -68,7 +67,7 @@ _real.__dict__.update(os.__dict__)
 
 
 def hide() -> None:
-    """Make this process such a one."""
+    """Make this process imitate Windows."""
     signals = types.ModuleType("signal")
     signals.__dict__.update(signal.__dict__)
     for name in PYTHONS_OWN:
@@ -106,14 +105,14 @@ def _refuse(error, *paths):
 
 
 def _name(path):
-    """A path that is made: Windows takes no such names."""
+    """Check a path to create: Windows does not allow such names."""
     path = os.fsdecode(path)
     if any(FORBIDDEN.fullmatch(part) for part in path.split("/") if part not in ("", ".", "..")):
         raise OSError(22, "The filename, directory name, or volume label syntax is incorrect", path)
 
 
 def _closed(path):
-    """What this process has open or mapped, or holds such a file, stays where it is."""
+    """A file that this process has open or mapped, or a folder with one, cannot be moved."""
     path = os.path.realpath(os.path.dirname(path) or ".") + "/" + os.path.basename(path)
     with _real.fdopen(_real.open("/proc/self/maps", os.O_RDONLY)) as maps:
         there = [line.split(maxsplit=5)[5].rstrip() for line in maps if "/" in line]
@@ -177,7 +176,7 @@ def _rmdir(path, **kwargs):
 
 
 def _open_file(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *args, **kw):
-    """Text is cp1252 where nothing else is said, and lines end in CR LF."""
+    """Text is cp1252 by default, and lines end in CR LF."""
     if isinstance(file, (str, bytes, os.PathLike)):
         if os.path.isdir(file):
             _refuse(13, file)

@@ -1,4 +1,4 @@
-"""What the Python clients share: a graph's cases, held against EXPECTED.json, and their line."""
+"""What the Python clients share: run a graph's cases, compare with EXPECTED.json, print a line."""
 
 import json
 import sys
@@ -23,8 +23,8 @@ def hold(
     Args:
         graph: the .onnx file's name.
         expected: the file that `expected.py` wrote.
-        write: a case → the ids of each prompt, and those written behind it.
-        decode: ids → text; None for a client that knows no text.
+        write: a case → the ids of each prompt, and the ids generated after it.
+        decode: ids → text; None for a client without text.
     """
     cells = []
     for case in json.loads(Path(expected).read_text(encoding="utf-8"))[graph]:

@@ -1,10 +1,10 @@
-"""What each graph of an export has to write: `expected.py CHECKPOINT FOLDER > EXPECTED.json`.
+"""The expected output of each graph of an export: `expected.py CHECKPOINT FOLDER > EXPECTED.json`.
 
-For float32 the NumPy model says it. Where weights are whole numbers activations are rounded too,
-and two graphs' texts part sooner or later: there this project's runner says it, for each graph.
+For float32 it comes from the NumPy model. Quantized graphs also round activations, and the texts of
+two such graphs differ sooner or later. For them this project's runner computes it, for each graph.
 
-A row ends before the first choice between two ids that are closer than rounding can move them:
-which of them a client takes says nothing about the folder.
+A row ends before the first choice between two ids that are closer than rounding errors: which one
+a client picks says nothing about the folder.
 """
 
 import json
@@ -33,7 +33,7 @@ CASES = {
 
 
 def cases(model, clear):
-    """CASES, each with the prompts' ids and what this model writes, greedily."""
+    """CASES, each with the ids of its prompts and of this model's greedy continuation."""
     for name, prompts in CASES.items():
         longest = max(len(model.encode(prompt)) for prompt in prompts)
         new = model.config.n_positions - longest if name == "context" else 24
@@ -52,7 +52,7 @@ def cases(model, clear):
 
 
 def clearly(model, prompt, ids, clear):
-    """The ids before the first whose logit leads by less than `clear`."""
+    """The ids before the first one with a margin below `clear`."""
     logits = model.logits(np.array([prompt + ids]))[0, len(prompt) - 1 : -1]
     second, first = np.sort(logits, axis=-1)[:, -2:].T
     close = np.flatnonzero(first - second < clear)

@@ -1,4 +1,4 @@
-"""Models with other heads, exported, and what NumPy says of two rows: `heads.py FOLDER`."""
+"""Export models with other heads and store NumPy's results for two rows: `heads.py FOLDER`."""
 
 import json
 import sys

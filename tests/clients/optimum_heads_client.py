@@ -1,4 +1,4 @@
-"""optimum's classes for other heads: `optimum_heads_client.py FOLDER`, as `heads.py` filled it."""
+"""optimum's classes for other heads: `optimum_heads_client.py FOLDER`, which `heads.py` wrote."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
-"""Plain onnxruntime: `plain_client.py FOLDER EXPECTED.json`, a loop as a stranger would write it.
+"""Plain onnxruntime: `plain_client.py FOLDER EXPECTED.json`, a loop that an outsider might write.
 
-It knows the inputs' names and meaning, no more; the cache's shape it reads from the graph.
+It knows only the names and the meaning of the inputs, and reads the cache's shape from the graph.
 """
 
 import json
@@ -13,7 +13,7 @@ from checks import hold
 
 
 def padded(rows, left):
-    """Rows of ids → ids and mask (B, T), the padding on one side."""
+    """Rows of ids → ids and mask (B, T), with padding on one side."""
     longest = max(map(len, rows))
     ids = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -24,7 +24,7 @@ def padded(rows, left):
 
 
 def write(session, prompts, new, left):
-    """The ids that follow each prompt, greedily."""
+    """The ids that follow each prompt in greedy decoding."""
     ids, mask = padded(prompts, left)
     cache = {
         past.name: np.zeros((len(ids), past.shape[1], 0, past.shape[3]), np.float32)

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def heads() -> dict[str, object]:
-    """All numbers of each output of `HEAD_CASES`; of logits over the vocabulary a few."""
+    """All values of each output of `HEAD_CASES`; of logits over the vocabulary, only a few."""
     found = {}
     for name, (_, inputs) in HEAD_CASES.items():
         config = config_of(name)
@@ -58,7 +58,7 @@ def heads() -> dict[str, object]:
 
 
 def tiny() -> dict[str, object]:
-    """What the trained checkpoint writes, and what it thinks of a sentence."""
+    """What the trained checkpoint generates, and its score of a sentence."""
     model = GPT2LMHeadModel.from_pretrained(HERE / "tiny", dtype=torch.float64).eval()
     from transformers import AutoTokenizer
 

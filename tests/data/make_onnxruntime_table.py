@@ -1,10 +1,10 @@
-"""Write `onnxruntime.json`: the least ONNX Runtime that runs each kind of exported graph right.
+"""Write `onnxruntime.json`: the lowest ONNX Runtime that is correct for each kind of graph.
 
     python tests/data/make_onnxruntime_table.py FOLDER        # a quarter of an hour on two cores
 
-Each release of VERSIONS is installed into a folder of its own under FOLDER, and opens every graph
-there; what it computes is held against NumPy as `npgpt2 verify` does. With the newest onnx and
-onnxruntime, which write the graphs, and a Python for which there are wheels of all releases (3.11).
+Each release of VERSIONS is installed into its own folder under FOLDER and opens every graph there.
+Its results are compared with NumPy as in `npgpt2 verify`. The graphs are written by the newest onnx
+and onnxruntime. Python needs wheels of all releases (3.11).
 """
 
 import json
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
 
 
 def _written(table: dict[str, Any]) -> str:
-    """JSON with a family, or a release, a line."""
+    """JSON with a family, or a release, per line."""
     parts = []
     for key, value in table.items():
         text = json.dumps(value)
@@ -78,7 +78,7 @@ def _least(found: dict[str, dict[str, str]], graph: str) -> str | None:
 
 
 def _summary(verdicts: dict[str, str]) -> dict[str, list[str]]:
-    """The graphs by what was wrong with them."""
+    """The graphs, grouped by what was wrong with them."""
     wrong: dict[str, list[str]] = {}
     for graph, verdict in verdicts.items():
         if verdict:
@@ -136,7 +136,7 @@ def _note(file: TextIO, name: str, verdict: str) -> None:
 
 
 def _verdict(family: str, folder: Path) -> str:
-    """What is wrong with the graphs of a family; '' for nothing."""
+    """What is wrong with the graphs of a family; '' if nothing is."""
     try:
         return wrong(FAMILIES[family], folder)
     except NpGPT2Error as error:

@@ -20,7 +20,7 @@ from train_cases import ADAMW, CONFIG, RUNS, STEPS, batches, rate  # noqa: E402
 
 
 def ten_steps(name: str, dtype: torch.dtype = torch.float32) -> tuple[list[float], list[float]]:
-    """Losses and lengths of the gradients, as PyTorch has them."""
+    """Losses and gradient norms of PyTorch."""
     accumulate, clip, frozen = RUNS[name]
     model = build(CONFIG, formula_tensors(CONFIG), dtype)
     for path in frozen:

@@ -1,4 +1,4 @@
-"""python -m tests.fuzz TARGET: fuzz one reader by hand, or open one input again."""
+"""python -m tests.fuzz TARGET: fuzz one reader, or open one input again."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("folder", nargs="?", type=Path, help="an input to open again")
-    parser.add_argument("--seconds", type=float, default=600, help="of the run (600)")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage (0)")
+    parser.add_argument("--seconds", type=float, default=600, help="of the run (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="of the damage (default: 0)")
     arguments = parser.parse_args()
     name, target = arguments.target, TARGETS[arguments.target]
     if arguments.folder:

@@ -1,7 +1,7 @@
-"""Damage to files: any bytes anywhere, and changes that leave a format's own frame whole.
+"""Damage files: change any bytes, or make changes that keep a format's structure.
 
-Blind damage rarely gets past the first check, so JSON is changed as JSON, a pickle opcode by
-opcode inside of an archive written anew, and TensorFlow's index below its checksums.
+Random damage rarely passes the first check. So JSON is changed as JSON, a pickle opcode by opcode
+in a rewritten archive, and TensorFlow's index below its checksums.
 """
 
 import io
@@ -19,7 +19,7 @@ MOST = 200_000  # bytes of a file: larger ones only take time
 
 
 def mutate(rng, files, pool, words=()):
-    """A damaged copy of an input; `pool` is what pieces of other inputs are taken from."""
+    """Return a damaged copy of an input; `pool` has pieces of other inputs."""
     files = dict(files)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         name = rng.choice(list(files))
@@ -87,11 +87,11 @@ def _bytes(rng, data, other=b"", words=()):
 
 
 class _Pairs(list):
-    """A JSON object as [key, value] lists, so that a key can stand there twice."""
+    """A JSON object as [key, value] lists, so that it can have a key twice."""
 
 
 class _Raw(str):
-    """JSON that is written as it stands."""
+    """JSON text that is written unchanged."""
 
 
 VALUES = (
@@ -112,7 +112,7 @@ def _json(rng, data, other=b"", words=()):
 
 
 def _change(rng, tree, words):
-    """One change to one place of a tree, as likely near its root as among its many leaves."""
+    """Change one place of a tree, as likely near its root as among its many leaves."""
     node = tree
     while True:
         inner = [n for n in node if isinstance(n, list)]
@@ -198,7 +198,7 @@ SNIPPETS = (
 
 
 def _pickle(rng, data):
-    """One to three changes to the opcodes of a pickle; what follows its end stays."""
+    """Make one to three changes to the opcodes of a pickle; the bytes after its end stay."""
     codes, rest = _opcodes(data)
     for _ in range(rng.choice((1, 1, 2, 3))):
         at, to = rng.randrange(len(codes)), rng.randrange(len(codes))
@@ -229,7 +229,7 @@ def _pickle(rng, data):
 
 
 def _opcodes(data):
-    """A pickle's opcodes, each with its argument, and the bytes behind its end."""
+    """A pickle's opcodes with their arguments, and the bytes after its end."""
     stream = io.BytesIO(data)
     places = [at for _, _, at in pickletools.genops(stream)]
     ends = [*places[1:], stream.tell()]
@@ -243,7 +243,7 @@ def _number(rng):
 
 
 def _growing(rng):
-    """One value that is small in the file: nested deep, or each part of it the last one twice."""
+    """A value that is small in the file but large when read: nested, or doubled many times."""
     n = rng.choice((5, 40, 1000))
     twice = rng.choice((b"h\x63h\x63\x86q\x63", b"(h\x63h\x63lq\x63"))
     return rng.choice((
@@ -255,7 +255,7 @@ def _growing(rng):
 
 
 def _zip(rng, data, other=b"", words=()):
-    """One entry changed, and the archive around it written anew with the right checksums."""
+    """Change one entry and rewrite the archive with the right checksums."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = [[info.filename, archive.read(info)] for info in archive.infolist()]
     pickles = [entry for entry in entries if entry[0].endswith(".pkl")]
@@ -286,7 +286,7 @@ def _zip(rng, data, other=b"", words=()):
 
 
 def _stream(rng, data, other=b"", words=()):
-    """One of the five pickles that an old file begins with."""
+    """Change one of the five pickles at the start of an old file."""
     parts, rest = [], data
     for _ in range(5):
         codes, after = _opcodes(rest)
@@ -301,7 +301,7 @@ def _stream(rng, data, other=b"", words=()):
 
 
 def _tensorflow(rng, data, other=b"", words=()):
-    """An entry changed and the table written anew, or damage below the checksums."""
+    """Change an entry and rewrite the table, or damage it below the checksums."""
     if rng.random() < 0.4:
         return _with_sums(bytearray(_bytes(rng, data)))
     pairs = [pair for at in _places(data) for pair in _pairs(data, *at)]
@@ -326,7 +326,7 @@ def _tensorflow(rng, data, other=b"", words=()):
 
 
 def _varints(rng, value):
-    """A protocol buffer with one number behind a tag made another."""
+    """Change one number after a tag of a protocol buffer."""
     places = [match.start() for match in re.finditer(rb"[\x08\x18\x20\x28\x30]", value)]
     at = rng.choice(places) + 1
     end = at
@@ -344,7 +344,7 @@ def _varint(n):
 
 
 def _read(data, at):
-    """A varint, and where what follows it begins."""
+    """Return a varint, and the position after it."""
     value = shift = 0
     while data[at] > 127:
         value |= (data[at] & 127) << shift
@@ -353,7 +353,7 @@ def _read(data, at):
 
 
 def _directory(data):
-    """Where the block of blocks lies: the second of the two places in the footer."""
+    """Where the index block is: the second of the two places in the footer."""
     at = len(data) - 48
     for _ in range(2):
         _, at = _read(data, at)
@@ -384,7 +384,7 @@ def _pairs(data, offset, size):
 
 
 def _with_sums(data):
-    """A table with every checksum that of its block, as far as blocks can still be found."""
+    """Recompute the checksums of a table's blocks, as far as the blocks can be found."""
     try:
         offset, size = _directory(data)
         for at, length in ((offset, size), *_places(bytes(data))):

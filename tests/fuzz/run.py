@@ -1,4 +1,4 @@
-"""A run of one target: damage, open, keep what reaches new lines, report."""
+"""Run one target: damage inputs, open them, keep those that reach new lines, report."""
 
 import random
 import re
@@ -14,7 +14,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 
 class Report(NamedTuple):
-    """Of a run. `faults`: the text of each kind of fault → the first input that showed it."""
+    """The report of a run. `faults`: text of each kind of fault → first input that showed it."""
 
     inputs: int
     accepted: int
@@ -25,7 +25,7 @@ class Report(NamedTuple):
 
 
 def fuzz(target, seeds, seed=0, seconds=None, inputs=None, progress=lambda *counts: None):
-    """Give a reader its seeds, then damaged ones, until the time or the number of inputs is up."""
+    """Open a reader's seeds, then damaged ones, until the time or the number of inputs is up."""
     rng, end = random.Random(seed), time.monotonic() + (seconds or 1e9)
     waiting, pool, sound, faults = list(seeds), [], [], {}
     count = accepted = 0
@@ -52,7 +52,7 @@ def fuzz(target, seeds, seed=0, seconds=None, inputs=None, progress=lambda *coun
 
 
 def _kind(fault):
-    """The same for the same fault: where it happened, or its words without numbers and names."""
+    """A key for a kind of fault: its location, or its words without numbers and names."""
     places = re.findall(r"(?m)^  File .*$", fault)
     return "\n".join(places[-2:]) or re.sub(r"\d+|'.*", "", fault)
 
@@ -63,19 +63,19 @@ def cases(name):
 
 
 def read(folder):
-    """An input that lies in a folder."""
+    """Return the input in a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def write(folder, files):
-    """Put an input into a folder, to be looked at and opened again."""
+    """Write an input to a folder, to inspect it and open it again."""
     folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
 
 class Line:
-    """The counts so far on one line of a terminal, every half a second."""
+    """The current counts on one line of a terminal, updated every half second."""
 
     def __init__(self, name, seconds):
         self._name, self._seconds, self._start = name, seconds, time.monotonic()

@@ -1,4 +1,4 @@
-"""What is fuzzed: each reader, the inputs it begins with, and what has to hold of any input."""
+"""What is fuzzed: each reader, its seeds, and what must hold for any input."""
 
 import io
 import json
@@ -36,9 +36,9 @@ class Target(NamedTuple):
     """A reader.
 
     Attributes:
-        seeds: makes the inputs to begin with.
-        check: opens an input; raises NpGPT2Error where it is refused. Anything else is a fault.
-        words: texts that mean something to the reader.
+        seeds: returns the first inputs.
+        check: opens an input; raises NpGPT2Error to refuse it. Anything else is a fault.
+        words: texts with a meaning for the reader.
     """
 
     seeds: Callable[[], list[dict[str, bytes]]]
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 def arrays(config=CONFIG, dtype="f4"):
-    """A tree's tensors by name, no two numbers the same."""
+    """A tree's tensors by name; no two values are equal."""
     at, table = 0, {}
     for name, shape in param_shapes(config).items():
         size = int(np.prod(shape))
@@ -60,7 +60,7 @@ def arrays(config=CONFIG, dtype="f4"):
 
 
 def weights(path):
-    """A checkpoint's every number, mapped and copied: the same."""
+    """Every value of a checkpoint, mapped and copied: the same."""
     checkpoint = Checkpoint.open(path)
     copied = dict(named_parameters(checkpoint.read(mmap=False)))
     for name, mapped in named_parameters(checkpoint.read(mmap=True)):
@@ -96,7 +96,7 @@ FORBIDDEN = re.compile(
 
 
 def safetensors(path):
-    """Each file beside the library's own reading of it, then the whole checkpoint."""
+    """Compare each file with the library's own reading, then read the whole checkpoint."""
     for file in sorted(path.glob("*.safetensors")):
         ours = theirs = problem = None
         try:
@@ -125,7 +125,7 @@ def _same_tensors(ours, theirs):
 
 
 def pickles(path):
-    """A checkpoint's every number, each tensor of an archive inside of one of its entries."""
+    """Every value of a checkpoint, and each tensor of an archive inside one of its entries."""
     weights(path)
     for info in Checkpoint.open(path).tensors.values():
         if info.path.is_file() and info.path.read_bytes().startswith(b"PK"):
@@ -134,7 +134,7 @@ def pickles(path):
 
 
 def entries(path):
-    """Where the storages of an archive begin and end."""
+    """The start and end of each storage of an archive."""
     data = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():

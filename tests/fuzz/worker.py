@@ -1,6 +1,6 @@
-"""One input opened in a process of its own: what came of it, in which time and memory.
+"""Open one input in its own process, and record the result, the time and the memory.
 
-The process lives for many inputs and is started anew where one killed or held it.
+The process opens many inputs, and is restarted if an input kills or blocks it.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ assert all((ROOT / name).exists() for name in READ)
 
 
 class Outcome(NamedTuple):
-    """Of one input. `fault` says in words what is wrong, nothing where all is as it should be."""
+    """The result of one input. `fault` describes what is wrong; empty if nothing is."""
 
     fault: str = ""
     refused: bool = False
@@ -45,7 +45,7 @@ class Worker:
 
     Args:
         check: importable by its name.
-        trace: tell which inputs reach new lines; three times slower.
+        trace: report which inputs reach new lines; three times slower.
     """
 
     def __init__(self, check, trace=False):
@@ -155,13 +155,13 @@ def _attempt(files, check, folder, lines):
 
 
 def _memory(what):
-    """In bytes, of this process."""
+    """The memory of this process in bytes."""
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith(what))
 
 
 def _tracer(lines):
-    """For sys.settrace: collects (file, line) of the readers."""
+    """A tracer for sys.settrace that collects (file, line) of the readers."""
     readers = tuple(str(ROOT / name) for name in READ)
 
     def line(frame, event, _):

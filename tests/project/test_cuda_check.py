@@ -1,4 +1,4 @@
-"""The CUDA check (`python -m benchmarks.cuda`), on a CPU and in small: what it finds and says."""
+"""The CUDA check (`python -m benchmarks.cuda`) on a CPU and in small: its results and messages."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def wheel(tmp_path):
 
 @pytest.fixture
 def cut(wheel, tmp_path):
-    """The folder of its pieces, of 4,000 bytes at most."""
+    """The folder with its pieces of at most 4,000 bytes."""
     pieces.split([wheel], tmp_path / "pieces", 4000)
     return tmp_path / "pieces"
 
@@ -79,7 +79,7 @@ def test_pieces_that_came_in_several_folders_make_a_package_that_imports(cut, tm
 
 
 def test_wheels_that_share_a_folder_are_all_there(tmp_path):
-    """As all nvidia-* do, at once and one after another."""
+    """As all nvidia-* packages do, at once and one after another."""
     site, files = tmp_path / "site", ["nvidia/first/lib/a.so", "nvidia/second/lib/b.so"]
     late = "nvidia/third/lib/c.so"
     wheels = [write_wheel(tmp_path, f"nv{i}", {file: file}) for i, file in enumerate(files)]
@@ -169,7 +169,7 @@ def test_a_piece_has_60_mb_at_most(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The exit code and the report of a run in processes, as CI and a GPU have it."""
+    """The exit code and the report of a run in processes, as in CI and on a GPU."""
     file = tmp_path_factory.mktemp("check") / "report.json"
     code = run("--json", file, "--batches", 1, 2, "--contexts", 4)
     return code, file
@@ -258,13 +258,13 @@ def test_the_table_has_every_section_and_figure(done, capsys):
 
 @pytest.fixture
 def in_one_process(monkeypatch):
-    """Steps are done where the test can change something."""
+    """Run steps in this process, where the test can change things."""
     monkeypatch.setattr(check, "apart", check.work)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with the tiny shape's checkpoint and graphs."""
+    """A folder with a checkpoint and graphs of the tiny shape."""
     work = tmp_path_factory.mktemp("models")
     assert run("--only", "models", "--work", work) == 0
     return work
@@ -318,7 +318,7 @@ def event(operator, provider, **output):
 
 
 def refused(operator, inputs, domain=""):
-    """What ONNX Runtime raises for a node that the CPU has no kernel for, in bfloat16."""
+    """ONNX Runtime's error for a bfloat16 node without a CPU kernel."""
     kinds = {"seqlens_k": onnx.TensorProto.INT32, "length": onnx.TensorProto.INT32}
     values = {
         name: onnx.helper.make_tensor_value_info(
@@ -402,7 +402,7 @@ def test_only_lengths_positions_and_counts_may_run_beside_the_gpu():
 
 
 def sections(monkeypatch, **steps):
-    """Sections of these steps, in place of the check's own, in one process."""
+    """Run sections with these steps instead of the check's own, in one process."""
     made = {
         name: check.Section(lambda options, found=found: iter(found.items()), 1.0, proof=True)
         for name, found in steps.items()

@@ -1,4 +1,4 @@
-"""Every write path, when a call fails and when the process is ended: the old or the new, whole.
+"""Every write path, when a call fails or the process is stopped: the target is old or new, whole.
 
 Most faults run in forks of one warm process, see `faults.py`. With NPGPT2_FAULTS=all every call is
 tried with every error, which takes minutes; `python tests/faults.py --kills 200` kills more.
@@ -48,7 +48,7 @@ def given(process, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stand(process, given, tmp_path_factory):
-    """A function: the name of a command → where it is tried."""
+    """Return a function: the name of a command → its `Stand`."""
     made = {}
 
     def find(name):
@@ -70,7 +70,7 @@ def test_a_call_that_fails(stand, name):
 
 
 def test_what_is_seen_of_what_is_written(process, stand):
-    """Otherwise the tests above are of nothing."""
+    """Otherwise the tests above would test nothing."""
     calls = {call for call, _ in stand("convert over another").calls}
     wanted = {"open", "look", "mkdir", "rename", "sync", "remove", "chmod"}
     if process.library is None:
@@ -94,7 +94,7 @@ def test_kills(stand):
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["convert over another", "golden write"])
 def test_told_to_end_between_any_two_calls_of_the_last_ones(stand, name, end):
-    """Where folders change places, and the old one goes: nothing is left over."""
+    """While folders change places and the old one is removed: nothing is left over."""
     tried = stand(name)
     swap = next(at for at, (call, _) in enumerate(tried.calls, 1) if call == "rename")
     last = range(swap, len(tried.calls) + 1)
@@ -138,7 +138,7 @@ def test_nohup_is_respected(capsys, monkeypatch):
 
 
 def test_a_program_calls_a_command_in_a_thread_of_its_own(capsys):
-    """Where no signal can be asked for."""
+    """There no signal handler can be set."""
     codes = []
     thread = threading.Thread(target=lambda: codes.append(cli.main(["tokenize", "x"])))
     thread.start()
@@ -164,7 +164,7 @@ def test_a_link_that_is_named_stays_and_its_file_is_replaced(tmp_path):
 
 
 def test_a_pipe_that_is_named_is_written_to(tmp_path):
-    """As /dev/stdout is. Root could put a file in the place of a device."""
+    """As with /dev/stdout. Root could replace a device by a file."""
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     with files.output(tmp_path / "pipe") as work:
@@ -194,7 +194,7 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(stand, capsys, mo
 
 
 def test_a_file_of_tensors_is_the_librarys_to_the_byte():
-    """Every dtype, no dimension and no number, names that JSON escapes."""
+    """Every dtype, tensors without axes or values, names that JSON escapes."""
     numbers, tensors = np.random.default_rng(0), {}
     for i, name in enumerate(WRITTEN):
         dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
@@ -216,7 +216,7 @@ def test_big_endian_and_transposed_tensors_are_written_as_they_are_meant():
 
 
 def test_a_writer_that_is_killed_leaves_no_name_that_the_next_does_not_take(stand):
-    """The library makes files called .tmpXXXXXX."""
+    """The library writes files named .tmpXXXXXX."""
     tried = stand("checkpoint.save")
     names = {Path(path).name for call, path in tried.calls if call == "open"}
     assert {re.sub(r"^\.(.*)\.new$", r"\1", name) for name in names} == {
@@ -243,7 +243,7 @@ for argv in sys.argv[2:]:
 
 
 def outputs(folder, source=TINY, umask=0o022, cwd=None, **env):
-    """The three folders, as another process writes them: content with modes."""
+    """The three folders as another process writes them: contents with modes."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "LC_", "LANG"))}
     lines = [line.format(tiny=source, out=folder / name) for name, line in WRITES.items()]
     argv = [sys.executable, "-c", ALIKE, f"{umask:o}", *lines]
@@ -260,7 +260,7 @@ def usual(tmp_path_factory):
 
 
 def some_locales():
-    """C, UTF-8, and one of those where i is not the small I, or a comma stands in numbers."""
+    """C, UTF-8, and a locale with another lower case of I or a decimal comma."""
     found = ["C", "C.UTF-8"]
     for name in ("tr_TR.UTF-8", "az_AZ.UTF-8", "de_DE.UTF-8"):
         before = locale.setlocale(locale.LC_ALL)
@@ -276,7 +276,7 @@ def some_locales():
 
 @pytest.mark.parametrize("name", some_locales())
 def test_the_locale_and_the_order_of_hashes(usual, tmp_path, name):
-    """In the C locale Python is told not to speak UTF-8 either."""
+    """In the C locale, Python must not use UTF-8 mode either."""
     env = {"LC_ALL": name, "PYTHONHASHSEED": "7"}
     if name == "C":
         env |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -324,7 +324,7 @@ def test_greedy_text_does_not_depend_on_threads(given, engine):
 
 
 def test_a_disk_that_fails_says_which_of_its_files(tmp_path, monkeypatch):
-    """It was 'None: …' of the note of who writes, in a run's folder."""
+    """It was 'None: …', from the note of the writing process in a run's folder."""
 
     def full(self, text):
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""Which packages are loaded, and when. Each in a process of its own."""
+"""Which packages are loaded, and when. Each test uses its own process."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ HEAVY = ["tiktoken", "onnx", "onnxruntime", "huggingface_hub", "tokenizers", "to
 
 
 def loaded(code):
-    """Which of the heavy packages, and numpy, a program has loaded at its end."""
+    """The heavy packages, and numpy, that a program has loaded at its end."""
     names = [*HEAVY, "numpy"]
     report = f"\nimport sys\nprint([n for n in {names} if n in sys.modules])"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The 124M shape, and what the README says of its sizes. It takes minutes and gigabytes."""
+"""The 124M shape, and the README's claims about its sizes. Takes minutes and gigabytes."""
 
 import itertools
 import sys
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """With random weights, and a vocabulary of 50,257."""
+    """A checkpoint with random weights and a vocabulary of 50,257."""
     folder = tmp_path_factory.mktemp("large") / "checkpoint"
     folder.mkdir()
     make_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""The long checks, by small ones: what passed is kept, what did not pass is run again."""
+"""The runner of the long checks, with small ones: passed checks are kept, others run again."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ PYTHON = sys.executable
 
 @pytest.fixture
 def checks(tmp_path, monkeypatch):
-    """A function: name → the code of a check; each writes its name into a file when it is run."""
+    """Return a function: name → the code of a check that writes its name into a file."""
     told = tmp_path / "told"
 
     def make(**codes):
@@ -63,7 +63,7 @@ def test_another_source_is_another_run(checks, run, monkeypatch):
 
 
 def test_who_wants_to_be_alone_is(checks, run, tmp_path):
-    """Two that would wait for each other, and then two that find nobody else."""
+    """Two that would wait for each other, then two that find nobody else."""
     here = f"import os, time, pathlib; here = pathlib.Path({str(tmp_path)!r}); "
     meets = here + "(here / '{}').touch()\nwhile not (here / '{}').exists(): time.sleep(0.01)"
     finds = here + "os.mkdir(here / 'x'); time.sleep(0.2); os.rmdir(here / 'x')"
@@ -97,7 +97,7 @@ sys.exit(long.main())
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_it_may_be_killed(checks, run, tmp_path, end):
-    """In the middle of a check: what was found before is kept."""
+    """In the middle of a check: earlier results are kept."""
     pid = f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
     ran = checks(good="", waits=f"{pid}; import time; time.sleep({FOREVER})")
     commands = repr({name: check.command for name, check in long.CHECKS.items()})

@@ -1,4 +1,4 @@
-"""What README and docs say is run."""
+"""Run what README and docs show."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ PRINTED = {
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Every command, run in the order of the pages, in one folder."""
+    """The results of every command, run in the order of the pages, in one folder."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "lang.txt").write_text("\n".join(SENTENCES * 7) + "\n")
     (folder / "TEXT").write_text(" ".join(f"{i} {line}" for i in range(60) for line in SENTENCES))
@@ -62,12 +62,12 @@ def done(tmp_path_factory):
 
 
 def serves(command):
-    """Until it is told to end: `tests/serve` does that."""
+    """Whether a command runs until it is stopped; `tests/serve` tests those."""
     return command.startswith("npgpt2 serve")
 
 
 def wants_npm(command):
-    """Packages of npm are those that WEB_MODULES names; nothing is installed here."""
+    """Whether a command needs npm's packages, which WEB_MODULES names. Nothing is installed."""
     return command.startswith("npm ") or ("--live" in command and not WEB_MODULES)
 
 
@@ -105,7 +105,7 @@ def test_the_first_lesson_is_learnt(done):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python(page, capsys):
-    """Blocks of a page follow each other: one finds what the one before it left on the disk."""
+    """The blocks of a page share a folder: one finds the files that an earlier one wrote."""
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {})
     out = capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_the_readme_is_short():
 
 
 def anchors(page):
-    """The ends of links to a page's headings."""
+    """The anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {"#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -151,7 +151,7 @@ def rows(page):
 
 
 def test_the_rooms_are_the_tree_in_the_words_of_their_docstrings():
-    """Two paragraphs of each folder; of a file that stands beside them, and in the README, one."""
+    """Two paragraphs for each folder; one for a single file, and in the README."""
     expected, first = {}, {}
     for package in ("npgpt2", "export/npgpt2_onnx"):
         for path in (ROOT / package).rglob("*/__init__.py"):

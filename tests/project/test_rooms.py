@@ -1,4 +1,4 @@
-"""The rooms of the packages. Who imports whom is `lint-imports`'s."""
+"""The rooms of the packages. `lint-imports` checks who imports whom."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The texts in `data/snapshots` are what the package makes: a change of them shows in review."""
+"""The texts in `data/snapshots` equal the package's current output: a review shows each change."""
 
 import difflib
 import itertools

@@ -1,4 +1,4 @@
-"""The quick tests are of every file of tests, so that `pytest` alone looks into every room."""
+"""The quick tests cover every test file, so that plain `pytest` tests every room."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ def is_late(decorators):
 
 
 def quick_tests(source):
-    """How many functions of a file are tests that are neither slow nor long."""
+    """The number of tests in a file that are neither slow nor long."""
     body = ast.parse(source).body
     marks = [node for node in body if ast.unparse(node).startswith("pytestmark")]
     tests = [node for node in body

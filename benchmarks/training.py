@@ -1,19 +1,19 @@
-"""A training step here against PyTorch's, on the same model.
+"""Compare a training step with PyTorch's, on the same model.
 
     pip install torch==2.13.0 transformers==5.23.0
     python -m benchmarks.training [--rounds 5] [--json FILE]
 
-A step is forward, backward, clipping and AdamW, in float32; PyTorch runs transformers' GPT-2 with
-its default attention, not compiled. Two shapes:
+A step is forward pass, backward pass, gradient clipping and AdamW, in float32; PyTorch runs
+transformers' GPT-2 with its default attention, not compiled. Two shapes:
 
     small     6 layers, 192 wide, 2,048 tokens, rows 16 × 256; also with dropout 0.1
     124M      GPT-2's smallest, rows 1 × 256
 
-and the highest resident size of each process, here also with --recompute: gradient checkpointing
-there is transformers' `gradient_checkpointing_enable`.
+It also measures the peak memory of each process, with and without gradient checkpointing (in
+PyTorch, transformers' `gradient_checkpointing_enable`).
 
-Every measurement is a process of its own, the engines in turn, on two threads. What counts is the
-ratio of the medians within one run: the seconds of one machine say nothing about another.
+Every measurement is a separate process, the engines in turn, on two threads. Compare ratios of
+medians within one run only: the seconds of one machine say nothing about another.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 THREADS = 2
-SPEED_GOAL, MEMORY_GOAL, RECOMPUTE_GOAL = 0.8, 1.2, 0.5
+SPEED_GOAL, MEMORY_GOAL, CHECKPOINTING_GOAL = 0.8, 1.2, 0.5
 SMALL = {"vocab_size": 2048, "n_positions": 256, "n_embd": 192, "n_layer": 6, "n_head": 6}
 # task → config, rows, dropout, steps
 TASKS: dict[str, tuple[dict[str, int], int, float, int]] = {
@@ -41,12 +41,12 @@ TASKS: dict[str, tuple[dict[str, int], int, float, int]] = {
     "124M": ({"n_positions": 256}, 1, 0.0, 4),
 }
 LENGTH = 256
-ENGINES = ("npgpt2", "npgpt2 --recompute", "torch", "torch, checkpointing")
+ENGINES = ("npgpt2", "npgpt2, checkpointing", "torch", "torch, checkpointing")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each kind (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per engine (default: 5)")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
             times.append(time.perf_counter() - started)
         scale = 1 if platform.system() == "Darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        rate = TASKS[task][1] * LENGTH / statistics.median(times[1:])  # the first warms up
+        rate = TASKS[task][1] * LENGTH / statistics.median(times[1:])  # the first is a warmup
         print(json.dumps([rate, peak]))
         return
     figures = measure(args.rounds)
@@ -96,7 +96,7 @@ def measure(rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
 def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
     from npgpt2.base.blas import choose_kernel
 
-    choose_kernel()  # as the command line does
+    choose_kernel()  # as in the command line
     import numpy as np
 
     from npgpt2 import GPT2, GPT2Config
@@ -116,7 +116,7 @@ def ours(engine: str, shape: dict[str, int], rows: int, dropout: float) -> Any:
     process = ExitStack()
     atexit.register(process.close)  # the threads live as long as the process
     pool = process.enter_context(workers(THREADS, shares))
-    gradients = Gradients(arrays.params, config, shares, pool, "--recompute" in engine)
+    gradients = Gradients(arrays.params, config, shares, pool, "checkpointing" in engine)
     optimizer = AdamW(*arrays[:3], clip=1.0, each=pool.map, shares=THREADS)
 
     def step() -> None:
@@ -170,16 +170,17 @@ def report(figures: dict[str, dict[str, dict[str, list[float]]]], rounds: int) -
         print(row(task, f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", verdict))
     for task in TASKS:
         a, b = (median(task, engine, "tokens/s") for engine in (ENGINES[1], ENGINES[3]))
-        print(row(f"{task}, recomputing", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", ""))
-    print("\n" + row("highest resident size, MB", "npgpt2", "torch", "ratio", "goal"))
+        print(row(f"{task}, checkpointing", f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", ""))
+    print("\n" + row("peak memory, MB", "npgpt2", "torch", "ratio", "goal"))
     for task in TASKS:
         a, b = (median(task, engine, "bytes") for engine in ("npgpt2", "torch"))
         verdict = f"<= {MEMORY_GOAL:g} {'reached' if a / b <= MEMORY_GOAL else 'MISSED'}"
         print(row(task, f"{a / 1e6:.0f}", f"{b / 1e6:.0f}", f"{a / b:.2f}", verdict))
-    print("\n" + row("the same, --recompute", "with", "without", "ratio", "goal"))
+    print("\n" + row("npgpt2, gradient checkpointing, MB", "with", "without", "ratio", "goal"))
     for task in TASKS:
         a, b = (median(task, engine, "bytes") for engine in (ENGINES[1], ENGINES[0]))
-        verdict = f"<= {RECOMPUTE_GOAL:g} {'reached' if a / b <= RECOMPUTE_GOAL else 'MISSED'}"
+        goal = CHECKPOINTING_GOAL
+        verdict = f"<= {goal:g} {'reached' if a / b <= goal else 'MISSED'}"
         print(row(task, f"{a / 1e6:.0f}", f"{b / 1e6:.0f}", f"{a / b:.2f}", verdict))
 
 

@@ -298,7 +298,7 @@ class Case:
 
 TRAIN = (
     "train {given}/text.txt -o {out} --n-layer 1 --n-head 2 --n-embd 16 --n-positions 16 "
-    "--vocab-size 300 --batch-size 2 --threads 1 --average 0.9 --eval-every 2 --save-every 2"
+    "--vocab-size 300 --batch-size 2 --threads 1 --ema 0.9 --eval-every 2 --save-every 2"
 )
 EXPORT = "export {tiny} -o {out} --no-verify --force"
 CONVERT = "convert {tiny} -o {out} --force"

@@ -1,8 +1,8 @@
-"""Train a GPT-2 on text, from nothing or from a checkpoint, with NumPy alone.
+"""Train a GPT-2 on text, from scratch or from a checkpoint, with NumPy alone.
 
-The folder that is made is a checkpoint as transformers has it, with the lowest validation loss so
-far. Beside it lie log.jsonl, a picture of the loss (loss.png), and what it takes to go on: Ctrl-C
-saves, and --resume goes on as if nothing had happened, to the last bit.
+DIR becomes a checkpoint in the format of transformers, with the weights of the lowest validation
+loss so far. It also contains log.jsonl, a plot of the loss (loss.png), and the state of the run.
+Ctrl-C saves and stops. --resume continues, to the last bit as if the run had never stopped.
 """
 
 import argparse
@@ -29,23 +29,24 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "corpus", nargs="*", metavar="CORPUS",
-        help="text files (UTF-8), or folders of *.txt; each file is a document, and "
-        "<|endoftext|> in a file separates documents",
+        help="text files (UTF-8), or folders of *.txt files; each file is one document, or several "
+        "separated by <|endoftext|>",
     )  # fmt: skip
-    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to create")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in DIR, as it was begun"
+        "--resume", action="store_true", help="resume the run in DIR, with the same settings"
     )
-    begin = parser.add_argument_group("what to begin with")
+    begin = parser.add_argument_group("initial model")
     add_options(begin, Settings, "init", "tokenizer", "vocab_size", *SHAPE, "freeze_embeddings")
-    data = parser.add_argument_group("what is read, and for how long")
+    data = parser.add_argument_group("data and duration")
     read = ("window", "batch_size", "accumulate", "steps", "epochs", "val_fraction", "seed")
     add_options(data, Settings, *read)
-    how = parser.add_argument_group("how it learns (AdamW)")
+    how = parser.add_argument_group("optimizer (AdamW) and regularization")
     learns = ("lr", "warmup", "schedule", "weight_decay", "beta1", "beta2", "clip", "dropout")
-    add_options(how, Settings, *learns, "average")
-    work = parser.add_argument_group("computing and saving")
-    add_options(work, Settings, "recompute", "threads", "eval_every", "save_every", "half")
+    add_options(how, Settings, *learns, "ema")
+    work = parser.add_argument_group("performance, validation and saving")
+    saving = ("eval_every", "save_every", "half")
+    add_options(work, Settings, "gradient_checkpointing", "threads", *saving)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,34 +58,34 @@ def run(args: argparse.Namespace) -> int:
     watch = _watch()
     with _signals(watch):
         try:
-            train(args.corpus, args.out, resume=args.resume, listener=watch, **settings)
+            train(args.corpus, args.out, resume=args.resume, callback=watch, **settings)
         finally:
             watch.close()
     folder = shlex.quote(one_line(args.out))
     if watch.done < watch.steps:
         watch.note(
             f"saved after step {watch.done:,} of {watch.steps:,}. "
-            f"To go on: npgpt2 train -o {folder} --resume"
+            f"To resume: npgpt2 train -o {folder} --resume"
         )
         return 130
     print(one_line(f"{args.out}: {_summary(args.out, watch.done)}"))
-    watch.note(f"to read what it writes: npgpt2 generate --model {folder}")
+    watch.note(f"to generate text: npgpt2 generate --model {folder}")
     return 0
 
 
 @contextmanager
 def _signals(watch: Any) -> Iterator[None]:
-    """A run that has begun saves and ends when it is told to; a second Ctrl-C ends it at once."""
+    """On a signal, a run that has started saves and stops; a second Ctrl-C stops it at once."""
 
     def ask(number: int, _: Any) -> None:
         if not watch.steps or (watch.asked and number == signal.SIGINT):
             raise KeyboardInterrupt
         watch.asked = True
-        watch.note("saving after this step (Ctrl-C again ends at once)")
+        watch.note("saving after this step (press Ctrl-C again to stop at once)")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
-    before = {name: was for name, was in before.items() if was != signal.SIG_IGN}  # nohup
+    before = {name: was for name, was in before.items() if was != signal.SIG_IGN}  # as with nohup
     for name in before:
         signal.signal(getattr(signal, name), ask)
     try:
@@ -95,10 +96,10 @@ def _signals(watch: Any) -> Iterator[None]:
 
 
 def _watch() -> Any:
-    from npgpt2.train import Listener
+    from npgpt2.train import Callback
 
-    class Watch(Listener):
-        """A bar, or lines; a line for each validation."""
+    class Watch(Callback):
+        """Shows a progress bar, and a message for each validation."""
 
         def __init__(self) -> None:
             self.done, self.steps, self.asked = 0, 0, False
@@ -107,7 +108,7 @@ def _watch() -> Any:
         def note(self, text: str) -> None:
             if self._bar is not None:
                 self._bar.clear()
-            with suppress(OSError):  # nobody reads any more: no reason to stop learning
+            with suppress(OSError):  # standard error is closed: no reason to stop training
                 note(text)
 
         def progress(self, loop: Any, what: str, total: int | None = None) -> Any:
@@ -116,7 +117,7 @@ def _watch() -> Any:
         def begins(self, done: int, steps: int, tokens: int) -> None:
             self.done, self.steps, self._tokens = done, steps, tokens
             if done:
-                self.note(f"going on after step {done:,} of {steps:,}")
+                self.note(f"resuming after step {done:,} of {steps:,}")
             self._bar = bar("training", done * tokens, steps * tokens, " tokens", unit_scale=True)
 
         def step(self, line: dict[str, Any]) -> None:
@@ -141,7 +142,7 @@ def _watch() -> Any:
 
 
 def _summary(out: str, steps: int) -> str:
-    """What is there at the end, of all sittings."""
+    """The result of the whole run, including the parts before interruptions."""
     from npgpt2.train.log import read
     from npgpt2.train.loop import LOG
 

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npgpt2.train.listener import Listener as Listener
+    from npgpt2.train.callback import Callback as Callback
     from npgpt2.train.loop import train as train
     from npgpt2.train.loss import gradients as gradients
     from npgpt2.train.settings import Settings as Settings
 
-_HOMES = {"Listener": "listener", "Settings": "settings", "gradients": "loss", "train": "loop"}
+_HOMES = {"Callback": "callback", "Settings": "settings", "gradients": "loss", "train": "loop"}
 __all__ = [*_HOMES]
 
 

@@ -2,7 +2,7 @@
 
     files ──Texts──▶ pieces of text ──encode──▶ ids on the disk ──Windows──▶ batches
 
-A corpus may be larger than the memory. Its text is read in pieces, and its ids are memory-mapped.
+A corpus may be larger than the memory: text is read in pieces, and ids are memory-mapped.
 
 Axes: B windows of a batch, T tokens of a window.
 """
@@ -27,17 +27,17 @@ from npgpt2.tokenizer.byte_pair import SPACE, BytePairTokenizer
 from npgpt2.tokenizer.files import FILES
 from npgpt2.tokenizer.interface import END, Tokenizer, end_id
 
-PIECE = 2**16  # bytes read at a time; with 2**20 the `tokenizers` library takes 300 MB more
-IGNORED = -100  # as a target: PyTorch's value for "no loss here"
+PIECE = 2**16  # bytes read at a time; with 2**20 the `tokenizers` library needs 300 MB more
+IGNORED = -100  # a target without loss, as in PyTorch
 
 Part = Literal["train", "val"]
 Ids = NDArray[Any]
 Progress = Callable[[Iterable[str], str, int], Iterable[str]]
 
-# Where white space begins, byte-level BPE always cuts, whatever follows: in no token of
-# GPT2_PATTERN does it stand behind another character. Nothing in the pattern looks back, and only
-# white space looks ahead, so each side alone has the tokens that it has beside the other. (Where
-# white space ends that is not so: the space before a word is the word's.) Greedy: the last place.
+# A text may be cut where white space begins: no match of GPT2_PATTERN has white space after another
+# character, nothing in the pattern looks behind, and only white space looks ahead. So both parts,
+# encoded alone, give the same tokens as the whole. (It must not be cut where white space ends: a
+# space before a word belongs to the word.) The match is greedy: it finds the last such place.
 CUT = re.compile(f".*[^{SPACE}](?=[{SPACE}])", re.DOTALL)
 
 
@@ -45,15 +45,15 @@ CUT = re.compile(f".*[^{SPACE}](?=[{SPACE}])", re.DOTALL)
 
 
 class Texts(NamedTuple):
-    """The text files of a corpus, and where training ends and validation begins.
+    """The text files of a corpus, split into a training and a validation part.
 
     Attributes:
         files: in the order given.
-        characters: of all the files.
-        bytes: of the same, as UTF-8.
-        sha256: of the text with <|endoftext|> between two files, so that it tells documents apart.
-            Of one file without a byte-order mark it is what sha256sum prints.
-        cut: so many characters at the beginning are for training.
+        characters: number of characters of all files.
+        bytes: number of bytes of the same text as UTF-8.
+        sha256: checksum of the text with <|endoftext|> between two files. For a single file
+            without a byte-order mark it is the output of sha256sum.
+        cut: number of characters of the training part, which comes first.
 
     >>> texts = Texts.open(["tests/data/tiny/merges.txt"], val_fraction=0.1)
     >>> texts.characters, texts.bytes, texts.cut
@@ -76,21 +76,21 @@ class Texts(NamedTuple):
         progress: Progress = lambda loop, what, total: loop,
         outside: Path | None = None,
     ) -> "Texts":
-        """Read everything once: count it, and see that it is text.
+        """Read all files once to count them and to check that they are text.
 
         Args:
-            paths: files; a folder stands for the *.txt files in it and below, sorted, but for
-                those of a vocabulary.
-            outside: a folder whose files are no text, wherever it lies: the run's own.
-            val_fraction: of the characters, at the end of the last files, for validation. The cut
+            paths: files or folders; a folder means the *.txt files in it and below, sorted,
+                without the files of a vocabulary.
+            val_fraction: share of the characters, at the end, that is used for validation. The cut
                 may fall inside a document.
             progress: wraps the loop over pieces of text.
+            outside: a folder whose files are left out: the run's own.
 
         Raises:
             OptionError: val_fraction is outside 0 ≤ F < 1.
             FileError: a path is missing, cannot be read or is not a regular file; or a folder has
                 no *.txt file.
-            InputError: a file is not UTF-8, or nothing but white space is there.
+            InputError: a file is not UTF-8, or the corpus contains only white space.
         """
         number = isinstance(val_fraction, int | float) and not isinstance(val_fraction, bool)
         if not number or not 0 <= val_fraction < 1:
@@ -109,27 +109,27 @@ class Texts(NamedTuple):
             blank = blank and not text.strip()
         if blank:
             raise InputError("the corpus has no text, expected some. Give other files")
-        # As a decimal fraction: (1 - 0.9) * 10 is 0.9999999999999998.
+        # An exact decimal fraction, since (1 - 0.9) * 10 is 0.9999999999999998.
         train = math.floor((1 - Fraction(str(float(val_fraction)))) * characters)
         return cls(files, characters, size, digest.hexdigest(), train)
 
     def pieces(
         self, part: Part, whole: bool = False, progress: Progress = lambda loop, what, total: loop
     ) -> Iterator[str]:
-        """The text of a part as a stream, with <|endoftext|> as a piece of its own.
+        """The text of a part as a stream, with <|endoftext|> as a separate piece.
 
-        It stands before every document, so that a part begins with one unless the cut fell inside
-        a document. Each file is a document; text that spells <|endoftext|> ends one, too. Documents
-        without text are left out.
+        <|endoftext|> comes before every document, so a part begins with it unless the cut is inside
+        a document. Each file is a document; <|endoftext|> in the text also ends one. Empty
+        documents are left out.
 
         Args:
             part: "train" or "val".
-            whole: one piece for a document. Otherwise pieces of about `PIECE` bytes, cut where
-                byte-level BPE cuts; longer where there is no white space.
-            progress: wraps the loop over what is read.
+            whole: yield each document in one piece. Otherwise in pieces of about `PIECE` bytes, cut
+                where byte-level BPE cuts; pieces are longer where there is no white space.
+            progress: wraps the loop over the pieces that are read.
 
         Raises:
-            FileError, InputError: a file has become shorter, or is no text any more.
+            FileError, InputError: a file has become shorter, or is no longer text.
         """
         start, stop = (0, self.cut) if part == "train" else (self.cut, self.characters)
         reads = len(self.files) + self.bytes * stop // (self.characters * PIECE)
@@ -137,7 +137,7 @@ class Texts(NamedTuple):
         return _bounded(self._between(stream, start, stop), whole)
 
     def _between(self, stream: Iterable[str], start: int, stop: int) -> Iterator[str]:
-        """Characters start … stop of `_apart`'s stream, with END before each document."""
+        """The characters start … stop of `_apart`'s stream, with END before each document."""
         at, begins = 0, False
         for text in stream:
             if text in ("", END):
@@ -153,7 +153,7 @@ class Texts(NamedTuple):
                 return
         raise FileError(
             f"{self.files[-1]}: the corpus ends after {at:,} characters, expected "
-            f"{self.characters:,} as before. Do not change its files while they are read"
+            f"{self.characters:,} as before. Do not change the files while they are read"
         )
 
 
@@ -167,13 +167,13 @@ def _files_of(path: Path, outside: Path | None) -> list[Path]:
 
     walk = os.walk(path, onerror=fail)
     names = [Path(folder, name) for folder, _, names in walk for name in names]
-    # A vocabulary's merges.txt, of another run perhaps, is no text.
+    # merges.txt of a vocabulary, perhaps of another run, is not part of the text.
     files = sorted(name for name in names if name.suffix == ".txt" and name.name not in FILES)
     if outside is not None and outside.exists():
         within = cache(lambda folder: any(is_same(outside, p) for p in (folder, *folder.parents)))
         files = [name for name in files if not within(name.resolve().parent)]
     if not files:
-        raise FileError(f"{path}: has no *.txt file, expected one at least. Name the files")
+        raise FileError(f"{path}: has no *.txt file, expected at least one. Name the files")
     return files
 
 
@@ -183,7 +183,7 @@ def _size(path: Path) -> int:
 
 
 def _read(files: Iterable[Path]) -> Iterator[str]:
-    """The text of the files in pieces; "" where one begins, and nowhere else."""
+    """The text of the files in pieces, with "" before each file and nowhere else."""
     for path in files:
         yield ""
         yield from _decoded(path)
@@ -191,8 +191,8 @@ def _read(files: Iterable[Path]) -> Iterator[str]:
 
 def _decoded(path: Path) -> Iterator[str]:
     """One file's text in pieces, without a byte-order mark at its start."""
-    _size(path)  # it may be another file by now
-    decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0  # begin: of what is decoded next
+    _size(path)  # the path may lead to another file by now
+    decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0  # begin: first byte not yet decoded
     try:
         with path.open("rb") as file:
             more = True
@@ -215,9 +215,9 @@ def _decoded(path: Path) -> Iterator[str]:
 
 
 def _apart(texts: Iterable[str]) -> Iterator[str]:
-    """`_read`'s pieces with each END in a piece of its own, though two pieces had it between them.
+    """`_read`'s pieces with each END as a separate piece, even if two pieces shared it.
 
-    "" still stands where a file begins.
+    There is still a "" before each file.
     """
     held, keep = "", len(END) - 1
     for text in texts:
@@ -235,7 +235,7 @@ def _apart(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _bounded(stream: Iterable[str], whole: bool) -> Iterator[str]:
-    """Between two ENDs the same text, in other pieces: one, or many cut where BPE cuts."""
+    """Join the pieces between two ENDs into one, or cut them where BPE cuts."""
     held = ""
     for text in stream:
         if text == END:
@@ -245,7 +245,7 @@ def _bounded(stream: Iterable[str], whole: bool) -> Iterator[str]:
             held = ""
             continue
         held += text
-        # Before the new text, and the character that it meets, there is no such place.
+        # Earlier text has no such place: start at the last character before the new text.
         place = None if whole else CUT.match(held, max(0, len(held) - len(text) - 1))
         if place:
             yield held[: place.end()]
@@ -258,11 +258,11 @@ def _bounded(stream: Iterable[str], whole: bool) -> Iterator[str]:
 
 
 class Tokens(NamedTuple):
-    """The ids of a part, memory-mapped, and how many bytes of UTF-8 they stand for.
+    """The ids of a part, memory-mapped, and the size of their text.
 
     Attributes:
-        ids: (n,) uint16, or uint32 where the vocabulary has more than 65,536 tokens.
-        text_bytes: of the text; <|endoftext|> is not counted.
+        ids: (n,) uint16, or uint32 if the vocabulary has more than 65,536 tokens.
+        text_bytes: bytes of the text as UTF-8, without <|endoftext|>.
     """
 
     ids: Ids
@@ -276,14 +276,14 @@ def encode(
     path: str | Path,
     progress: Progress = lambda loop, what, total: loop,
 ) -> Tokens:
-    """Write the ids of a part into a .npy file, and map it.
+    """Write the ids of a part into a .npy file, and memory-map it.
 
-    The training part is read as a ring: it begins with <|endoftext|> and does not end with one. A
-    vocabulary without <|endoftext|> can have one document only.
+    A part has no <|endoftext|> at its end, since training reads it as a ring. A vocabulary without
+    <|endoftext|> allows only one document.
 
     Raises:
         InputError: there are more documents, or a file of the corpus has changed.
-        FileError: the file cannot be written; of it nothing remains.
+        FileError: the file cannot be written; nothing of it remains.
     """
     path = Path(path)
     dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
@@ -301,23 +301,23 @@ def encode(
 
 
 def load_ids(path: Path) -> Ids:
-    """Map the ids that `encode` wrote.
+    """Memory-map the ids that `encode` wrote.
 
     Raises:
         FileError: the file cannot be read.
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     try:
         ids: Ids = np.load(path, mmap_mode="r")
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}). Begin again") from None
+        raise CheckpointError(f"{path}: is damaged ({error}). Start again") from None
     return ids
 
 
 def _write_header(file: Any, dtype: np.dtype[Any], count: int) -> None:
-    """NumPy leaves room in it, so that it is as long for every count."""
+    """Write a .npy header. NumPy pads it, so that its length does not depend on the count."""
     header = {"descr": dtype.str, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
 
@@ -332,15 +332,15 @@ def _encoded(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str,
             yield piece, [end]
         elif number:
             raise InputError(
-                f"the corpus has several documents, and the vocabulary has no {END} to stand "
-                "between them. Join them into one file, or take another vocabulary"
+                f"the corpus has several documents, and the vocabulary has no {END} to separate "
+                "them. Join them into one file, or use another vocabulary"
             )
 
 
 def _cuts_keep_tokens(tokenizer: Tokenizer) -> bool:
-    """Whether the pieces of a text have the tokens of the text.
+    """Whether the pieces of a text, encoded separately, give the tokens of the whole text.
 
-    Not where a space is put before every text, or where an added token has white space in it.
+    They do not if the tokenizer adds a space before each text, or a token contains white space.
     """
     return (
         isinstance(tokenizer, BytePairTokenizer)
@@ -353,7 +353,7 @@ def _cuts_keep_tokens(tokenizer: Tokenizer) -> bool:
 
 
 class Batch(NamedTuple):
-    """Windows, and after each of their tokens the one to predict.
+    """Windows of tokens, and the next token of each position.
 
     Attributes:
         ids: (B, T) int64.
@@ -367,14 +367,14 @@ class Batch(NamedTuple):
 class Windows:
     """The training part as a ring of n ids, read in epochs of ⌈n / T⌉ windows.
 
-    Each epoch begins somewhere else on the ring and has its windows in another order, so that every
-    id is a target in every epoch, each time with other ids before it. Which window has which
-    number depends on nothing but the seed: a run that goes on needs no state from before.
+    Each epoch begins at another place of the ring and has its windows in another order. So every id
+    is a target in every epoch, each time after a different context. The windows depend only on
+    their number and the seed: a resumed run needs no state.
 
     Args:
-        ids: (n,) whole numbers.
+        ids: (n,) integers.
         length: T.
-        seed: from 0; the epoch is in the counter of the generator.
+        seed: 0 or more; the key of the generator, whose counter is the epoch.
 
     Raises:
         InputError: fewer than T + 1 ids.
@@ -389,15 +389,15 @@ class Windows:
     def __init__(self, ids: Ids, length: int, seed: int) -> None:
         if len(ids) < length + 1:
             raise InputError(
-                f"the corpus has {len(ids)} tokens, shorter than one window of {length} and the "
-                "token after it. Give more text, or a smaller --window"
+                f"the corpus has {len(ids)} tokens, expected at least {length + 1}, one window and "
+                "the next token. Give more text, or a smaller --window"
             )
         self._ids, self._length, self._seed = np.asarray(ids), length, seed
         self.per_epoch = -(-len(ids) // length)
-        self._epoch, self._starts = -1, np.empty(0, np.int64)  # of one epoch
+        self._epoch, self._starts = -1, np.empty(0, np.int64)  # the current epoch
 
     def batch(self, first: int, rows: int) -> Batch:
-        """Windows number first … first + rows − 1, counted over all epochs."""
+        """The windows first … first + rows − 1, numbered from 0 over all epochs."""
         starts = np.array([self._start(number) for number in range(first, first + rows)])
         places = (starts[:, None] + np.arange(self._length + 1)) % len(self._ids)
         window = self._ids[places].astype(np.int64)
@@ -406,7 +406,7 @@ class Windows:
     def _start(self, number: int) -> int:
         epoch, at = divmod(number, self.per_epoch)
         if epoch != self._epoch:
-            # Raw words: NumPy keeps them for ever, and may change what it makes of them.
+            # Raw words: NumPy guarantees that they never change, unlike its distributions.
             source = np.random.Philox(key=self._seed, counter=[0, 0, 0, epoch])
             offset = int(source.random_raw()) % len(self._ids)
             order = np.argsort(source.random_raw(self.per_epoch), kind="stable")
@@ -415,12 +415,12 @@ class Windows:
 
 
 def validation_batches(ids: Ids, length: int, rows: int) -> Iterator[Batch]:
-    """Windows that do not overlap; every id but the first is a target once.
+    """Windows that do not overlap: every id but the first is a target once.
 
-    The last window is filled up on the right: ids with 0, targets with `IGNORED`.
+    The last window is padded on the right: ids with 0, targets with `IGNORED`.
 
     Args:
-        ids: (n,) whole numbers.
+        ids: (n,) integers.
         length: T.
         rows: B; the last batch may have fewer.
 
@@ -432,7 +432,7 @@ def validation_batches(ids: Ids, length: int, rows: int) -> Iterator[Batch]:
     """
     if len(ids) < 2:
         raise InputError(
-            f"the validation part has {len(ids)} tokens, expected two at least. "
+            f"the validation part has {len(ids)} tokens, expected at least two. "
             "Give more text, or a larger --val-fraction"
         )
     return _validation_batches(np.asarray(ids), length, rows)

@@ -1,4 +1,4 @@
-"""log.jsonl: a line a step, and a line a validation."""
+"""log.jsonl: one line per step, and one line per validation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,22 +12,22 @@ Line = dict[str, Any]
 
 
 def read(path: Path) -> list[Line]:
-    """Its whole lines."""
+    """The complete lines of a log."""
     return [line for _, line in _whole(path)]
 
 
 def cut(path: Path, step: int) -> None:
-    """Leave out what comes after a step: a run that goes on from there writes it again."""
+    """Remove the lines after a step: a run that resumes from this step writes them again."""
     kept = [raw for raw, line in _whole(path) if line["step"] <= step]
     with replaced(path) as work:
         work.write_bytes(b"".join(raw + b"\n" for raw in kept))
 
 
 def _whole(path: Path) -> Iterator[tuple[bytes, Line]]:
-    """(as it stands there, what it says), up to the first that a kill cut in its midst."""
+    """(raw line, parsed line) of each line, up to the first that a killed run left incomplete."""
     if not path.exists():
         return
-    for raw in path.read_bytes().split(b"\n")[:-1]:  # a sample may hold Unicode's other newlines
+    for raw in path.read_bytes().split(b"\n")[:-1]:  # a sample may contain other Unicode newlines
         try:
             yield raw, json.loads(raw)
         except ValueError:
@@ -36,12 +36,12 @@ def _whole(path: Path) -> Iterator[tuple[bytes, Line]]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Callable[[Line], None]]:
-    """A function that adds a line, on the disk at once."""
+    """A function that appends a line, without a buffer."""
 
     def write(line: Line) -> None:
         data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         with named_errors(path):
-            while data:  # a disk that becomes full takes a part of it, and only then is an error
+            while data:  # a full disk takes a part first, and reports the error on the next write
                 data = data[file.write(data) :]
 
     file = path.open("ab", buffering=0)

@@ -1,15 +1,15 @@
-"""The run itself: batches, steps, validations, checkpoints.
+"""The training loop: batches, steps, validations, checkpoints.
 
-A run is a folder. The model lies in it as transformers has it, and beside it:
+A run is a folder. It contains the model in the format of transformers, and:
 
-    training.json        the settings, and what the corpus was
-    train.npy, val.npy   its tokens
-    log.jsonl            a line a step, and a line a validation
-    loss.png             the same as a picture
-    checkpoint-N/        to go on from; see `npgpt2.train.state`
+    training.json        the settings, and the sha256 and size of the corpus
+    train.npy, val.npy   the token ids
+    log.jsonl            one line per step, and one line per validation
+    loss.png             a plot of the log
+    checkpoint-N/        the state to resume from; see `npgpt2.train.state`
 
-Which windows are read, what is dropped and the learning rate are functions of the settings and of
-the step's number. So a run that was killed and goes on gives the same bits as one that was not.
+The windows, dropout and learning rate of a step are functions of the settings and the step number.
+So a run that was killed and resumed gives the same bits as one that was not.
 """
 
 import math
@@ -31,8 +31,8 @@ from npgpt2.model.config import GPT2Config
 from npgpt2.model.params import build_tree, named_parameters, param_shapes
 from npgpt2.tokenizer.interface import end_id
 from npgpt2.train import log
+from npgpt2.train.callback import Callback
 from npgpt2.train.corpus import Batch, Windows, load_ids, validation_batches
-from npgpt2.train.listener import Listener
 from npgpt2.train.loss import Gradients
 from npgpt2.train.ops import Drop
 from npgpt2.train.optimizer import AdamW, Flat, learning_rate
@@ -42,8 +42,8 @@ from npgpt2.train.settings import Settings
 from npgpt2.train.state import Arrays, checkpoints, load_state, prune, save_state
 
 LOG, PICTURE = "log.jsonl", "loss.png"
-EPOCHS, LR, LR_INIT, WARMUP = 10.0, 1e-3, 5e-5, 100  # where nothing was said
-VALIDATED = 512  # windows at most, spread over the validation part
+EPOCHS, LR, LR_INIT, WARMUP = 10.0, 1e-3, 5e-5, 100  # defaults
+VALIDATED = 512  # validation windows at most, spread evenly over the validation part
 SAMPLED = 60  # tokens of a sample
 
 
@@ -52,56 +52,56 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    listener: Listener | None = None,
+    callback: Callback | None = None,
     **settings: Any,
 ) -> Path:
-    """Train a GPT-2 on text, or go on with a run; returns the folder, which `GPT2` loads.
+    """Train a GPT-2 on text, or resume a run; returns the folder, which `GPT2` can load.
 
     Args:
-        corpus: a text file or a folder of them, or several. A run that is resumed needs none: its
-            tokens are in its folder. Where some are given, the text has to be the same.
+        corpus: one or more text files or folders of text files. A resumed run needs none, since
+            its folder contains the tokens. If you give some, the text must be the same.
         out: the run's folder.
-        resume: go on from the newest checkpoint there.
-        listener: is told what happens.
+        resume: resume from the newest checkpoint in the folder.
+        callback: receives the events of the run.
         settings: see `npgpt2.train.settings.Settings`.
 
     Raises:
-        OptionError, InputError: settings or text that do not fit.
-        TrainingError: a run is resumed with other settings; or its loss is not a number.
-        FileError: a folder that is there already; a full disk.
+        OptionError, InputError: settings or text are invalid.
+        TrainingError: the run is resumed with other settings; or its loss is not finite.
+        FileError: the folder exists, or the disk is full.
         MissingPackage: the extra `train` is not installed.
     """
     if not str(out):
-        raise OptionError("out", "no folder was named, expected one to make")
-    out, listener = Path(out), listener or Listener()
+        raise OptionError("out", "got an empty name, expected a folder to create")
+    out, callback = Path(out), callback or Callback()
     corpus = [corpus] if isinstance(corpus, (str, Path)) else corpus
     begun = (out / SETTINGS).exists()
     if resume and not begun:
         raise FileError(
-            f"{out}: has no {SETTINGS}, expected a run. Leave out --resume to begin one"
+            f"{out}: has no {SETTINGS}, expected a run. Leave out --resume to start one"
         )
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileError(
-            f"{out}: {'holds a run' if begun else 'is there'} already, expected a new folder. "
-            f"{'Add --resume to go on with it' if begun else 'Name another one'}"
+            f"{out}: already {'contains a run' if begun else 'exists'}, expected a new folder. "
+            f"{'Add --resume to continue it' if begun else 'Give another name'}"
         )
     if resume:
-        require_same(corpus, out, settings, listener)
+        require_same(corpus, out, settings, callback)
     else:
         asked = Settings(**settings)
-        _shares(asked)  # what is missing is said before anything is made
+        _shares(asked)  # reports a missing package before anything is written
         with new_folder(out, replaces=lambda _: False) as work:
-            prepare(corpus, out, work, asked, listener)
+            prepare(corpus, out, work, asked, callback)
     with held(out):
-        Training(out, listener).go()
+        Training(out, callback).go()
     return out
 
 
 class Training:
-    """A run from its newest checkpoint on."""
+    """A run, loaded from its newest checkpoint."""
 
-    def __init__(self, out: Path, listener: Listener) -> None:
-        self.out, self.listener = out, listener
+    def __init__(self, out: Path, callback: Callback) -> None:
+        self.out, self.callback = out, callback
         self.settings, _, self._bytes = Begun.read(out)
         settings = self.settings
         self.config = GPT2Config.from_file(out / "config.json")
@@ -121,15 +121,17 @@ class Training:
         self._peak = settings.lr or (LR if settings.init is None else LR_INIT)
 
     def go(self) -> None:
-        """Every step that is left."""
-        settings, state, listener = self.settings, self.state, self.listener
+        """Run all remaining steps."""
+        settings, state, callback = self.settings, self.state, self.callback
         log.cut(self.out / LOG, state.step)
-        if state.step == self.steps:  # perhaps it was killed right after its last checkpoint
+        if state.step == self.steps:  # it may have been killed right after its last checkpoint
             prune(self.out, state.step)
             draw(log.read(self.out / LOG), self.out / PICTURE)
         shares = _shares(settings)
         with workers(settings.threads, shares) as pool, log.writing(self.out / LOG) as write:
-            gradients = Gradients(self.arrays.params, self.config, shares, pool, settings.recompute)
+            gradients = Gradients(
+                self.arrays.params, self.config, shares, pool, settings.gradient_checkpointing
+            )
             optimizer = AdamW(
                 *self.arrays[:3],
                 steps=state.step,
@@ -140,18 +142,18 @@ class Training:
                 each=pool.map,
                 shares=settings.threads,
             )
-            listener.begins(state.step, self.steps, self._rows * self._length)
+            callback.begins(state.step, self.steps, self._rows * self._length)
             started, spent = time.monotonic(), state.seconds
             while state.step < self.steps:
                 line = self._step(gradients, optimizer)
                 write(line)
-                listener.step(line)
+                callback.step(line)
                 last = state.step == self.steps
                 if self._validation is not None and (last or state.step % settings.eval_every == 0):
                     line = self._validate(gradients)
                     write(line)
-                    listener.validated(line)
-                stop = not last and listener.stopped()
+                    callback.validated(line)
+                stop = not last and callback.stopped()
                 if last or stop or state.step % settings.save_every == 0:
                     state.seconds = spent + time.monotonic() - started
                     self._save()
@@ -171,7 +173,7 @@ class Training:
         if not math.isfinite(mean):
             raise self._diverged(done + 1, "loss", mean, batch)
         if not math.isfinite(norm):
-            raise self._diverged(done + 1, "gradient's norm", norm, batch, total)
+            raise self._diverged(done + 1, "gradient norm", norm, batch, total)
         optimizer.step(total, lr, norm)
         total.array[...] = 0.0
         self.state.step += 1
@@ -179,15 +181,15 @@ class Training:
         return {"step": done + 1, "loss": mean, "norm": norm, "lr": lr}
 
     def _follow(self) -> None:
-        """The running mean. Its memory grows with the run: the first weights say nothing.
+        """Update the EMA. Its decay grows with the steps, so that it forgets the first weights.
 
-        As TensorFlow's ExponentialMovingAverage with `num_updates`.
+        The formula is that of TensorFlow's ExponentialMovingAverage with `num_updates`.
         """
-        if self.arrays.average is None:
+        if self.arrays.ema is None:
             return
-        keep = min(self.settings.average, (1 + self.state.step) / (10 + self.state.step))
-        trained = slice(self.arrays.params.trained)  # what is frozen would be rounded
-        mean, new = self.arrays.average.array[trained], self.arrays.params.array[trained]
+        keep = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
+        trained = slice(self.arrays.params.trained)  # without frozen weights: they must not change
+        mean, new = self.arrays.ema.array[trained], self.arrays.params.array[trained]
         mean *= keep
         mean += (1.0 - keep) * new
 
@@ -228,19 +230,19 @@ class Training:
     def _save(self) -> None:
         if self._validation is None or not (self.out / SINGLE).exists():
             self._write_model()
-        fsync(self.out / LOG)  # a checkpoint never knows more than the log
+        fsync(self.out / LOG)  # a checkpoint must never be ahead of the log
         save_state(self.out, self.config, self.arrays, self.state)
         draw(log.read(self.out / LOG), self.out / PICTURE)
 
     def _write_model(self) -> None:
-        """The lowest validation loss so far; without validation, the newest."""
+        """Save the model: the lowest validation loss so far; without validation, the newest."""
         dtype = np.float16 if self.settings.half else np.float32
         save(self.out, self.config, self.arrays.model, dtype)
 
     def _diverged(
         self, step: int, what: str, value: float, batch: Batch, gradient: Flat | None = None
     ) -> TrainingError:
-        """Names the first tensor that is not finite: in the order of the data's flow, or back."""
+        """An error that names the first tensor, in order of computation, that is not finite."""
         found: list[str] = []
 
         def listen(name: str, array: Any) -> None:
@@ -261,10 +263,10 @@ class Training:
 
 
 def _shares(settings: Settings) -> int:
-    """Among how many threads the rows of a batch are shared out.
+    """The number of threads that share the rows of a batch.
 
     Raises:
-        MissingPackage: among several, and threadpoolctl is not installed.
+        MissingPackage: there are several, and threadpoolctl is not installed.
     """
     shares = min(settings.threads, settings.batch_size)
     if shares > 1:
@@ -273,14 +275,14 @@ def _shares(settings: Settings) -> int:
         except ImportError:
             raise MissingPackage(
                 "threads: more than one needs the package threadpoolctl. "
-                "Run: pip install 'npgpt2[train]', or take --threads 1"
+                "Run: pip install 'npgpt2[train]', or use --threads 1"
             ) from None
     return shares
 
 
 @contextmanager
 def workers(threads: int, shares: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads; where several of them compute shares of a batch at once, BLAS has one in each."""
+    """A thread pool; if several threads share a batch, BLAS uses one thread in each of them."""
     with ExitStack() as stack:
         if shares > 1:
             from threadpoolctl import threadpool_limits

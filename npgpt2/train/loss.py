@@ -1,4 +1,4 @@
-"""Loss and gradients: of one call for whoever asks, and of batch after batch for training."""
+"""Loss and gradients: of a single call (public), and summed over batches (training)."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,22 +28,22 @@ def gradients(
     token_type_ids: npt.ArrayLike | None = None,
     encoder_hidden_states: npt.ArrayLike | None = None,
     encoder_attention_mask: npt.ArrayLike | None = None,
-    recompute: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> tuple[float, Params]:
-    """The loss that `GPT2.__call__` gives for labels, and its gradient by every parameter.
+    """The loss that `GPT2.__call__` returns for labels, and its gradient for every parameter.
 
-    Without dropout. Arguments are those of `GPT2.__call__`.
+    Without dropout. The other arguments are those of `GPT2.__call__`.
 
     Args:
-        labels: (B, T) ids, shifted here; −100 is ignored. By default input_ids, without padding.
-        recompute: keep only what goes into each block: less memory, the same bits.
+        labels: (B, T) ids, shifted inside; −100 is ignored. Default: input_ids without padding.
+        gradient_checkpointing: keep only the inputs of blocks: less memory, the same bits.
 
     Returns:
-        The mean of −log p over the labels, in nats; and a tree like the parameters', of their
-        dtype. A tied head's gradient is in wte's.
+        The mean of −log p over the labels, in nats; and a tree like `model.params`, with the same
+        shapes and dtype. The gradient of a tied head is part of wte's.
 
     Raises:
-        InputError: shapes, dtypes or ids that do not fit, named; or no label to predict.
+        InputError: an argument has a wrong shape, dtype or id; or there is no label to predict.
 
     >>> model = GPT2.from_pretrained("tests/data/tiny", dtype="float64")
     >>> loss, d = gradients(model, [[84, 258, 346, 299]])
@@ -60,11 +60,11 @@ def gradients(
     if labels is not None:
         targets[:, :-1] = arguments.ids("labels", labels, (b, t), vocabulary, ignore=IGNORED)[:, 1:]
     else:
-        seen = True if mask is None else mask[:, :-1] & mask[:, 1:]  # padding foretells nothing
+        seen = True if mask is None else mask[:, :-1] & mask[:, 1:]  # padding predicts nothing
         targets[:, :-1] = np.where(seen, ids[:, 1:], IGNORED)
     count = int((targets != IGNORED).sum())
     if not count:
-        raise InputError("labels: nothing to predict, expected one label after the first at least")
+        raise InputError("labels: nothing to predict, expected at least one label after the first")
     types = None
     if token_type_ids is not None:
         types = arguments.ids("token_type_ids", token_type_ids, (b, t), vocabulary)
@@ -74,27 +74,27 @@ def gradients(
     positions = arguments.positions(position_ids, mask, 0, (b, t), config)
     rows = Rows(ids, targets, positions, mask, types, encoder, encoder_mask)
     d = build_tree({name: np.zeros_like(x) for name, x in named_parameters(model.params)})
-    run = Run(config, rows, recompute=recompute)
+    run = Run(config, rows, checkpointing=gradient_checkpointing)
     return add_gradient(model.params, run, count, d) / count, d
 
 
 def add_gradient(params: Params, run: Run, count: int, d: Params) -> float:
-    """Σ −log p over a run's targets, in nats; its gradient / count is added to d."""
+    """Returns Σ −log p over a run's targets, in nats; adds its gradient / count to d."""
     nats, back = loss(params, run)
     back(1.0 / count, d)
     return nats
 
 
 class Gradients:
-    """Adds up the gradients of batches whose rows are shared out among threads.
+    """Sums the gradients of batches; several threads share the rows of a batch.
 
-    NumPy computes elementwise on one core; so each thread takes some rows through the whole model
-    and back, with BLAS on one thread, into an array of its own. These are summed in the order of
-    the rows: the same number of threads gives the same bits.
+    NumPy's elementwise operations use one core. So each thread computes the forward and backward
+    pass of some rows, with BLAS on one thread, and adds to its own array. The arrays are summed in
+    the order of the rows: the same number of threads gives the same bits.
 
     Args:
-        params: what is trained; read again at every call.
-        shares: among how many threads a batch is shared out.
+        params: the trained parameters, read at every call.
+        shares: number of threads that share a batch.
         pool: the threads.
     """
 
@@ -104,13 +104,14 @@ class Gradients:
         config: GPT2Config,
         shares: int,
         pool: ThreadPoolExecutor,
-        recompute: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        self._params, self._config, self._pool, self._recompute = params, config, pool, recompute
+        self._params, self._config, self._pool = params, config, pool
+        self._checkpointing = gradient_checkpointing
         self._sums = [params.zeros() for _ in range(shares)]
 
     def add(self, batch: Batch, count: int, drop: Drop | None = None) -> float:
-        """Σ −log p over a batch's targets, in nats; its gradients / count are added up."""
+        """Returns Σ −log p over a batch's targets, in nats; adds its gradient / count."""
         parts = np.array_split(np.arange(len(batch.ids)), len(self._sums))
 
         def share(part: Array, d: Flat) -> float:
@@ -118,13 +119,13 @@ class Gradients:
                 return 0.0
             first = drop and drop._replace(row=drop.row + int(part[0]))
             rows = rows_of(batch.ids[part], batch.targets[part])
-            run = Run(self._config, rows, first, self._recompute)
+            run = Run(self._config, rows, first, self._checkpointing)
             return add_gradient(self._params.tree, run, count, d.tree)
 
         return sum(self._pool.map(share, parts, self._sums))
 
     def total(self) -> Flat:
-        """The sum of all that was added. Who takes it sets it to zero for the next."""
+        """The sum of all gradients added. The caller sets it to zero for the next step."""
         first, *others = self._sums
         for other in others:
             first.array[...] += other.array
@@ -132,10 +133,10 @@ class Gradients:
         return first
 
     def nats(self, params: Params, batches: Iterable[Batch]) -> tuple[float, int]:
-        """Σ −log p over the targets of batches, nothing dropped; and how many they are."""
+        """Σ −log p over the targets of batches, without dropout; and the number of targets."""
 
         def share(batch: Batch) -> tuple[float, int]:
-            run = Run(self._config, rows_of(*batch), recompute=True)  # so that no block is kept
+            run = Run(self._config, rows_of(*batch), checkpointing=True)  # saves memory
             return loss(params, run)[0], int((batch.targets != IGNORED).sum())
 
         nats, counts = zip(*self._pool.map(share, batches), strict=True)
@@ -143,5 +144,5 @@ class Gradients:
 
 
 def rows_of(ids: Array, targets: Array) -> Rows:
-    """Plain text: ids and targets (B, T), positions from 0."""
+    """Rows without padding: ids and targets (B, T), positions from 0."""
     return Rows(ids, targets, np.arange(ids.shape[1])[None])

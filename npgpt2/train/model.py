@@ -1,8 +1,8 @@
-"""GPT-2 forward, and back in the reverse order: `npgpt2/model/forward.py` with what training adds.
+"""GPT-2's forward and backward pass: `npgpt2/model/forward.py` with the parts that training adds.
 
-Each function returns its result and the function that goes back through it (see `train/ops.py`);
-read its body down and then its `back`, which is the same lines from below. `d` is the node of the
-gradients' tree that belongs to the node `p` of the parameters'.
+Each function returns its result and its backward function (see `train/ops.py`): read its body from
+top to bottom, and then `back`, which has the same lines in reverse order. `d` is the node in the
+tree of gradients that corresponds to the node `p` in the tree of parameters.
 
 Axes: B batch, T tokens, C n_embd, H heads, D head_dim, F mlp width, V vocabulary, E tokens of an
 encoder.
@@ -31,28 +31,28 @@ from npgpt2.train.ops import (
 
 
 class Rows(NamedTuple):
-    """What a pass reads: rows of tokens, and for each position the token that follows."""
+    """The inputs of a pass: rows of tokens, and the target of each position, the next token."""
 
     ids: Array  # (B, T)
-    targets: Array  # (B, T), −100 where nothing is asked
+    targets: Array  # (B, T), −100: ignored
     positions: Array  # (1 or B, T)
-    mask: Array | None = None  # (B, T) bool, False where padding
+    mask: Array | None = None  # (B, T) bool, False at padding
     types: Array | None = None  # (B, T) ids whose rows of wte are added
     encoder: Array | None = None  # (B, E, C) hidden states to attend to
     encoder_mask: Array | None = None  # (B, E) bool
-    d_encoder: Array | None = None  # (B, E, C), where the encoder's gradient is added
+    d_encoder: Array | None = None  # (B, E, C), to which the encoder's gradient is added
 
 
 class Run(NamedTuple):
-    """What one pass carries beside its numbers."""
+    """The config, inputs and options of one pass."""
 
     config: GPT2Config
     rows: Rows
-    drop: Drop | None = None  # seed, step and row of what is dropped; None: nothing is
-    recompute: bool = False  # keep only what goes into each block, and compute it again on the way
+    drop: Drop | None = None  # seed, step and row for dropout; None: no dropout
+    checkpointing: bool = False  # keep only the inputs of blocks; see `checkpointed`
 
     def dropping(self, kind: str, site: str) -> Drop:
-        """One of the config's three dropouts: embd_pdrop, attn_pdrop or resid_pdrop."""
+        """The dropout of a site, with the config's embd_pdrop, attn_pdrop or resid_pdrop."""
         p: float = getattr(self.config, kind) if self.drop else 0.0
         return (self.drop or Drop(0.0))._replace(probability=p, site=site)
 
@@ -97,7 +97,7 @@ def transformer(
     x: Array, params: Params, run: Run
 ) -> tuple[Array, Callable[[Array, Params], Array]]:
     """(B, T, C) embeddings → (B, T, C) last hidden states."""
-    through = recomputed if run.recompute else block
+    through = checkpointed if run.checkpointing else block
     backs = []
     for layer, p in enumerate(params.h):
         x, block_back = through(x, p, layer, run)
@@ -107,16 +107,16 @@ def transformer(
     def back(dx: Array, d: Params) -> Array:
         dx = ln_f_back(dx, d.ln_f)
         for node in reversed(d.h):
-            dx = backs.pop()(dx, node)  # what the block saved goes with it
+            dx = backs.pop()(dx, node)  # pop frees the arrays that the block saved
         return dx
 
     return x, back
 
 
-def recomputed(
+def checkpointed(
     x: Array, p: Block, layer: int, run: Run
 ) -> tuple[Array, Callable[[Array, Block], Array]]:
-    """`block`, keeping nothing but its input: gradient checkpointing (Chen, Xu, Zhang and Guestrin
+    """`block`, which keeps only its input: gradient checkpointing (Chen, Xu, Zhang and Guestrin
     2016, https://arxiv.org/abs/1604.06174)."""
 
     def back(dx: Array, d: Block) -> Array:
@@ -133,7 +133,7 @@ def block(
 
     y, ln_1_back = layer_norm(x, *p.ln_1, eps)
     y, attn_back = attn(y, p.attn, layer, run)
-    x = x + y  # the block's input stays as it is: `recomputed` keeps it
+    x = x + y  # not in place: `checkpointed` needs the block's input unchanged
     if p.ln_cross_attn and p.crossattention and run.rows.encoder is not None:
         y, ln_cross_attn_back = layer_norm(x, *p.ln_cross_attn, eps)
         y, cross_back = crossattention(y, p.crossattention, run.rows.encoder, layer, run)
@@ -155,7 +155,7 @@ def block(
 def attn(
     x: Array, p: Attention, layer: int, run: Run
 ) -> tuple[Array, Callable[[Array, Attention], Array]]:
-    """Each token looks at itself and at those before it."""
+    """Self-attention: each token attends to itself and to the tokens before it."""
     config, site = run.config, f"h.{layer}.attn"
     qkv, c_attn_back = linear(x, *p.c_attn)  # (B, T, 3·H·D)
     q, k, v = (split_heads(part, config) for part in split(qkv, 3))
@@ -180,7 +180,7 @@ def attn(
 def crossattention(
     x: Array, p: CrossAttention, encoder: Array, layer: int, run: Run
 ) -> tuple[Array, Callable[[Array, CrossAttention], Array]]:
-    """Each token looks at all of the encoder's states."""
+    """Cross-attention: each token attends to all hidden states of the encoder."""
     config, site = run.config, f"h.{layer}.crossattention"
     q, q_attn_back = linear(x, *p.q_attn)
     kv, c_attn_back = linear(encoder, *p.c_attn)  # (B, E, 2·C)
@@ -209,7 +209,7 @@ def crossattention(
 
 
 def mlp(x: Array, p: MLP, layer: int, run: Run) -> tuple[Array, Callable[[Array, MLP], Array]]:
-    """Each token by itself: wider, bent, back."""
+    """The MLP, for each token separately: widen, activation, project back."""
     x, c_fc_back = linear(x, *p.c_fc)  # (B, T, F)
     x, act_back = activation(run.config.activation_function, x)
     x, c_proj_back = linear(x, *p.c_proj)

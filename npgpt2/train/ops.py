@@ -1,16 +1,17 @@
-"""The arithmetic of GPT-2 with its way back: every forward has its backward twin inside it.
+"""The operations of GPT-2, each with its backward pass.
 
-Each function returns its result and the function that goes back through it once:
+Each function returns its result and a backward function:
 
     y, back = linear(x, *p.c_fc)
     dx = back(dy, d.c_fc)
 
 `back` takes the gradient of the result, adds the gradients of the parameters to the node `d` of a
-tree that is built like theirs, and returns the gradient of the input. What a forward keeps for that
-lives in the closure, and goes with it. `back` works in place on what was saved, so it is called
-once; `dy` stays as it is, and may itself be what is returned.
+tree with the structure of the parameters, and returns the gradient of the input. The arrays that it
+needs are saved in the closure and freed with it. `back` overwrites them, so call it only once. It
+does not change `dy`, but may return it.
 
-Axes as in `npgpt2.model.ops`, whose forwards (or those of `fast`) these call where nothing is kept.
+Axes as in `npgpt2.model.ops`. These functions call its forwards, or those of `npgpt2.model.fast`,
+where they need to save nothing from inside.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from npgpt2.model.params import Embedding, LayerNorm, Linear
 
 Back: TypeAlias = Callable[[Array], Array]
 
-VOCABULARY = 4096  # rows of the head whose gradient is added at a time: all would be another head
+VOCABULARY = 4096  # rows of the head per product: for all at once the temporary is as large as it
 
 
 def linear(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable[[Array, Linear], Array]]:
@@ -51,7 +52,7 @@ def linear(x: Array, weight: Array, bias: Array) -> tuple[Array, Callable[[Array
 
 
 def embedding(ids: Array, weight: Array) -> tuple[Array, Callable[[Array, Embedding], None]]:
-    """Rows of a table: (...) ids → (..., C). The way back ends here: ids have no gradient.
+    """Rows of a table: (...) ids → (..., C). `back` returns None: ids have no gradient.
 
     >>> d = Embedding(np.zeros((3, 1)))
     >>> _, back = embedding(np.array([2, 0, 2]), np.eye(3)[:, :1])
@@ -61,7 +62,7 @@ def embedding(ids: Array, weight: Array) -> tuple[Array, Callable[[Array, Embedd
 
     def back(dy: Array, d: Embedding) -> None:
         flat = ids.reshape(-1)
-        order = flat.argsort(kind="stable")  # rows of one id side by side: each sum in one go
+        order = flat.argsort(kind="stable")  # groups the rows of each id, to sum them at once
         rows, starts = np.unique(flat[order], return_index=True)
         d.weight[rows] += np.add.reduceat(dy.reshape(-1, dy.shape[-1])[order], starts)
 
@@ -73,8 +74,8 @@ def layer_norm(
 ) -> tuple[Array, Callable[[Array, LayerNorm], Array]]:
     """(x − mean) / √(var + eps) · weight + bias over the last axis.
 
-    Back through the mean and the variance (Ba, Kiros and Hinton 2016): with n the normalised x and
-    g = dy · weight, dx = (g − mean(g) − n · mean(g · n)) / √(var + eps).
+    Its gradient, through mean and variance (Ba, Kiros and Hinton 2016), with n the normalised x
+    and g = dy · weight: dx = (g − mean(g) − n · mean(g · n)) / √(var + eps).
 
     >>> _, back = layer_norm(np.array([[1.0, 3.0, 2.0]]), np.ones(3), np.zeros(3), eps=0.0)
     >>> d = LayerNorm(np.zeros(3), np.zeros(3))
@@ -133,15 +134,15 @@ def attention(
     causal: bool = True,
     mask: Array | None = None,
 ) -> tuple[Array, Callable[[Array, Array, Array, Array], None]]:
-    """softmax(scale · q kᵀ, masked), dropped, times v, by blocks of queries as in `fast.attention`.
+    """softmax(scale · q kᵀ, masked), dropout, times v, by blocks of queries as in `fast.attention`.
 
-    The way back writes the gradients of q, k and v where it is told: `back(dy, dq, dk, dv)`.
-    Σ dP · P, which softmax subtracts in every row, is Σ dy · y there: a sum over D instead of S,
-    with dropout as without (Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B).
+    `back(dy, dq, dk, dv)` writes the gradients of q, k and v into the given arrays. The term
+    Σ dP · P of softmax's gradient equals Σ dy · y, a sum over D instead of S, with and without
+    dropout (Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B).
 
     Args:
-        q, k, v, scale, causal, mask: as for `ops.attention`; T == S where causal.
-        drop: of the probabilities.
+        q, k, v, scale, causal, mask: as for `ops.attention`; T == S if causal.
+        drop: dropout of the probabilities.
 
     >>> one, drop = np.ones((1, 1, 2, 1)), NO_DROP
     >>> y, back = attention(one, one, np.array([[[[2.0], [4.0]]]]), 1.0, drop)
@@ -189,18 +190,18 @@ def attention(
 
 
 class Drop(NamedTuple):
-    """Which elements one dropout keeps: a pure function of seed, step, row of the batch and site.
+    """A dropout mask as a pure function of seed, step, row of the batch and site.
 
-    Nothing is stored between forward and a second forward that only repeats it, and a row's draws
-    do not depend on who computes it with whom. The generator is Philox, which counts: Salmon,
-    Moraes, Dror and Shaw 2011, https://doi.org/10.1145/2063384.2063405.
+    So gradient checkpointing needs no stored mask, and the mask of a row does not depend on how
+    threads share the batch. The generator is the counter-based Philox: Salmon, Moraes, Dror and
+    Shaw 2011, https://doi.org/10.1145/2063384.2063405.
 
     Attributes:
-        probability: of an element to become zero, rounded to 1/65536: draws have 16 bits.
-        seed: of the run, below 2^64.
-        step: of the optimizer.
-        row: the number of the first row among all rows of the step.
-        site: the name of the array, as taps have it: `h.3.attn.probs`.
+        probability: probability that an element becomes zero, rounded to 1/65536 (16-bit draws).
+        seed: seed of the run, below 2^64.
+        step: step of the optimizer.
+        row: number of the first row among all rows of the step.
+        site: name of the array, as in taps: `h.3.attn.probs`.
     """
 
     probability: float
@@ -217,7 +218,7 @@ class Drop(NamedTuple):
         return round(self.probability * 65536)
 
     def draw(self, shape: tuple[int, ...]) -> Array | None:
-        """(B, ...) bool, True where an element stays; None where all do."""
+        """(B, ...) bool, True where an element is kept; None if all are kept."""
         if not self.threshold:
             return None
         size = math.prod(shape[1:])
@@ -230,7 +231,7 @@ class Drop(NamedTuple):
         return kept.reshape(shape)
 
     def apply(self, x: Array, kept: Array | None) -> Array:
-        """x where it is kept, scaled so that its expectation stays; x itself where all is kept."""
+        """x with dropped elements zero and the others scaled up; x itself if all are kept."""
         if kept is None:
             return x
         left = 65536 - self.threshold
@@ -244,7 +245,7 @@ NO_DROP = Drop(0.0)
 
 
 def dropout(x: Array, drop: Drop) -> tuple[Array, Back]:
-    """x with some elements zero and the others larger (Srivastava et al. 2014, JMLR 15).
+    """Dropout with scaling of the kept elements (Srivastava et al. 2014, JMLR 15).
 
     >>> y, back = dropout(np.ones((1, 8)), Drop(0.5, seed=1, site="embed"))
     >>> y, back(np.ones((1, 8)))
@@ -258,7 +259,7 @@ def dropout(x: Array, drop: Drop) -> tuple[Array, Back]:
 
 
 def head(x: Array, weight: Array) -> tuple[Array, Callable[[Array, Embedding], Array]]:
-    """(..., C) hidden states → (..., V) logits: x @ weightᵀ. Tied, its gradient joins wte's."""
+    """(..., C) hidden states → (..., V) logits: x @ weightᵀ. If tied, `d` is the node of wte."""
 
     rows = x.reshape(-1, x.shape[-1])
 
@@ -279,8 +280,8 @@ def cross_entropy(
 ) -> tuple[float, Callable[[float], Array]]:
     """Σ −log softmax(logits)[target], in nats, over the targets that are not ignored.
 
-    Works in place: `logits` (..., V) become their own gradient, softmax(logits) − one-hot(target),
-    times what `back` is given: 1 / count for the mean.
+    Works in place: `back` turns `logits` (..., V) into their gradient, softmax(logits) −
+    one-hot(target), times its argument, which is 1 / count for the mean.
 
     >>> nats, back = cross_entropy(np.zeros((2, 4)), np.array([3, -100]))
     >>> round(nats, 6), back(1.0)
@@ -304,7 +305,7 @@ def cross_entropy(
     return nats, back
 
 
-# ── slopes of the activations, in the order of `npgpt2.model.ops` ────────────────────────────────
+# ── derivatives of the activations, in the order of `npgpt2.model.ops` ───────────────────────────
 
 
 def _tanh_gelu(x: Array, slope: float) -> Array:
@@ -337,7 +338,7 @@ def gelu_fast(x: Array) -> Array:
 
 @blockwise
 def gelu(x: Array) -> Array:
-    """Φ(x) + x φ(x), the normal distribution's and its density."""
+    """Φ(x) + x φ(x), with the normal distribution Φ and its density φ."""
     density = np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return 0.5 + 0.5 * erf(x * math.sqrt(0.5)) + x * density
 
@@ -356,7 +357,7 @@ def silu(x: Array) -> Array:
 
 @blockwise
 def relu(x: Array) -> Array:
-    """1 above zero; 0 at zero and below, as PyTorch has it."""
+    """1 above zero; 0 at zero and below, as in PyTorch."""
     return (x > 0).astype(x.dtype)
 
 

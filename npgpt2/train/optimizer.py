@@ -1,7 +1,7 @@
-"""AdamW on one flat array, clipping by the global norm, and the learning rate's course.
+"""AdamW on one flat array, gradient clipping by global norm, and the learning rate schedule.
 
-All parameters lie in one array, and so do their gradients and both moments; the tree's leaves are
-views of it. A step is then one loop over pieces that stay in cache, whatever the model's shape.
+All parameters are stored in one array, and so are their gradients and both moments; the leaves of
+a tree are views of it. A step is one loop over pieces that fit the cache, for any model shape.
 """
 
 import math
@@ -19,14 +19,14 @@ Map: TypeAlias = Callable[[Callable[[Pieces], list[Any]], Iterable[Pieces]], Ite
 
 
 class Flat(NamedTuple):
-    """A tree of parameters in one array: matrices, then vectors, then what is frozen.
+    """A tree of parameters in one array: matrices, then vectors, then frozen parameters.
 
     Attributes:
-        array: all numbers.
-        tree: its views, by name.
-        decayed: how many belong to matrices; weight decay reaches these.
-        trained: how many are trained.
-        order: the names, as they lie in the array.
+        array: all values, 1-D.
+        tree: the parameters, as views of `array`.
+        decayed: the first `decayed` values belong to matrices and get weight decay.
+        trained: the first `trained` values are trained.
+        order: the names, in the order of the array.
     """
 
     array: Array
@@ -37,7 +37,7 @@ class Flat(NamedTuple):
 
     @classmethod
     def of(cls, params: Params, frozen: Callable[[str], bool] = lambda name: False) -> "Flat":
-        """A copy of a tree, flat.
+        """A flat copy of a tree.
 
         >>> from npgpt2 import GPT2
         >>> flat = Flat.of(GPT2.from_pretrained("tests/data/tiny").params)
@@ -46,7 +46,7 @@ class Flat(NamedTuple):
         """
         named = dict(named_parameters(params))
         kind = {name: 2 if frozen(name) else int(x.ndim < 2) for name, x in named.items()}
-        order = tuple(sorted(named, key=kind.__getitem__))  # stable: else in the data's order
+        order = tuple(sorted(named, key=kind.__getitem__))  # stable: within a kind the order stays
         array = np.concatenate([named[name].reshape(-1) for name in order])
         decayed, trained = (
             sum(x.size for name, x in named.items() if kind[name] <= k) for k in (0, 1)
@@ -54,7 +54,7 @@ class Flat(NamedTuple):
         return cls(array, _views(array, named, order), decayed, trained, order)
 
     def zeros(self) -> "Flat":
-        """Another of the same form, for gradients or moments."""
+        """Zeros of the same structure, for gradients or moments."""
         array = np.zeros(self.array.shape, self.array.dtype)
         named = dict(named_parameters(self.tree))
         return self._replace(array=array, tree=_views(array, named, self.order))
@@ -70,20 +70,20 @@ def _views(array: Array, named: dict[str, Array], order: tuple[str, ...]) -> Par
 
 
 class AdamW:
-    """Adam with weight decay beside it: Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
+    """Adam with decoupled weight decay: Loshchilov, Hutter 2019, https://arxiv.org/abs/1711.05101.
 
         m ← β1 m + (1 − β1) g,  v ← β2 v + (1 − β2) g²
         p ← p − lr · (weight_decay · p + m / (1 − β1ᵗ) / (√(v / (1 − β2ᵗ)) + eps))
 
-    Weight decay reaches matrices only: biases and LayerNorm's gains have no reason to be small.
+    Weight decay applies to matrices only: biases and LayerNorm weights need not be small.
 
     Args:
         first, second: the moments m and v, zero at the beginning.
-        steps: t, how many were taken.
-        clip: the longest gradient; None: any.
-        each: how a function is mapped over stretches of the array: `map`, or a thread pool's.
-        shares: how many stretches, one for each thread. A task for each piece would cost more than
-            the piece.
+        steps: t, the number of steps taken so far.
+        clip: largest norm of the gradient; None: no clipping.
+        each: maps a function over stretches of the array: `map`, or the map of a thread pool.
+        shares: number of stretches, one per thread. One task per piece would take longer than the
+            computation.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class AdamW:
         self._stretches = [pieces[i:end] for i, end in pairwise(ends)]
 
     def norm(self, gradient: Flat) -> float:
-        """The length of a gradient, frozen parameters apart."""
+        """The norm of a gradient, without frozen parameters."""
         return math.sqrt(sum(self._of_each(lambda at: _square(gradient.array[at]))))
 
     def step(self, gradient: Flat, lr: float, norm: float) -> None:
-        """Take one step along a gradient whose norm is known.
+        """Take one step along a gradient whose norm is given.
 
-        One longer than `clip` is made that long: Pascanu, Mikolov and Bengio 2013,
+        A gradient longer than `clip` is scaled down to it: Pascanu, Mikolov and Bengio 2013,
         https://arxiv.org/abs/1211.5063.
         """
         factor = 1.0
@@ -127,7 +127,7 @@ class AdamW:
         self._of_each(lambda at: self._update(gradient.array[at], at, factor, lr))
 
     def _of_each(self, f: Callable[[slice], Any]) -> list[Any]:
-        """f of every piece, in their order."""
+        """The results of f for all pieces, in order."""
         stretches = self._each(lambda pieces: [f(at) for at in pieces], self._stretches)
         return list(chain.from_iterable(stretches))
 
@@ -159,8 +159,8 @@ def _square(g: Array) -> float:
 def learning_rate(step: int, peak: float, warmup: int, steps: int, schedule: str) -> float:
     """The learning rate of one step, counted from 0.
 
-    A line from 0 up to `peak` in `warmup` steps; then `peak`, or half a cosine down to 0 at
-    `steps` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
+    It rises linearly from 0 to `peak` in `warmup` steps; then it stays, or falls to 0 at `steps`
+    as half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
 
     >>> [round(learning_rate(s, 1.0, 2, 6, "cosine"), 3) for s in range(7)]
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]

@@ -1,4 +1,4 @@
-"""The log as a picture: training and validation loss over steps."""
+"""A plot of the log: training and validation loss over steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,9 @@ from npgpt2.train.log import Line
 
 
 def draw(lines: Sequence[Line], picture: Path) -> None:
-    """Draw a log as a PNG, if it has a step and matplotlib (extra `train`) is installed.
+    """Plot a log as a PNG, if it has a step and matplotlib (extra `train`) is installed.
 
-    Training loss is drawn faint, and its mean over a fiftieth of the run on top of it.
+    The training loss is drawn faintly, with its moving mean over a fiftieth of the run on top.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state

@@ -1,4 +1,4 @@
-"""Before the first step: text → vocabulary → tokens → a first checkpoint, in a run's folder."""
+"""Prepare a run's folder: text → vocabulary → tokens → a first checkpoint."""
 
 import json
 import shutil
@@ -15,42 +15,42 @@ from npgpt2.model.config import GPT2Config
 from npgpt2.tokenizer.files import copy_vocabulary
 from npgpt2.tokenizer.interface import Tokenizer, end_id
 from npgpt2.tokenizer.load import load_tokenizer
+from npgpt2.train.callback import Callback
 from npgpt2.train.corpus import Texts, Windows, encode, validation_batches
-from npgpt2.train.listener import Listener
 from npgpt2.train.settings import Settings
 from npgpt2.train.state import Arrays, State, save_state
 from npgpt2.train.vocabulary import train_vocabulary
 
 SETTINGS = "training.json"
 TOKENS = {"train": "train.npy", "val": "val.npy"}
-VOCABULARY = 2048  # tokens, where nothing was said
+VOCABULARY = 2048  # default size of the vocabulary
 CONFIGS = ("config.json", "generation_config.json")
 
 
 class Begun(NamedTuple):
-    """What a run's folder says of it."""
+    """The contents of a run's training.json."""
 
     settings: Settings
-    sha256: str  # of the corpus
-    bytes: dict[str, int]  # of the text of each part
+    sha256: str  # checksum of the corpus
+    bytes: dict[str, int]  # size of the text of each part
 
     @classmethod
     def read(cls, folder: Path) -> "Begun":
-        """Raises FileError, CheckpointError: training.json is not there, or damaged."""
+        """Raises FileError, CheckpointError: training.json is missing or damaged."""
         values = read_json(folder / SETTINGS, CheckpointError)
         try:
             return cls(Settings(**values["settings"]), values["sha256"], values["bytes"])
         except (KeyError, TypeError, OptionError) as error:
-            raise CheckpointError(f"{folder / SETTINGS}: damaged ({error}). Begin again") from None
+            raise CheckpointError(f"{folder / SETTINGS}: damaged ({error}). Start again") from None
 
 
 def prepare(
-    corpus: Sequence[str | Path], out: Path, work: Path, settings: Settings, listener: Listener
+    corpus: Sequence[str | Path], out: Path, work: Path, settings: Settings, callback: Callback
 ) -> None:
-    """Fill `work`, which will be the run's folder `out`; `npgpt2.train.loop` says with what."""
+    """Fill `work`, which becomes the run's folder `out`; see `npgpt2.train.loop` for its files."""
     if not corpus:
-        raise OptionError("CORPUS", "none was given, expected text files or folders of them")
-    texts = Texts.open(corpus, settings.val_fraction, listener.progress, out)
+        raise OptionError("CORPUS", "got no file, expected text files or folders of text files")
+    texts = Texts.open(corpus, settings.val_fraction, callback.progress, out)
     source = settings.tokenizer if settings.init is None else settings.init
     folder = None if source is None else resolve(source, weights=settings.init is not None)
     if folder is None:
@@ -60,19 +60,20 @@ def prepare(
         copy_vocabulary(folder, work)
     tokenizer = load_tokenizer(folder or work)
     if folder is not None and settings.init is not None:
-        model = GPT2.from_pretrained(folder, strict=True, progress=listener.progress)
+        model = GPT2.from_pretrained(folder, strict=True, progress=callback.progress)
         model.config = _dropping(model.config, settings)
         _require_fits(tokenizer, model.config, settings)
     else:
         model = GPT2.from_random(_config(tokenizer, settings), settings.seed)
     if settings.window and settings.window > model.config.n_positions:
         raise OptionError(
-            "window", f"got {settings.window}, the model has {model.config.n_positions} positions"
+            "window",
+            f"got {settings.window}, expected at most {model.config.n_positions} tokens",
         )
-    tokens = {"train": encode(texts, "train", tokenizer, work / TOKENS["train"], listener.progress)}
+    tokens = {"train": encode(texts, "train", tokenizer, work / TOKENS["train"], callback.progress)}
     Windows(tokens["train"].ids, settings.window or model.config.n_positions, settings.seed)
     if settings.val_fraction:
-        tokens["val"] = encode(texts, "val", tokenizer, work / TOKENS["val"], listener.progress)
+        tokens["val"] = encode(texts, "val", tokenizer, work / TOKENS["val"], callback.progress)
         validation_batches(tokens["val"].ids, 1, 1)
     first = save_state(work, model.config, Arrays.of(model.params, settings), State())
     for name in CONFIGS:
@@ -84,16 +85,16 @@ def prepare(
     }
     write_text(work / SETTINGS, json.dumps(values, indent=2) + "\n")
     counts = ", ".join(f"{len(found.ids):,} ({part})" for part, found in tokens.items())
-    listener.note(f"{model.num_parameters:,} parameters; tokens: {counts}")
+    callback.note(f"{model.num_parameters:,} parameters; tokens: {counts}")
 
 
 def require_same(
-    corpus: Sequence[str | Path], out: Path, given: Mapping[str, Any], listener: Listener
+    corpus: Sequence[str | Path], out: Path, given: Mapping[str, Any], callback: Callback
 ) -> None:
-    """What a run is told when it goes on has to be what it began with.
+    """Check that a run is resumed with the settings and the corpus that it was started with.
 
     Raises:
-        TrainingError: something differs; all that does is named.
+        TrainingError: something differs; the message names all differences.
     """
     begun = Begun.read(out)
     if unknown := given.keys() - {f.name for f in fields(Settings)}:
@@ -104,18 +105,18 @@ def require_same(
         if getattr(begun.settings, name) != value
     ]
     if corpus:
-        texts = Texts.open(corpus, begun.settings.val_fraction, listener.progress, out)
+        texts = Texts.open(corpus, begun.settings.val_fraction, callback.progress, out)
         if texts.sha256 != begun.sha256:
             other.append("the corpus is another text")
     if other:
         raise TrainingError(
-            f"{out}: resumed with other settings than it began with: {'; '.join(other)}. "
-            "Leave them out, or begin a new run with --init"
+            f"{out}: resumed with other settings than it was started with: {'; '.join(other)}. "
+            "Leave them out, or start a new run with --init"
         )
 
 
 def _config(tokenizer: Tokenizer, settings: Settings) -> GPT2Config:
-    """The shape of a model from scratch."""
+    """The config of a model from scratch."""
     end = end_id(tokenizer)
     config = GPT2Config(
         vocab_size=tokenizer.size, bos_token_id=end, eos_token_id=end, **settings.shape
@@ -133,10 +134,10 @@ def _dropping(config: GPT2Config, settings: Settings) -> GPT2Config:
 def _require_fits(tokenizer: Tokenizer, config: GPT2Config, settings: Settings) -> None:
     if tokenizer.size > config.vocab_size:
         raise CheckpointError(
-            f"{settings.init}: the vocabulary has {tokenizer.size:,} tokens, the model has "
-            f"{config.vocab_size:,}. Expected one for each at least"
+            f"{settings.init}: the vocabulary has {tokenizer.size:,} tokens, expected at most "
+            f"{config.vocab_size:,}, the vocab_size of the model"
         )
     if config.add_cross_attention:
         raise CheckpointError(
-            f"{settings.init}: has cross-attention, and text has no encoder. Expected a plain GPT-2"
+            f"{settings.init}: has cross-attention, which needs an encoder. Expected a plain GPT-2"
         )

@@ -1,9 +1,9 @@
-"""A run's checkpoints: all that it needs to go on as if it had never stopped.
+"""A run's checkpoints: everything needed to resume as if the run had never stopped.
 
     OUT/checkpoint-500/    model.safetensors, optimizer.safetensors, state.json, config, vocabulary
 
-Each appears whole or not at all. The two newest are kept: where the newest is damaged, the one
-before it will do, and the steps between are computed again, bit for bit.
+A checkpoint is written completely or not at all. The two newest are kept: if the newest is damaged,
+the run resumes from the one before and computes the steps between again, bit for bit.
 """
 
 import hashlib
@@ -33,38 +33,38 @@ PREFIX, KEPT, STATE, OPTIMIZER = "checkpoint-", 2, "state.json", "optimizer.safe
 
 @dataclass
 class State:
-    """What is not in the arrays."""
+    """The state of a run, except for the arrays."""
 
-    step: int = 0  # of the optimizer, taken
+    step: int = 0  # optimizer steps taken
     best: float | None = None  # the lowest validation loss so far, nats per token
-    seconds: float = 0.0  # spent so far, in all sittings
+    seconds: float = 0.0  # time spent so far, also before interruptions
 
 
 class Arrays(NamedTuple):
-    """The numbers that change: parameters, AdamW's moments, the running mean where there is one."""
+    """The arrays of a run: parameters, AdamW's moments, and the EMA if there is one."""
 
     params: Flat
     first: Flat
     second: Flat
-    average: Flat | None
+    ema: Flat | None
 
     @classmethod
     def of(cls, params: Params, settings: Settings) -> "Arrays":
-        """Those of a run's first step."""
+        """The arrays before the first step."""
         frozen = ("wte.weight", "wpe.weight") if settings.freeze_embeddings else ()
         flat = Flat.of(params, frozen.__contains__)
-        average = flat.zeros() if settings.average else None
-        if average:
-            average.array[...] = flat.array
-        return cls(flat, flat.zeros(), flat.zeros(), average)
+        ema = flat.zeros() if settings.ema else None
+        if ema:
+            ema.array[...] = flat.array
+        return cls(flat, flat.zeros(), flat.zeros(), ema)
 
     @property
     def model(self) -> Params:
-        """What the run makes: the running mean, or the parameters themselves."""
-        return (self.average or self.params).tree
+        """The model that the run saves: the EMA, or else the parameters."""
+        return (self.ema or self.params).tree
 
     def named(self) -> dict[str, Array]:
-        """All but the parameters: `first.h.0.ln_1.weight`."""
+        """All arrays but the parameters, by name, such as `first.h.0.ln_1.weight`."""
         kinds = zip(self._fields[1:], self[1:], strict=True)
         return {
             f"{kind}.{name}": array
@@ -85,10 +85,10 @@ def _step(path: Path) -> int:
 
 
 def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -> Path:
-    """Write a checkpoint into a run's folder, and drop what it makes useless; returns its path.
+    """Write a checkpoint into a run's folder and delete the oldest; returns its path.
 
     Raises:
-        FileError: the disk is full, or cannot be written; the earlier ones stay.
+        FileError: the disk is full or cannot be written; earlier checkpoints stay.
     """
     require_space(folder, sum(flat.array.nbytes for flat in arrays if flat is not None))
     path = folder / f"{PREFIX}{state.step}"
@@ -103,7 +103,7 @@ def save_state(folder: Path, config: GPT2Config, arrays: Arrays, state: State) -
 
 
 def prune(folder: Path, step: int) -> None:
-    """Keep the two newest up to a step. Later ones were damaged, or the run would be there."""
+    """Keep the two newest up to a step. Later ones are damaged: the run did not resume there."""
     found = checkpoints(folder)
     later = [path for path in found if _step(path) > step]
     for path in [*later, *found[len(later) + KEPT :]]:
@@ -111,17 +111,17 @@ def prune(folder: Path, step: int) -> None:
 
 
 def load_state(folder: Path, arrays: Arrays) -> State:
-    """Fill the arrays from the newest checkpoint that is sound. One that is not is warned of.
+    """Fill the arrays from the newest intact checkpoint. Warns of each damaged one.
 
     Raises:
-        CheckpointError: none is sound.
+        CheckpointError: no checkpoint is intact.
     """
     for path in checkpoints(folder):
         try:
             return _load(path, arrays)
         except NpGPT2Error as error:
-            warnings.warn(f"{error}. Going back to the checkpoint before", stacklevel=2)
-    raise CheckpointError(f"{folder}: has no sound checkpoint to go on from. Begin again")
+            warnings.warn(f"{error}. Using the checkpoint before", stacklevel=2)
+    raise CheckpointError(f"{folder}: has no intact checkpoint to resume from. Start again")
 
 
 def _load(path: Path, arrays: Arrays) -> State:
@@ -129,7 +129,7 @@ def _load(path: Path, arrays: Arrays) -> State:
     try:
         sums = values.pop("sha256")
         if sums != _sums(path, values):
-            raise CheckpointError(f"{path}: is damaged: its files are others than were written")
+            raise CheckpointError(f"{path}: is damaged: its files do not match their checksums")
         stored = {
             name.removeprefix("transformer."): array
             for name, array in (load_file(path / SINGLE) | load_file(path / OPTIMIZER)).items()
@@ -137,7 +137,8 @@ def _load(path: Path, arrays: Arrays) -> State:
         state = State(**values)
         for name, array in [*named_parameters(arrays.params.tree), *arrays.named().items()]:
             if stored[name].shape != array.shape:
-                raise CheckpointError(f"{path}: {name} is {stored[name].shape}, not {array.shape}")
+                got = stored[name].shape
+                raise CheckpointError(f"{path}: {name} is {got}, expected {array.shape}")
             array[...] = stored[name]
     except NpGPT2Error:
         raise
@@ -149,9 +150,9 @@ def _load(path: Path, arrays: Arrays) -> State:
 
 
 def _sums(path: Path, state: dict[str, Any]) -> dict[str, str]:
-    """sha256 of the files with arrays, and of what stands beside it in state.json.
+    """sha256 of the files with arrays, and of the other values in state.json.
 
-    Not of the time: it is all in which two runs of the same settings may differ.
+    `seconds` is left out: it is the only value that differs between equal runs.
     """
     told = {name: value for name, value in state.items() if name != "seconds"}
     sums = {STATE: hashlib.sha256(json.dumps(told).encode()).hexdigest()}

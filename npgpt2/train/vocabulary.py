@@ -1,4 +1,4 @@
-"""A vocabulary of GPT-2's kind, trained on a corpus by the library `tokenizers`."""
+"""Train a GPT-2 vocabulary (byte-level BPE) on a corpus with the library `tokenizers`."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from npgpt2.tokenizer.interface import END
 from npgpt2.train.corpus import Texts
 
 SMALLEST, LARGEST = 256 + 1, 2**20  # every byte, and <|endoftext|>
-TWICE = 2  # a pair seen once would make a token that is trained once
+TWICE = 2  # smallest count of a pair that becomes a token
 
-# What transformers' AutoTokenizer reads.
+# Read by AutoTokenizer of transformers.
 SETTINGS = {
     "tokenizer_class": "GPT2Tokenizer",
     "add_prefix_space": False,
@@ -24,24 +24,24 @@ SETTINGS = {
 def train_vocabulary(texts: Texts, size: int, folder: str | Path) -> None:
     """Train byte-level BPE on the training part, and write its files into a folder.
 
-    vocab.json and merges.txt are OpenAI's form; tokenizer.json and tokenizer_config.json are for
-    transformers. <|endoftext|> is id 0, the bytes follow, then the merges in their order. The same
-    text gives the same bytes.
+    vocab.json and merges.txt are in OpenAI's format; tokenizer.json and tokenizer_config.json are
+    for transformers. <|endoftext|> is id 0, then come the bytes, then the merges in order. The same
+    text gives the same files.
 
     Args:
-        size: of the vocabulary at most. It is smaller where no pair of tokens stands in the text
-            twice.
-        folder: is there already.
+        size: largest size of the vocabulary. It is smaller if no more pair of tokens occurs twice
+            in the text.
+        folder: an existing folder.
 
     Raises:
-        OptionError: a size outside 257 … 1,048,576, as `vocab_size`.
+        OptionError: `vocab_size` is outside 257 … 1,048,576.
         MissingPackage: `tokenizers` is not installed.
         FileError, InputError: a file of the corpus has changed since it was opened.
         OSError: the folder cannot be written.
     """
     if not isinstance(size, int) or not SMALLEST <= size <= LARGEST:
         raise OptionError(
-            "vocab_size", f"got {size!r}, expected a whole number from {SMALLEST} to {LARGEST}"
+            "vocab_size", f"got {size!r}, expected an integer from {SMALLEST} to {LARGEST}"
         )
     try:
         import tokenizers

@@ -253,7 +253,7 @@ def test_files_that_are_none(tmp_path, write):
 
 def test_a_folder_without_text_files(tmp_path):
     (tmp_path / "note.md").write_text("text")
-    said = f"{tmp_path}: has no *.txt file, expected one at least. Name the files"
+    said = f"{tmp_path}: has no *.txt file, expected at least one. Name the files"
     assert fails(FileError, [tmp_path], 0.1) == said
 
 
@@ -309,7 +309,7 @@ def test_files_that_change_meanwhile(write, tmp_path, tokenizer):
     files[1].write_text("the")
     said = (
         f"{files[1]}: the corpus ends after 11 characters, expected 17 as before. "
-        "Do not change its files while they are read"
+        "Do not change the files while they are read"
     )
     with pytest.raises(FileError) as caught:
         encode(texts, "train", tokenizer, tmp_path / "ids.npy")
@@ -477,8 +477,8 @@ def test_without_an_end_of_text_there_can_be_one_document(write, tmp_path, token
         with pytest.raises(InputError) as caught:
             ids_of(texts, "train", tokenizer, tmp_path)
         assert str(caught.value) == (
-            "the corpus has several documents, and the vocabulary has no <|endoftext|> to stand "
-            "between them. Join them into one file, or take another vocabulary"
+            "the corpus has several documents, and the vocabulary has no <|endoftext|> to separate "
+            "them. Join them into one file, or use another vocabulary"
         )
 
 
@@ -679,7 +679,7 @@ def test_a_corpus_shorter_than_a_window():
         with pytest.raises(InputError) as caught:
             Windows(np.arange(count), 64, 0)
         assert str(caught.value) == (
-            f"the corpus has {count} tokens, shorter than one window of 64 and the token after it. "
+            f"the corpus has {count} tokens, expected at least 65, one window and the next token. "
             "Give more text, or a smaller --window"
         )
 
@@ -707,7 +707,7 @@ def test_too_little_to_validate(count):
     with pytest.raises(InputError) as caught:
         validation_batches(np.arange(count), 8, 4)  # at once, not with the first batch
     assert str(caught.value) == (
-        f"the validation part has {count} tokens, expected two at least. "
+        f"the validation part has {count} tokens, expected at least two. "
         "Give more text, or a larger --val-fraction"
     )
 
@@ -846,7 +846,7 @@ def test_a_size_that_no_vocabulary_has(write, tmp_path, size):
     with pytest.raises(OptionError) as caught:
         train_vocabulary(Texts.open(write("ab"), 0), size, tmp_path)
     assert str(caught.value) == (
-        f"vocab_size: got {size!r}, expected a whole number from 257 to 1048576"
+        f"vocab_size: got {size!r}, expected an integer from 257 to 1048576"
     )
 
 

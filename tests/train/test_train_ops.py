@@ -518,30 +518,30 @@ def test_float32_is_float64_rounded_and_stays_float32(name):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", MODELS)
-def test_recomputing_gives_the_same_bits(name, dtype):
+def test_checkpointing_gives_the_same_bits(name, dtype):
     params, run = case(name, dtype)
     nats, kept = loss_and_gradients(params, run)
-    again, recomputed = loss_and_gradients(params, run._replace(recompute=True))
+    again, checkpointed = loss_and_gradients(params, run._replace(checkpointing=True))
     assert again == nats
     for key, gradient in kept.items():
-        np.testing.assert_array_equal(recomputed[key], gradient, err_msg=key)
+        np.testing.assert_array_equal(checkpointed[key], gradient, err_msg=key)
 
 
-def test_recomputing_keeps_the_inputs_of_the_blocks_and_nothing_else():
+def test_checkpointing_keeps_the_inputs_of_the_blocks_and_nothing_else():
     rows = Rows(ids(1, (8, 32)), ids(2, (8, 32)), np.arange(32)[None])
 
-    def held(layers, recompute):
+    def held(layers, checkpointing):
         config = GPT2Config(**SMALL | {"n_positions": 32, "n_layer": layers} | RATES)
         params = parameters(config)
         tracemalloc.start()
-        kept = model.loss(params, Run(config, rows, DROP, recompute))
+        kept = model.loss(params, Run(config, rows, DROP, checkpointing))
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         del kept
         return size
 
     stream = 8 * 32 * SMALL["n_embd"] * 8
-    more = {recompute: (held(8, recompute) - held(2, recompute)) / 6 for recompute in (True, False)}
+    more = {c: (held(8, c) - held(2, c)) / 6 for c in (True, False)}
     assert stream <= more[True] <= 1.1 * stream
     assert more[False] > 10 * stream
 
@@ -660,10 +660,10 @@ def test_public_gradients_are_the_slopes_of_the_models_own_loss(name, small):
     assert type(d) is type(wide.params)
     parameters, gradients = leaves(wide.params), leaves(d)
     assert_gradient(loss, parameters, gradients, step_of(wide.config))
-    again, same = public(wide, **inputs, recompute=True)
+    again, same = public(wide, **inputs, gradient_checkpointing=True)
     assert again == found
-    for recomputed, g in zip(leaves(same), gradients, strict=True):
-        np.testing.assert_array_equal(recomputed, g)
+    for checkpointed, g in zip(leaves(same), gradients, strict=True):
+        np.testing.assert_array_equal(checkpointed, g)
 
 
 def test_public_gradients_have_the_models_dtype(small):
@@ -758,7 +758,7 @@ def test_the_sum_is_the_gradient_of_the_loss_whatever_the_shares(drop):
     for shares in (1, 2, 3, 8):
         found = summed({0: ROWS}, shares, drop)
         assert_same(found, (nats, Flat.of(d)), 1e-13)
-        again = summed({0: ROWS}, shares, drop, recompute=True)
+        again = summed({0: ROWS}, shares, drop, gradient_checkpointing=True)
         assert again[0] == found[0]
         np.testing.assert_array_equal(again[1].array, found[1].array)
 
@@ -783,16 +783,16 @@ def test_without_a_drop_the_configs_dropout_rests():
     assert summed({0: ROWS}, 1, DROP)[0] != found[0]
 
 
-def test_recomputing_is_asked_for_and_runs_every_block_twice(monkeypatch):
+def test_gradient_checkpointing_is_asked_for_and_runs_every_block_twice(monkeypatch):
     layers, block = [], model.block
     monkeypatch.setattr(
         model, "block", lambda x, p, layer, run: layers.append(layer) or block(x, p, layer, run)
     )
     gpt2 = GPT2(DROPPING, parameters(DROPPING))
-    for recompute, expected in ((False, [0, 1, 2]), (True, [0, 1, 2, 2, 1, 0])):
+    for checkpointing, expected in ((False, [0, 1, 2]), (True, [0, 1, 2, 2, 1, 0])):
         for compute in (partial(public, gpt2, IDS), partial(summed, {0: ROWS})):
             layers.clear()
-            compute(recompute=recompute)
+            compute(gradient_checkpointing=checkpointing)
             assert layers == expected
 
 

@@ -29,7 +29,7 @@ from npgpt2.base.errors import FileBusy, FileError, MissingPackage, OptionError,
 from npgpt2.base.files import held, replaced
 from npgpt2.checkpoints.checkpoint import save
 from npgpt2.model.params import named_parameters
-from npgpt2.train import Listener, Settings, train
+from npgpt2.train import Callback, Settings, train
 from npgpt2.train.loop import Training
 from npgpt2.train.state import Arrays, save_state
 
@@ -43,7 +43,7 @@ TEXT = "".join(
 )
 SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 300}
 SMALL = {**SHAPE, "batch_size": 4, "threads": 1}
-ALL_ON = {**SMALL, "accumulate": 2, "average": 0.9, "eval_every": 3, "save_every": 4, "seed": 1}
+ALL_ON = {**SMALL, "accumulate": 2, "ema": 0.9, "eval_every": 3, "save_every": 4, "seed": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def refused(npgpt2):
     return check
 
 
-NOTE = re.compile(r"npgpt2: (warning: |  |step [\d,]+: |going on after |[\d,]+ parameters; )")
+NOTE = re.compile(r"npgpt2: (warning: |  |step [\d,]+: |resuming after |[\d,]+ parameters; )")
 
 
 @pytest.fixture(scope="session")
@@ -157,14 +157,14 @@ def tensors(path):
 
 def poison(run, name, value):
     """Write the newest checkpoint again with another weight."""
-    was = Training(run, Listener())
+    was = Training(run, Callback())
     dict(named_parameters(was.arrays.params.tree))[name][...] = value
     save_state(run, was.config, was.arrays, was.state)
 
 
 def reshape(run, **shape):
     """Write the newest checkpoint again with a model of another shape."""
-    was = Training(run, Listener())
+    was = Training(run, Callback())
     other = GPT2.from_random(replace(was.config, **shape))
     save_state(run, was.config, Arrays.of(other.params, was.settings), was.state)
 
@@ -263,7 +263,7 @@ def test_the_model_is_the_one_of_the_lowest_validation_loss(finished):
     """Of a run whose validation loss falls to the end: the running mean of the last step."""
     moments = load_file(finished / "checkpoint-12" / "optimizer.safetensors")
     for name, array in tensors(finished).items():
-        mean = moments[f"average.{name.removeprefix('transformer.')}"]
+        mean = moments[f"ema.{name.removeprefix('transformer.')}"]
         assert np.array_equal(array, mean), name
 
 
@@ -295,9 +295,9 @@ def test_half_writes_float16_and_computes_in_float32(run, text, tmp_path):
     assert all(np.array_equal(found[name], state[name].astype(np.float16)) for name in found)
 
 
-def test_recompute_and_the_folder_make_no_difference_to_the_bits(run, text, finished, tmp_path):
+def test_checkpointing_and_the_folder_make_no_difference_to_the_bits(run, text, finished, tmp_path):
     out = tmp_path / "other name"
-    run(text, "-o", out, *flags(ALL_ON), "--steps", 12, "--recompute")
+    run(text, "-o", out, *flags(ALL_ON), "--steps", 12, "--gradient-checkpointing")
     assert differing(out, finished, but=["training.json"]) == []
 
 
@@ -353,7 +353,7 @@ def test_the_smallest_corpus_is_learnt_by_heart(shared, tmp_path):
     corpus = shared("seed-corpus/lang.txt")
     out = train(
         [corpus], tmp_path / "out", n_layer=2, n_head=4, n_embd=64, n_positions=80, vocab_size=300,
-        batch_size=8, steps=600, lr=3e-3, dropout=0.0, average=0.95, val_fraction=0.0,
+        batch_size=8, steps=600, lr=3e-3, dropout=0.0, ema=0.95, val_fraction=0.0,
     )  # fmt: skip
     model, sentences = GPT2.from_pretrained(out), corpus.read_text().splitlines()
     for sentence in sentences:
@@ -366,7 +366,7 @@ def test_the_smallest_corpus_is_learnt_by_heart(shared, tmp_path):
 # ── in Python ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Recorder(Listener):
+class Recorder(Callback):
     """Hears everything; asks to stop after a step."""
 
     def __init__(self, stop=None):
@@ -395,7 +395,7 @@ class Recorder(Listener):
 
 def test_python_hears_of_everything_and_nothing_is_printed(text, tmp_path, capfd):
     ear = Recorder()
-    assert train([str(text)], tmp_path / "out", listener=ear, **ALL_ON, steps=6) == tmp_path / "out"
+    assert train([str(text)], tmp_path / "out", callback=ear, **ALL_ON, steps=6) == tmp_path / "out"
     assert capfd.readouterr() == ("", "")
     kinds = [kind for kind, *_ in ear.heard]
     assert kinds[kinds.index("begins") :] == ["begins", *["step", "step", "step", "validated"] * 2]
@@ -405,18 +405,18 @@ def test_python_hears_of_everything_and_nothing_is_printed(text, tmp_path, capfd
     assert ("progress", "reading") in ear.heard
 
 
-def test_python_is_silent_without_a_listener(text, tmp_path, capfd):
+def test_python_is_silent_without_a_callback(text, tmp_path, capfd):
     train([text], tmp_path / "out", **SMALL, steps=2)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_listener_stops_a_run_that_goes_on_later(text, finished, tmp_path):
+def test_a_callback_stops_a_run_that_goes_on_later(text, finished, tmp_path):
     out = tmp_path / "out"
-    train([text], out, listener=Recorder(stop=5), **ALL_ON, steps=12)
+    train([text], out, callback=Recorder(stop=5), **ALL_ON, steps=12)
     assert {p.name for p in out.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-5"}
     assert len(log(out)) == 5 + 1
     ear = Recorder()
-    train([], out, resume=True, listener=ear)
+    train([], out, resume=True, callback=ear)
     assert ear.heard[0] == ("begins", 5, 12, 128)
     assert differing(out, finished) == []
 
@@ -425,7 +425,7 @@ def test_a_run_that_goes_on_remembers_its_best_validation(text, tmp_path):
     """It is at the first steps here, and the model must stay the one of then."""
     options = {**SMALL, "steps": 9, "eval_every": 1, "lr": 3.0, "warmup": 9}
     whole, out = train([text], tmp_path / "whole", **options), tmp_path / "out"
-    train([text], out, listener=Recorder(stop=7), **options)
+    train([text], out, callback=Recorder(stop=7), **options)
     train([], out, resume=True)
     assert differing(out, whole, but=["checkpoint-7", "checkpoint-0"]) == []
 
@@ -433,7 +433,7 @@ def test_a_run_that_goes_on_remembers_its_best_validation(text, tmp_path):
 def test_the_summary_is_of_all_sittings(npgpt2, text, tmp_path):
     """The best validation was in the first one."""
     options = {**SMALL, "steps": 9, "eval_every": 1, "lr": 3.0, "warmup": 9}
-    out = train([text], tmp_path / "out", listener=Recorder(stop=7), **options)
+    out = train([text], tmp_path / "out", callback=Recorder(stop=7), **options)
     checks = [line for line in log(out) if "validation" in line]
     best = min(checks, key=lambda line: line["validation"])["step"]
     assert best < 7
@@ -444,7 +444,7 @@ def test_the_summary_is_of_all_sittings(npgpt2, text, tmp_path):
 
 
 def test_a_run_that_stops_before_its_first_validation_has_a_model(text, tmp_path):
-    out = train([text], tmp_path / "out", listener=Recorder(stop=1), **SMALL, steps=5)
+    out = train([text], tmp_path / "out", callback=Recorder(stop=1), **SMALL, steps=5)
     assert GPT2.from_pretrained(out).config.n_embd == 16
 
 
@@ -461,7 +461,7 @@ def test_python_gets_errors_of_its_own_kind(text, finished, tmp_path):
         train([text], tmp_path / "out", steps=0)
     with pytest.raises(OptionError, match="CORPUS"):
         train([], tmp_path / "out")
-    with pytest.raises(FileError, match="holds a run already"):
+    with pytest.raises(FileError, match="already contains a run"):
         train([text], finished)
     with pytest.raises(TrainingError, match="seed was 1 and is 2"):
         train([], finished, resume=True, seed=2)
@@ -533,7 +533,7 @@ def test_a_run_that_is_killed_in_the_midst_of_writing_gives_the_same_files(
     text, finished, tmp_path, seed
 ):
     out = tmp_path / "out"
-    train([text], out, listener=Recorder(stop=1), **ALL_ON, steps=12)
+    train([text], out, callback=Recorder(stop=1), **ALL_ON, steps=12)
     argv = [sys.executable, "-c", KILLED, str(out), str(seed)]
     done = subprocess.run(argv, capture_output=True, text=True, env=uncovered(), timeout=PATIENCE)
     kills, code = map(int, done.stdout.split())
@@ -627,7 +627,7 @@ def test_a_signal_saves_and_the_command_that_is_named_goes_on(npgpt2, text, tmp_
     assert words == ["npgpt2", "train", "-o", str(out), "--resume"]
     code, _, err = npgpt2(*words[1:])
     assert code == 0
-    assert f"going on after step {step} of 30" in err
+    assert f"resuming after step {step} of 30" in err
     assert differing(out, whole, but=[f"checkpoint-{step}", "checkpoint-0"]) == []
 
 
@@ -788,7 +788,7 @@ def test_going_on_with_other_settings_names_all_of_them(refused, killed):
 
 def test_nothing_to_go_on_with(refused, text, finished, tmp_path):
     out = tmp_path / "out"
-    words = f"{out}: has no training.json, expected a run. Leave out --resume to begin one"
+    words = f"{out}: has no training.json, expected a run. Leave out --resume to start one"
     refused(4, words, "-o", out, "--resume")
     out.mkdir()
     refused(4, words, "-o", out, "--resume")
@@ -797,7 +797,7 @@ def test_nothing_to_go_on_with(refused, text, finished, tmp_path):
 
 
 def test_a_folder_that_is_there_is_left_alone(refused, text, finished, copy, tmp_path):
-    words = f"{copy}: holds a run already, expected a new folder. Add --resume to go on with it"
+    words = f"{copy}: already contains a run, expected a new folder. Add --resume to continue it"
     refused(4, words, text, "-o", copy, *flags(SMALL))
     assert differing(copy, finished) == []
     (tmp_path / "full").mkdir()
@@ -838,7 +838,7 @@ def test_one_process_at_a_time_and_the_other_is_told_which(refused, run, finishe
 def test_two_that_begin_the_same_run(refused, text, tmp_path):
     out = tmp_path / "out"
     with slow(0.1, text, "-o", out, *flags(SMALL), "--steps", 1000) as process:
-        refused(4, "holds a run already", text, "-o", out, *flags(SMALL))
+        refused(4, "already contains a run", text, "-o", out, *flags(SMALL))
         refused(4, f"process {process.pid} is writing there", "-o", out, "--resume")
 
 
@@ -889,8 +889,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, finished, copy, n
     err = run("-o", copy, "--resume")
     [line] = [line for line in err.splitlines() if "warning" in line]
     assert line.startswith(f"npgpt2: warning: {copy / 'checkpoint-12'}")
-    assert "Going back to the checkpoint before" in line
-    assert "going on after step 8 of 12" in err
+    assert "Using the checkpoint before" in line
+    assert "resuming after step 8 of 12" in err
     assert differing(copy, finished) == []
 
 
@@ -898,7 +898,7 @@ def test_no_sound_checkpoint(refused, copy):
     truncate(copy / "checkpoint-12" / "model.safetensors")
     (copy / "checkpoint-8" / "state.json").unlink()
     before = content(copy)
-    words = f"{copy}: has no sound checkpoint to go on from. Begin again"
+    words = f"{copy}: has no intact checkpoint to resume from. Start again"
     refused(3, words, "-o", copy, "--resume")
     shutil.rmtree(copy / "checkpoint-8")
     shutil.rmtree(copy / "checkpoint-12")
@@ -910,12 +910,12 @@ def test_what_is_damaged_does_not_push_out_what_is_sound(text, copy):
     """Checkpoint 12 is damaged; the run goes on from 8 and stops at 9: 8 and 9 are the newest."""
     flip(copy / "checkpoint-12" / "model.safetensors")
     with pytest.warns(UserWarning, match="is damaged"):
-        train([], copy, resume=True, listener=Recorder(stop=9))
+        train([], copy, resume=True, callback=Recorder(stop=9))
     truncate(copy / "checkpoint-9" / "state.json")
     ear = Recorder()
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
-        train([], copy, resume=True, listener=ear)
+        train([], copy, resume=True, callback=ear)
     assert ear.heard[0] == ("begins", 8, 12, 128)
 
 
@@ -1086,7 +1086,7 @@ def test_a_gradient_that_is_no_number_is_named(text, tmp_path, monkeypatch):
     monkeypatch.setattr("npgpt2.train.loop.Gradients.add", broken)
     with pytest.raises(
         TrainingError,
-        match=r"step 1: the gradient's norm is inf, first in "
+        match=r"step 1: the gradient norm is inf, first in "
         r"the gradient of h\.0\.ln_2\.weight, expected",
     ):
         train([text], tmp_path / "out", **SMALL, steps=3)
@@ -1098,16 +1098,16 @@ def test_a_gradient_that_is_no_number_is_named(text, tmp_path, monkeypatch):
 WHOLE = "expected an integer from {} to {}"
 COUNT = WHOLE.format(1, 2**31 - 1)
 BAD = {
-    "--vocab-size 0": f"--vocab-size: got 0, {WHOLE.format(257, 2**20)}",
-    "--vocab-size 256": f"--vocab-size: got 256, {WHOLE.format(257, 2**20)}",
-    "--vocab-size 1048577": f"--vocab-size: got 1048577, {WHOLE.format(257, 2**20)}",
+    "--vocab-size 0": "--vocab-size: got 0, expected an integer from 257 to 1048576",
+    "--vocab-size 256": "--vocab-size: got 256, expected an integer from 257 to 1048576",
+    "--vocab-size 1048577": "--vocab-size: got 1048577, expected an integer from 257 to 1048576",
     "--n-layer 0": f"--n-layer: got 0, {COUNT}",
     "--n-head -1": f"--n-head: got -1, {COUNT}",
     "--n-embd 0": f"--n-embd: got 0, {COUNT}",
     "--n-positions 0": f"--n-positions: got 0, {COUNT}",
     "--n-embd 15": "n_embd: got 15, expected a multiple of n_head (2)",
     "--window 0": f"--window: got 0, {COUNT}",
-    "--window 17": "--window: got 17, the model has 16 positions",
+    "--window 17": "--window: got 17, expected at most 16 tokens",
     "--batch-size 0": f"--batch-size: got 0, {COUNT}",
     "--batch-size 2147483648": f"--batch-size: got 2147483648, {COUNT}",
     "--accumulate 0": f"--accumulate: got 0, {COUNT}",
@@ -1117,7 +1117,7 @@ BAD = {
     "--epochs nan": "--epochs: got nan, expected a number above 0",
     "--epochs inf": "--epochs: got inf, expected a number above 0",
     "--epochs 1e308": "--epochs: got 1e+308",
-    "--epochs 1 --steps 1": "--epochs: given beside steps, expected one of the two",
+    "--epochs 1 --steps 1": "--epochs: given together with steps, expected one of the two",
     "--lr 0": "--lr: got 0.0, expected a number above 0",
     "--lr inf": "--lr: got inf, expected a number above 0",
     "--warmup -1": f"--warmup: got -1, {WHOLE.format(0, 2**31 - 1)}",
@@ -1127,7 +1127,7 @@ BAD = {
     "--clip 0": "--clip: got 0.0, expected a number above 0",
     "--dropout 1.5": "--dropout: got 1.5, expected a number from 0 to ",
     "--dropout nan": "--dropout: got nan, expected a number from 0 to ",
-    "--average 1": "--average: got 1.0, expected a number from 0 to below 1",
+    "--ema 1": "--ema: got 1.0, expected a number from 0 to below 1",
     "--val-fraction 1": "--val-fraction: got 1.0, expected a number from 0 to below 1",
     "--val-fraction -0.1": "--val-fraction: got -0.1, expected a number from 0 to below 1",
     "--eval-every 0": f"--eval-every: got 0, {COUNT}",
@@ -1135,8 +1135,8 @@ BAD = {
     "--threads 0": f"--threads: got 0, {COUNT}",
     "--seed -1": f"--seed: got -1, {WHOLE.format(0, 2**64 - 1)}",
     "--seed 18446744073709551616": f"--seed: got {2**64}, {WHOLE.format(0, 2**64 - 1)}",
-    "--init m": "--vocab-size: given beside init (m), which has its own. Leave it out",
-    "--tokenizer m": "--vocab-size: given beside tokenizer, which has its own size",
+    "--init m": "--vocab-size: given together with init (m), which has its own. Leave it out",
+    "--tokenizer m": "--vocab-size: given together with tokenizer, which has its own",
     "--schedule linear": "--schedule: invalid choice: 'linear'",
     "--steps 1.5": "--steps: got '1.5', expected an integer. See 'npgpt2 train --help'",
     "--lr fast": "--lr: got 'fast', expected a number. See 'npgpt2 train --help'",
@@ -1165,13 +1165,13 @@ def test_an_empty_name_is_not_taken_for_none(refused, text, tmp_path, name):
 
 
 def test_a_run_needs_a_name(refused, text):
-    refused(2, "--out: no folder was named", text, "-o", "", "--steps", 1)
+    refused(2, "--out: got an empty name, expected a folder to", text, "-o", "", "--steps", 1)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("steps", True), ("steps", 1.0), ("lr", "1"), ("seed", None), ("schedule", None),
-     ("threads", "2"), ("average", True), ("clip", None), ("half", 1), ("init", 5)],
+     ("threads", "2"), ("ema", True), ("clip", None), ("half", 1), ("init", 5)],
 )  # fmt: skip
 def test_settings_refuse_other_types(name, value):
     with pytest.raises(OptionError, match=f"^{name}: got {value!r}, expected "):
@@ -1207,7 +1207,7 @@ def test_epochs_are_counted_in_windows(run, text, tmp_path):
 CORPORA = {
     "nothing": (b"", 3, "the corpus has no text, expected some. Give other files"),
     "white space": (b" \n\t\n", 3, "the corpus has no text, expected some. Give other files"),
-    "short": (b"One two.", 3, "tokens, shorter than one window of 16 and the token after it"),
+    "short": (b"One two.", 3, "tokens, expected at least 17, one window and the next token"),
     "latin-1": (b"caf\xe9 au lait", 3, "{}: not UTF-8 at byte 3, expected text. Convert it first"),
     "late": (b"ab" * 70_000 + b"\xff", 3, "{}: not UTF-8 at byte 140000, expected text"),
     "cut": (b"abc\xe2\x82", 3, "{}: not UTF-8 at byte 3, expected text"),
@@ -1224,17 +1224,17 @@ def test_text_that_cannot_be_learnt(refused, tmp_path, data, code, words):
 
 def test_validation_text_that_is_too_short(refused, text, tmp_path):
     args = [text, "-o", tmp_path / "out", *flags(SHAPE), "--val-fraction", "0.0001"]
-    refused(3, "tokens, expected two at least. Give more text, or a larger --val-fraction", *args)
+    refused(3, "tokens, expected at least two. Give more text, or a larger --val-fraction", *args)
 
 
 def test_files_that_are_no_text(refused, text, tmp_path):
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     out = ["-o", tmp_path / "out", *flags(SHAPE)]
-    refused(2, "CORPUS: none was given, expected text files or folders of them", *out)
+    refused(2, "CORPUS: got no file, expected text files or folders of text files", *out)
     refused(4, "none.txt: No such file or directory", tmp_path / "none.txt", *out)
     refused(4, "pipe: is not a regular file, expected a file", tmp_path / "pipe", *out)
-    refused(4, "folder: has no *.txt file, expected one", tmp_path / "folder", *out)
+    refused(4, "folder: has no *.txt file, expected at least one", tmp_path / "folder", *out)
     refused(4, "none.txt: No such file or directory", text, tmp_path / "none.txt", *out)
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
 
@@ -1290,7 +1290,7 @@ def test_a_run_is_a_checkpoint_to_fine_tune_from(run, text, finished, tmp_path):
 
 def test_a_frozen_embedding_stays_and_the_rest_learns(run, text, tmp_path):
     out = tmp_path / "out"
-    run(text, "-o", out, *TUNE, "--steps", 3, "--freeze-embeddings", "--average", "0.5")
+    run(text, "-o", out, *TUNE, "--steps", 3, "--freeze-embeddings", "--ema", "0.5")
     before, after, state = tensors(TINY), tensors(out), tensors(out / "checkpoint-3")
     for name in before:
         still = name in ("transformer.wte.weight", "transformer.wpe.weight")
@@ -1330,7 +1330,7 @@ def other(tmp_path):
 
 def test_a_vocabulary_that_does_not_fit_the_model(refused, text, other, tmp_path):
     folder = other(vocab_size=500)
-    words = f"{folder}: the vocabulary has 512 tokens, the model has 500"
+    words = f"{folder}: the vocabulary has 512 tokens, expected at most 500, the vocab_size of the"
     refused(3, words, text, "-o", tmp_path / "out", "--init", folder)
     assert os.listdir(tmp_path) == ["other"]
 
@@ -1341,7 +1341,7 @@ def test_a_vocabulary_smaller_than_the_model_fits(run, text, other, tmp_path):
 
 def test_a_model_with_cross_attention_is_refused(refused, text, other, tmp_path):
     folder = other(add_cross_attention=True)
-    words = f"{folder}: has cross-attention, and text has no encoder. Expected a plain GPT-2"
+    words = f"{folder}: has cross-attention, which needs an encoder. Expected a plain GPT-2"
     refused(3, words, text, "-o", tmp_path / "out", "--init", folder)
 
 

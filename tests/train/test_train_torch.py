@@ -69,10 +69,10 @@ def random_case(seed):
     )
 
 
-def ours(config, tensors, rows, recompute):
+def ours(config, tensors, rows, checkpointing):
     params = build_tree(tensors)
     d = build_tree({name: np.zeros_like(x) for name, x in tensors.items()})
-    nats, back = model.loss(params, Run(config, rows, recompute=recompute))
+    nats, back = model.loss(params, Run(config, rows, checkpointing=checkpointing))
     count = (rows.targets != -100).sum()
     back(1.0 / count, d)
     named = dict(named_parameters(d))
@@ -111,7 +111,7 @@ def theirs(config, tensors, rows):
 def test_gradients_are_theirs_to_the_last_digits(seed):
     config, rows = random_case(seed)
     tensors = formula_tensors(config)
-    loss, found = ours(config, tensors, rows, recompute=bool(seed % 2))
+    loss, found = ours(config, tensors, rows, checkpointing=bool(seed % 2))
     peer_loss, expected = theirs(config, tensors, rows)
     assert loss == pytest.approx(peer_loss, rel=1e-13)
     assert found.keys() == expected.keys()

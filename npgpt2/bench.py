@@ -1,8 +1,8 @@
-"""What a machine gives for a model: tokens per second, beside what its memory and arithmetic allow.
+"""Measure a model's tokens per second, and the limits that memory and arithmetic set.
 
-Every engine runs in a process of its own, the engines in turn, several rounds of it; figures are
-medians over the rounds. What the machine allows is measured in the same rounds. Seconds of one run
-say nothing about another: other machines, other pages of memory, other neighbours.
+Every engine runs in a separate process, the engines in turn, for several rounds; results are the
+medians over the rounds. The limits of the machine are measured in the same rounds. Do not compare
+the seconds of different runs: machine, memory pages and other processes differ.
 
 Axes: B batch, T tokens, S = past + T, L layers, C n_embd.
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from npgpt2.generation.language_model import LanguageModel
     from npgpt2.model.config import GPT2Config
 
-NEW = 16  # tokens that are decoded behind each context
-FIRST = 32  # tokens before the first that is written
-SQUARE = 2048  # side of the matrices that are multiplied to measure arithmetic
-READ = 1 << 27  # float32 numbers, 0.5 GB, that are read to measure memory
+NEW = 16  # tokens that are decoded after each context
+FIRST = 32  # tokens of the prompt for the time to first token
+SQUARE = 2048  # size of the square matrices that are multiplied to measure arithmetic
+READ = 1 << 27  # float32 values, 0.5 GB, that are read to measure memory bandwidth
 
 
 def bench(
@@ -41,34 +41,34 @@ def bench(
     rounds: int = 3,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = lambda loop, what: loop,
 ) -> dict[str, Any]:
-    """Measure.
+    """Measure load time, memory, and prefill and decode throughput of several engines.
 
     Args:
-        variants: the models and engines, each by a folder.
-        batches: rows of a batch, B.
-        contexts: tokens of a prompt; None: 32, a quarter of the context, and as many as it takes.
-        threads: of BLAS and of ONNX Runtime; None: one for each core.
-        rounds: processes of each engine.
+        variants: the models and engines, each with a model folder.
+        batches: batch sizes B.
+        contexts: prompt lengths in tokens; None: 32, a quarter of the model's context length, and
+            all of it but 16 tokens.
+        threads: threads of BLAS and ONNX Runtime; None: one per core.
+        rounds: processes per engine.
         progress: wraps the loop over processes.
 
     Returns:
         limits: "bandwidth" in bytes/s, "arithmetic" in float32 operations/s.
-        engines: one for each variant: "load" and "first_token" in seconds, the latter of a whole
-            process; "memory", its highest resident size, in bytes; "prefill" and "decode", for each
-            batch and context, with "tokens_per_second" and "of_limit", the share of what the
-            machine allows: for decode reading all weights and the cache once a step, for prefill
-            the multiplications in float32.
+        engines: one for each variant: "load" and "first_token" in seconds, the latter from the
+            start of the process; "memory", the peak resident size, in bytes; "prefill" and
+            "decode", for each batch and context, with "tokens_per_second" and "of_limit", its share
+            of the limit: one read of weights and cache, or all float32 operations, the longer one.
 
     Raises:
-        OptionError: a batch, context, number of threads or of rounds out of range.
-        FileError: a process failed; its last line says why.
+        OptionError: a batch, context, number of threads or of rounds is out of range.
+        FileError: a process failed; the message has its last line.
     """
     fp32 = {"numpy": None, "onnx": "fp32"}
     variants = [replace(v, precision=v.precision or fp32[v.engine]) for v in variants]
     folder = variants[0].folder(weights=False)
     contexts = contexts_of(folder, batches, contexts, threads, rounds)
     work = {"batches": list(batches), "contexts": contexts, "threads": threads}
-    # None is the machine itself.
+    # None stands for the machine's limits.
     found: dict[ModelSpec | None, list[dict[str, Any]]] = {v: [] for v in (None, *variants)}
     for variant in progress([*found] * rounds, "measuring"):
         found[variant].append(_process(work | {"variant": variant and asdict(variant)}))
@@ -83,7 +83,7 @@ def contexts_of(
     threads: int | None,
     rounds: int,
 ) -> list[int]:
-    """The tokens of prompts that are measured. Raises OptionError where `bench` does."""
+    """The prompt lengths to measure. Raises OptionError like `bench`."""
     from npgpt2.checkpoints.checkpoint import read_config
 
     n_positions = read_config(folder).n_positions
@@ -105,15 +105,15 @@ def _require(option: str, values: Sequence[int], least: int, most: int) -> None:
 
 
 def _process(work: dict[str, Any]) -> dict[str, Any]:
-    """One measurement in a process of its own."""
+    """One measurement in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "npgpt2.bench", json.dumps(work | {"started": time.time()})],
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         name = work["variant"] and work["variant"]["engine"]
-        last = (done.stderr.strip().splitlines() or ["it was killed: perhaps for its memory"])[-1]
-        raise FileError(f"{name or 'the machine'}: was not measured ({last})")
+        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps out of memory"])[-1]
+        raise FileError(f"{name or 'the machine'}: could not be measured ({last})")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -125,7 +125,7 @@ def _median(rounds: Sequence[dict[str, Any]], key: str) -> float:
 def _engine(
     variant: ModelSpec, rounds: Sequence[dict[str, Any]], limits: dict[str, float]
 ) -> dict[str, Any]:
-    """The medians of one engine's rounds, beside the limits."""
+    """The medians of one engine's rounds, compared with the limits."""
     engine: dict[str, Any] = {"engine": variant.engine, "precision": variant.precision or "fp32"}
     engine |= {key: _median(rounds, key) for key in ("load", "first_token", "memory")}
     for kind in ("prefill", "decode"):
@@ -143,11 +143,11 @@ def _engine(
     return engine
 
 
-# ── what a process does ──────────────────────────────────────────────────────────────────────────
+# ── the measuring process ────────────────────────────────────────────────────────────────────────
 
 
 def measure(work: dict[str, Any]) -> dict[str, Any]:
-    """One engine; or the machine, where there is no variant."""
+    """Measure one engine; without a variant, the limits of the machine."""
     if work["variant"] is None:
         return _limits()
     spec = ModelSpec(**work["variant"])
@@ -170,7 +170,7 @@ def measure(work: dict[str, Any]) -> dict[str, Any]:
 def _point(
     model: "LanguageModel", batch: int, context: int, itemsize: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prefill and decode with so many rows and tokens: seconds, and what has to be done in them."""
+    """Prefill and decode of a batch after a context: seconds, operations, and bytes read."""
     import numpy as np
 
     config = model.config
@@ -192,24 +192,24 @@ def _point(
 
 
 def operations(config: "GPT2Config", batch: int, tokens: int, past: int) -> int:
-    """Multiplications and additions that a step's last logits need.
+    """Multiplications and additions needed for the logits of the last token.
 
-    Of the last block that is every token's key and value, and the rest for the last token alone.
+    The last block computes keys and values of all tokens, and the rest for the last token only.
 
     >>> from npgpt2 import GPT2Config
     >>> f"{operations(GPT2Config(), 1, 1024, 0):.4g}"
     '1.797e+11'
     """
     c, f, before = config.n_embd, config.mlp_width, config.n_layer - 1
-    rest = 2 * c * c + 2 * c * f  # queries, c_proj and the MLP: multiplications for each token
-    seen = tokens * past + tokens * (tokens + 1) // 2  # keys that queries see
+    rest = 2 * c * c + 2 * c * f  # queries, c_proj and the MLP: multiplications per token
+    seen = tokens * past + tokens * (tokens + 1) // 2  # pairs of a query and a key it attends to
     every = tokens * (config.n_layer * 2 * c * c + before * rest) + before * 2 * c * seen
     last = rest + 2 * c * (past + tokens) + c * config.vocab_size
     return 2 * batch * (every + last)
 
 
 def bytes_read(model: Any, cached: int = 0, itemsize: int = 4) -> int:
-    """By one step: all weights but rows that are looked up, keys and values of `cached` tokens."""
+    """Bytes read by a step: all weights except embedding rows, and the cache of `cached` tokens."""
     config = model.config
     cache: int = 2 * cached * config.n_layer * config.n_embd * itemsize
     return cache + _weights_read(model)
@@ -227,7 +227,7 @@ def _weights_read(model: Any) -> int:
 
 
 def _limits() -> dict[str, Any]:
-    """Bytes and float32 operations per second, by BLAS on all its threads."""
+    """Bytes and float32 operations per second, measured with BLAS on all threads."""
     import numpy as np
 
     x, a = np.ones(READ, np.float32), np.ones((SQUARE, SQUARE), np.float32)
@@ -238,7 +238,7 @@ def _limits() -> dict[str, Any]:
 
 
 def _typical(work: Callable[[], Any], repeats: int) -> float:
-    """Median seconds; the first time warms up and does not count."""
+    """Median seconds; the first repetition is a warmup and does not count."""
     times = []
     for _ in range(repeats):
         begun = time.perf_counter()
@@ -248,7 +248,7 @@ def _typical(work: Callable[[], Any], repeats: int) -> float:
 
 
 def _resident() -> int:
-    """The highest resident size so far, in bytes; 0 where the system does not say."""
+    """The peak resident size so far, in bytes; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -258,7 +258,7 @@ def _resident() -> int:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Prefill and decode by context, each engine a line; what memory allows is dashed."""
+    """Plot prefill and decode by context, one line per engine; memory's limit is dashed."""
     from matplotlib.figure import Figure
 
     from npgpt2.base.files import output
@@ -277,10 +277,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 if kind == "decode":
                     axes.plot(x, limit, linestyle="--", linewidth=0.8, **style)
         axes.set_title(f"{kind}: tokens per second")
-        axes.set_xlabel("tokens of the prompt")
+        axes.set_xlabel("prompt length, tokens")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    axes.plot([], [], linestyle="--", color="gray", label="what memory allows")
+    axes.plot([], [], linestyle="--", color="gray", label="limit of the memory bandwidth")
     axes.legend(fontsize="small")
     with output(path) as work:
         figure.savefig(work, format="png", dpi=120)
@@ -295,7 +295,7 @@ if __name__ == "__main__":
         import os
 
         os.environ["OPENBLAS_NUM_THREADS"] = str(asked["threads"])
-    choose_kernel()  # as the command line does
+    choose_kernel()  # as in the command line
     try:
         print(json.dumps(measure(asked)))
     except (NpGPT2Error, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The report of `npgpt2 bench`, not the speed of this machine."""
+"""What `npgpt2 bench` prints; not how fast this machine is."""
 
 import json
 import re
@@ -77,7 +77,9 @@ def test_operations_are_counted_as_the_model_multiplies():
 
 def test_a_process_that_fails_says_why(tmp_path, tiny):
     (tmp_path / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    with pytest.raises(FileError, match=r"^numpy: was not measured \(FileError: .*no such file"):
+    with pytest.raises(
+        FileError, match=r"^numpy: could not be measured \(FileError: .*no such file"
+    ):
         bench([ModelSpec(str(tmp_path))], contexts=[4], rounds=1)
 
 
@@ -89,7 +91,8 @@ def test_on_the_command_line(npgpt2, exported, tmp_path):
         "--json", data, "--plot", picture,
     )  # fmt: skip
     assert code == 0, err
-    assert re.search(r"^memory reads [\d.]+ GB/s; float32 products .* \d+ GFLOP/s$", out, re.M)
+    limits = r"^limits: memory reads [\d.]+ GB/s, float32 matrix products \d+ GFLOP/s$"
+    assert re.search(limits, out, re.M)
     for precision in ("fp32", "int8"):
         assert re.search(rf"^onnx {precision} +[\d.]+ s +[\d.]+ s +\d+ MB$", out, re.M)
         for context in (32, 112):
@@ -107,7 +110,7 @@ def test_graphs_that_are_not_there_are_made_for_the_while(npgpt2, tiny, tmp_path
         "bench", "--model", tiny, "--rounds", "1", "--context", "8", "--precision", "int4"
     )
     assert code == 0, err
-    assert "has no graph in int4: exporting for the while" in err
+    assert "has no graph in int4: exporting to a temporary folder" in err
     assert "numpy fp32" in out
     assert "onnx int4" in out
     assert sorted(tiny.rglob("*")) == before
@@ -118,7 +121,7 @@ def test_graphs_that_are_not_there_are_made_for_the_while(npgpt2, tiny, tmp_path
     (["--batch", "0"], 2, "--batch: got 0, expected 1 to 4096"),
     (["--rounds", "0"], 2, "--rounds: got 0, expected 1 to 1000"),
     (["--threads", "-1"], 2, "--threads: got -1, expected 1 to 1024"),
-    (["--engine", "numpy", "--precision", "int8"], 2, "--precision: is of the onnx engine"),
+    (["--engine", "numpy", "--precision", "int8"], 2, "--precision: belongs to the onnx engine"),
     (["--json", "/nowhere/at/all.json"], 4, "its folder does not exist"),
 ])  # fmt: skip
 def test_wrong_options_before_anything_takes_long(npgpt2, tiny, flags, code, text):

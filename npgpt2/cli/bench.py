@@ -1,9 +1,9 @@
-"""What this machine gives for a model, beside what it could give at most.
+"""Measure a model's speed on this machine, compared with the machine's limits.
 
-Load, time to the first token, memory; prefill and decode in tokens per second, by batch and by
-context. Decode reads all weights for every step, so memory sets its limit; prefill multiplies, so
-arithmetic does. Both are measured in the same run and stand beside, as a share. Let nothing else
-run meanwhile: seconds of a busy machine mean nothing.
+Reports load time, time from process start to first token, and memory; and prefill and decode
+throughput in tokens per second, by batch size and context length. Memory bandwidth limits decode,
+since each step reads all weights; arithmetic limits prefill. Both limits are measured in the same
+run, and results are also given as a share of them. Do not run other programs meanwhile.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from npgpt2.cli.output import (
 )
 from npgpt2.engines import ModelSpec
 
-HELP = "tokens per second on this machine, beside what it could give at most"
+HELP = "measure tokens per second on this machine, compared with its limits"
 EXAMPLES = """examples:
   npgpt2 bench
   npgpt2 bench --model gpt2 --engine numpy --batch 1 8
@@ -37,28 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
         "--engine", choices=("numpy", "onnx", "all"), default="all",
-        help="what computes (default: %(default)s)",
+        help="the engines to measure (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--precision", nargs="+", choices=("fp32", "fp16", "int8", "int4"),
-        help="of the onnx engine (default: all that the folder has, else fp32); what the folder "
-        "does not have is exported for the while",
+        help="precisions of the onnx engine (default: all that the folder has, else fp32); missing "
+        "ones are exported to a temporary folder",
     )  # fmt: skip
-    parser.add_argument("--threads", type=whole, metavar="N", help="(default: one for each core)")
     parser.add_argument(
-        "--batch", type=whole, nargs="+", default=[1], metavar="B", help="rows (default: 1)"
+        "--threads", type=whole, metavar="N", help="threads (default: one per core)"
+    )
+    parser.add_argument(
+        "--batch", type=whole, nargs="+", default=[1], metavar="B", help="batch sizes (default: 1)"
     )
     parser.add_argument(
         "--context", type=whole, nargs="+", metavar="T",
-        help="tokens of the prompt (default: 32, a quarter of the model's context, and all of it "
-        "but for what is written)",
+        help="prompt lengths in tokens (default: 32, a quarter of the model's context length, and "
+        "all of it but 16 tokens)",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=whole, default=3, metavar="N",
-        help="processes of each engine; figures are their medians (default: %(default)s)",
+        help="processes per engine; results are their medians (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw them (needs matplotlib)")
+    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot the results (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,13 +87,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _variants(args: argparse.Namespace, stack: ExitStack) -> list[ModelSpec]:
-    """The engines that were asked for; graphs that are not there are made in a folder that goes
-    away with the stack."""
+    """The engines to measure. Missing graphs are exported to a temporary folder, which the stack
+    removes."""
     from npgpt2.bench import contexts_of
     from npgpt2_onnx.run.session import graphs_in
 
     if args.engine == "numpy" and args.precision:
-        raise OptionError("precision", "is of the onnx engine. Leave it out, or --engine onnx")
+        raise OptionError("precision", "belongs to the onnx engine. Leave it out or --engine onnx")
     named = ModelSpec(args.model, revision=args.revision)
     folder = named.folder(args.engine != "onnx", note)
     contexts_of(folder, args.batch, args.context, args.threads, args.rounds)  # before it exports
@@ -111,7 +113,7 @@ def _variants(args: argparse.Namespace, stack: ExitStack) -> list[ModelSpec]:
         from npgpt2.base.files import unfinished
         from npgpt2_onnx import export
 
-        note(f"{folder} has no graph in {', '.join(absent)}: exporting for the while")
+        note(f"{folder} has no graph in {', '.join(absent)}: exporting to a temporary folder")
         stack.enter_context(unfinished())
         made = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "onnx")
         export(
@@ -146,7 +148,7 @@ def _in_words(report: dict[str, Any]) -> list[str]:
     lines = [
         about["machine"],
         f"NumPy {about['numpy']} ({about['blas']}), onnxruntime {about['onnxruntime']}",
-        f"memory reads {limits['bandwidth'] / 1e9:.1f} GB/s; float32 products of large matrices "
+        f"limits: memory reads {limits['bandwidth'] / 1e9:.1f} GB/s, float32 matrix products "
         f"{limits['arithmetic'] / 1e9:.0f} GFLOP/s",
         "",
     ]
@@ -154,8 +156,8 @@ def _in_words(report: dict[str, Any]) -> list[str]:
         (_name(e), f"{e['load']:.2f} s", f"{e['first_token']:.2f} s",
          f"{e['memory'] / 1e6:,.0f} MB") for e in engines
     ]  # fmt: skip
-    lines += table([("engine", "load", "process to first token", "memory"), *rows], "lrrr")
-    for kind, limit in (("prefill", "arithmetic's"), ("decode", "memory's")):
+    lines += table([("engine", "load", "start to first token", "peak memory"), *rows], "lrrr")
+    for kind, limit in (("prefill", "arithmetic"), ("decode", "memory")):
         cells = [
             (_name(e), c["batch"], f"{c['context']:,}", f"{c['tokens_per_second']:,.0f}",
              f"{c['of_limit']:.0%}")

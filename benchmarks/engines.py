@@ -1,8 +1,9 @@
-"""The engines that `benchmarks.peers` compares: what each needs, how it is opened, how it writes.
+"""The engines that `benchmarks.peers` compares: their packages, conversion, loading, generation.
 
-Each is imported where it is used: it may be another interpreter's. To write is a function of the
-prompts, ids (B, T), and of how many tokens each row gets behind its first one → seconds to the
-first, seconds for these, and the first row's tokens. Greedy, one thread a core.
+Each engine is imported inside its functions, since only one of several interpreters may have it. A
+`Write` function takes prompts, ids (B, T), and the number of tokens per row after the first one. It
+returns the seconds to the first token, the seconds for the others, and the first row's tokens.
+Generation is greedy, with one thread per core.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Array = Any  # NumPy's, which is imported late
+Array = Any  # np.ndarray; NumPy is imported late
 Write = Callable[[Array, int], tuple[float, float, list[int]]]
 Step = Callable[[Array], Array]  # new ids (B, T) → the most probable next ones (B,)
 
@@ -21,18 +22,18 @@ WIDTH, CONTEXT = 50_257, 1024  # of the 124M shape
 
 
 class Engine(NamedTuple):
-    """Who it is; the precision it is compared in; what has to be installed; what runs it."""
+    """An engine: its name, the precision that it is compared in, its packages, its functions."""
 
     name: str
     kind: str
     packages: tuple[str, ...]
     make: Callable[[Path], None]  # converts folder/checkpoint, once
     open: Callable[[Path], Write]
-    tasks: tuple[str, ...] = ()  # what it is asked to do; (): everything
+    tasks: tuple[str, ...] = ()  # the tasks that it runs; (): all
 
 
 def by_steps(fresh: Callable[[int, int], Step]) -> Write:
-    """An engine whose every step is a call; `fresh` is told of rows, and of tokens in all."""
+    """A `Write` for an engine with one call per step; `fresh` gets rows and the total length."""
 
     def write(prompts: Array, tokens: int) -> tuple[float, float, list[int]]:
         rows, length = prompts.shape
@@ -55,11 +56,11 @@ def cores() -> int:
 
 
 def nothing(folder: Path) -> None:
-    """The checkpoint as it is."""
+    """Convert nothing: the engine reads the checkpoint itself."""
 
 
 def once(made: Path, make: Callable[[Path], Any]) -> None:
-    """Make it where it is not there; what was left half-made is made again."""
+    """Call `make` unless `made` exists; remove an incomplete result of an earlier call first."""
     if not made.exists():
         part = made.with_name(f"part of {made.name}")
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
@@ -73,7 +74,7 @@ def once(made: Path, make: Callable[[Path], Any]) -> None:
 def open_numpy(folder: Path) -> Write:
     from npgpt2.base.blas import choose_kernel
 
-    choose_kernel()  # as the command line does
+    choose_kernel()  # as in the command line
     from npgpt2 import GPT2
 
     return ours(GPT2.from_pretrained(folder / "checkpoint"))
@@ -90,7 +91,7 @@ def ours(model: Any) -> Write:
 def make_onnx(folder: Path) -> None:
     from npgpt2_onnx import export
 
-    precisions = ("fp32", "int8", "int4")  # each time: the exporter may be another by now
+    precisions = ("fp32", "int8", "int4")  # exported each time, since the exporter may have changed
     export(folder / "checkpoint", folder / "onnx", precisions=precisions, proof=False, force=True)
 
 
@@ -104,7 +105,7 @@ def open_onnx(precision: str) -> Callable[[Path], Write]:
 
 
 def open_pico(folder: Path) -> Write:
-    """No cache, the whole text again for every token, as picoGPT does: 8 tokens stand for all."""
+    """Without a KV cache, as picoGPT: each token recomputes the whole text. 8 tokens are timed."""
     from npgpt2.base.blas import choose_kernel
 
     choose_kernel()
@@ -170,7 +171,7 @@ def make_ctranslate2(kind: str) -> Callable[[Path], None]:
 
 
 def open_ctranslate2(kind: str) -> Callable[[Path], Write]:
-    """It writes whole texts, and tells of each token as it comes."""
+    """CTranslate2 generates whole texts, and calls back for each token."""
 
     def opened(folder: Path) -> Write:
         import ctranslate2
@@ -191,7 +192,7 @@ def open_ctranslate2(kind: str) -> Callable[[Path], Write]:
                 include_prompt_in_result=False, end_token=[],
                 callback=lambda step: times.append(time.perf_counter()),
             )  # fmt: skip
-            first = times[len(texts) - 1]  # a step tells of every row
+            first = times[len(texts) - 1]  # there is one call per row and step
             return first - begun, time.perf_counter() - first, written[0].sequences_ids[0]
 
         return write
@@ -203,7 +204,7 @@ def open_ctranslate2(kind: str) -> Callable[[Path], Write]:
 
 
 def make_llama(kind: str) -> Callable[[Path], None]:
-    """As GGUF, written with gguf's own writer; quantized by llama.cpp itself."""
+    """Convert to GGUF with gguf's own writer; llama.cpp itself quantizes."""
 
     def make(folder: Path) -> None:
         import llama_cpp
@@ -262,7 +263,7 @@ def write_gguf(checkpoint: Path, path: Path) -> None:
 
 
 def open_llama(kind: str) -> Callable[[Path], Write]:
-    """Through its C functions: rows are sequences of one batch, with one cache for all."""
+    """Through llama.cpp's C functions: rows are sequences of one batch that share a cache."""
 
     def opened(folder: Path) -> Write:
         import llama_cpp as llama
@@ -310,7 +311,7 @@ def open_llama(kind: str) -> Callable[[Path], Write]:
     return opened
 
 
-_kept: list[Any] = []  # a callback of C's lives as long as Python holds it
+_kept: list[Any] = []  # keeps the C callback alive
 
 
 def _quiet(llama: Any) -> Any:
@@ -318,7 +319,7 @@ def _quiet(llama: Any) -> Any:
     return _kept[-1]
 
 
-# ── graphs of other makers ───────────────────────────────────────────────────────────────────────
+# ── graphs of other exporters and runtimes ───────────────────────────────────────────────────────
 
 
 def make_optimum(folder: Path) -> None:
@@ -329,7 +330,7 @@ def make_optimum(folder: Path) -> None:
 
 
 def open_optimum(folder: Path) -> Write:
-    """In ONNX Runtime, presents bound as the next past: every position's logits are computed."""
+    """In ONNX Runtime, with presents bound as the next past. It computes all logits."""
     import numpy as np
     import onnxruntime as ort
 
@@ -365,7 +366,7 @@ def open_optimum(folder: Path) -> Write:
 
 
 def make_openvino(kind: str) -> Callable[[Path], None]:
-    """From our portable graph, its head on the last position; the past becomes a state."""
+    """Convert our portable graph: the head reads the last position only, the past is a state."""
 
     def make(folder: Path) -> None:
         once(folder / f"openvino-{kind}", lambda at: convert_openvino(folder, at, kind))
@@ -389,7 +390,7 @@ def convert_openvino(folder: Path, out: Path, kind: str) -> None:
         numpy_helper.from_array(_int64(value), name) for name, value in bounds.items()
     )
     graph.graph.node.insert(made + 1, helper.make_node("Slice", ["ln_f", *bounds], ["ln_f.last"]))
-    onnx.save(graph, source / "last.onnx")  # its weights lie there
+    onnx.save(graph, source / "last.onnx")  # in the folder of its weights
     model = openvino.Core().read_model(source / "last.onnx")
     parts = [f"{i}.{part}" for i in range(12) for part in ("key", "value")]
     pairs = {f"past_key_values.{part}": f"present.{part}" for part in parts}
@@ -443,7 +444,7 @@ def open_openvino(kind: str) -> Callable[[Path], Write]:
     return opened
 
 
-# ── all of them ──────────────────────────────────────────────────────────────────────────────────
+# ── all engines ──────────────────────────────────────────────────────────────────────────────────
 
 TORCH = ("torch", "transformers")
 CTRANSLATE2 = ("ctranslate2", *TORCH)

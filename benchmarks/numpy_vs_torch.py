@@ -1,19 +1,19 @@
-"""npgpt2 against transformers on the same random checkpoint of GPT-2's 124M shape.
+"""Compare npgpt2 with transformers on the same random checkpoint of GPT-2's 124M shape.
 
     pip install torch==2.13.0 transformers==5.23.0
     python -m benchmarks.numpy_vs_torch [--rounds 5] [--json FILE]
 
 float32, batch 1, the same work in both:
 
-    prefill   1,024 tokens, the last position's logits wanted
-    kept      the same, with keys and values kept in a cache to go on from
+    prefill   1,024 tokens, logits of the last position only
+    kept      the same, with a KV cache
     decode    128 greedy tokens after a prompt of 32
-    cold      a fresh process: load tokenizer and model, write one token
+    cold      a new process: load tokenizer and model, generate one token
 
-and the highest resident size of each process.
+and the peak memory (resident size) of each process.
 
-Every measurement is a process of its own, the two engines in turn. What counts is the ratio of the
-medians within one run: the seconds of one machine say nothing about another.
+Every measurement is a separate process, the two engines in turn. Compare ratios of medians within
+one run only: the seconds of one machine say nothing about another.
 """
 
 import argparse
@@ -33,20 +33,20 @@ from typing import Any
 PREFILL, PROMPT, DECODE = 1024, 32, 128
 ENGINES = ("npgpt2", "transformers")
 
-# task → unit, sign and goal of the ratio, and whether the memory goal is meant for it: the cache of
-# 1,024 tokens is 0.15 of the checkpoint's bytes by itself, so "kept" has none.
+# task → unit, sign and goal of the ratio, and whether the memory goal applies. It does not apply to
+# "kept": the cache of 1,024 tokens alone takes 0.15 of the checkpoint's bytes.
 TASKS = {
     "prefill": ("tokens/s", ">=", 1.0, True),
     "kept": ("tokens/s", ">=", 1.0, False),
     "decode": ("tokens/s", ">=", 2.0, True),
     "cold": ("seconds", "<=", 0.1, True),
 }
-MEMORY_GOAL = 1.2  # of the checkpoint's bytes
+MEMORY_GOAL = 1.2  # times the checkpoint's bytes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each kind (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per engine (default: 5)")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def make_checkpoint(folder: Path) -> int:
-    """A random checkpoint as transformers writes one, with a vocabulary of 50,257; its bytes."""
+    """Write a random checkpoint with a vocabulary of 50,257 tokens; returns its size in bytes."""
     from npgpt2 import GPT2, GPT2Config
     from npgpt2.checkpoints.checkpoint import save
     from npgpt2.tokenizer.byte_pair import byte_alphabet
@@ -81,9 +81,9 @@ def make_checkpoint(folder: Path) -> int:
 
 
 def measure(folder: str, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """{task: {engine: figures}}: tokens/s, seconds, and bytes under "memory, TASK"."""
+    """{task: {engine: values}}: tokens/s or seconds, and bytes as "memory, TASK"."""
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for round_ in range(rounds + 1):  # the first fills the caches of the disk and does not count
+    for round_ in range(rounds + 1):  # the first fills the disk caches and does not count
         for task in TASKS:
             for engine in ENGINES:
                 print(f"\rround {round_} of {rounds}: {task}, {engine}   ", end="", file=sys.stderr)
@@ -96,7 +96,7 @@ def measure(folder: str, rounds: int) -> dict[str, dict[str, list[float]]]:
 
 
 def run(engine: str, task: str, folder: str) -> tuple[float, float]:
-    """One process; its figure and its highest resident size in bytes."""
+    """Run one process; returns its result and its peak resident size in bytes."""
     command = [sys.executable, "-m", "benchmarks.numpy_vs_torch", "--worker", engine, task, folder]
     if task == "cold":
         command = COLD[engine](folder)
@@ -115,7 +115,7 @@ def run(engine: str, task: str, folder: str) -> tuple[float, float]:
 
 
 def typical(repeats: int, work: Callable[[], Any]) -> float:
-    """Median seconds; the first time warms up and does not count."""
+    """Median seconds; the first repetition is a warmup and does not count."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -127,7 +127,7 @@ def typical(repeats: int, work: Callable[[], Any]) -> float:
 def npgpt2_worker(task: str, folder: str) -> float:
     from npgpt2.base.blas import choose_kernel
 
-    choose_kernel()  # as the command line does
+    choose_kernel()  # as in the command line
     import numpy as np
 
     from npgpt2 import GPT2
@@ -202,13 +202,11 @@ def report(figures: dict[str, dict[str, list[float]]], size: int, rounds: int) -
         reached = (ours / theirs >= goal) if sign == ">=" else (ours / theirs <= goal)
         print(row(f"{task}, {unit}", f"{ours:.3g}", f"{theirs:.3g}", f"{ours / theirs:.3f}",
                   f"{sign} {goal:g} {'reached' if reached else 'MISSED'}"))  # fmt: skip
-    print(
-        f"\nhighest resident size, of the checkpoint's {size / 1e6:.0f} MB (goal: <= {MEMORY_GOAL})"
-    )
+    print(f"\npeak memory / checkpoint size of {size / 1e6:.0f} MB (goal: <= {MEMORY_GOAL})")
     for task, (*_, meant) in TASKS.items():
         ours, theirs = (statistics.median(figures[f"memory, {task}"][e]) for e in ENGINES)
         verdict = "reached" if ours / size <= MEMORY_GOAL else "MISSED"
-        verdict = verdict if meant else "no goal: a cache of 1,024 tokens is 0.15 by itself"
+        verdict = verdict if meant else "no goal: the cache of 1,024 tokens alone takes 0.15"
         print(
             row(task, f"{ours / size:.2f}", f"{theirs / size:.2f}", f"{ours / theirs:.3f}", verdict)
         )

@@ -1,10 +1,10 @@
-"""What exporting costs: seconds, bytes, memory.
+"""Measure the ONNX export: seconds, bytes, memory.
 
     python -m benchmarks.onnx_export [--no-xl] [--json FILE]
 
-A random checkpoint of GPT-2's 124M shape: its weights copied, proved by running, in int4, shared;
-and memory while a 6 GB checkpoint (gpt2-xl's shape) is written. Every measurement is a process of
-its own. What an export is worth, `benchmarks.peers` measures.
+It exports a random checkpoint of GPT-2's 124M shape with copied weights, with the proof by running,
+in int4, and with shared weights; and it measures the memory of exporting a 6 GB checkpoint
+(gpt2-xl's shape). Every measurement is a separate process. `benchmarks.peers` measures the graphs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ XL = {"n_embd": 1600, "n_layer": 48, "n_head": 25}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--no-xl", action="store_true", help="leave the 6 GB checkpoint out")
+    parser.add_argument("--no-xl", action="store_true", help="skip the 6 GB checkpoint")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def exporting(work: Path, no_xl: bool) -> dict[str, Any]:
-    """Times of `npgpt2_onnx.export` itself, after its imports; bytes; memory of the process."""
-    # In a process of its own: a child's highest resident size begins with its parent's.
+    """Seconds of `npgpt2_onnx.export` after its imports; bytes; peak memory of the process."""
+    # In a separate process, since the peak resident size of a child starts at its parent's.
     size = worker("make", "checkpoint", make(work / "checkpoint"))
     say(versions())
     say(f"\nexport of a checkpoint of {size / 1e6:.0f} MB (124M shape), medians of 5")
@@ -83,7 +83,7 @@ def verdict(value: float, goal: float | None, unit: str) -> str:
 
 
 def export_worker(task: str, folder: str) -> tuple[float, int, int]:
-    """Seconds, bytes written, and the highest resident size."""
+    """Seconds, bytes written, and the peak resident size in bytes."""
     import resource
     import shutil
 
@@ -114,7 +114,7 @@ def export_worker(task: str, folder: str) -> tuple[float, int, int]:
 
 
 def make_large(folder: Path) -> int:
-    """A checkpoint of gpt2-xl's shape, written piece by piece; its bytes."""
+    """Write a checkpoint of gpt2-xl's shape piece by piece; returns its size in bytes."""
     import numpy as np
 
     from npgpt2 import GPT2Config
@@ -141,7 +141,7 @@ WORKERS = {"make": lambda task, folder: make_checkpoint(Path(folder)), "export":
 
 
 def worker(kind: str, task: str, work: Path) -> Any:
-    """One process."""
+    """Run one process and return its result."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.onnx_export", "--worker", kind, task, str(work)],
         capture_output=True, text=True,

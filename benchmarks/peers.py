@@ -1,14 +1,14 @@
-"""The same work in every other GPT-2 on a CPU that is installed, each in its own process, in turn.
+"""Compare npgpt2 with other CPU implementations of GPT-2, each in its own process, in turn.
 
     pip install torch==2.13.0 transformers==5.23.0
     python -m venv PEERS && PEERS/bin/pip install 'transformers<5' torch ctranslate2 \\
         llama-cpp-python gguf openvino nncf optimum optimum-onnx onnxruntime
     python -m benchmarks.peers --python PEERS/bin/python [--plot FILE.png] [--json FILE]
 
-A random checkpoint of the 124M shape, greedy, one thread a core; what is done stands in `TASKS`,
-who does it in `benchmarks.engines`. An engine that this Python does not have is looked for in those
-named with --python; one that none has is named, with what to install. Converted checkpoints are
-kept in --work, if that is given. What counts is the ratio of the medians within one run.
+A random checkpoint of the 124M shape, greedy decoding, one thread per core. `TASKS` lists the tasks
+and `benchmarks.engines` the engines. If this Python lacks an engine, those given with --python are
+tried; if none has it, the packages to install are printed. --work keeps the converted checkpoints.
+Compare ratios of medians within one run only.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.engines import ENGINES, MODULES, WIDTH, Engine, Write
 
 
 class Task(NamedTuple):
-    """Tokens per second of so many behind each row's first one; where 0, of the prompt."""
+    """Measures decode of `tokens` tokens after each row's first; if 0, prefill of the prompt."""
 
     rows: int
     prompt: int
@@ -42,7 +42,7 @@ TASKS = {
     "batch 8": Task(8, 32, 32, 3),
     "batch 32": Task(32, 32, 16, 3),
 }
-# Ours, for each precision of a peer: what it is compared with.
+# The engines of npgpt2 that a peer of each precision is compared with.
 OURS = {
     "float32": ("npgpt2 onnx fp32", "npgpt2 numpy"),
     "bfloat16": ("npgpt2 onnx int8",),
@@ -54,13 +54,13 @@ Figures = dict[str, dict[str, float]]  # {engine: {what: median}}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each (default: 3)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="ours, and these")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per engine (default: 3)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="npgpt2, and these")
     parser.add_argument("--tasks", nargs="+", default=[*TASKS], metavar="TASK", help="only these")
-    parser.add_argument("--python", nargs="+", default=[], help="other interpreters to look in")
+    parser.add_argument("--python", nargs="+", default=[], help="other interpreters to search")
     parser.add_argument("--work", type=Path, help="keep converted checkpoints in this folder")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="plot them")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -73,7 +73,7 @@ def main() -> None:
                 f"--{option}: got {', '.join(sorted(unknown))}, expected {', '.join(known)}"
             )
     if args.plot:
-        import matplotlib  # noqa: F401  (before anything takes long)
+        import matplotlib  # noqa: F401  (fails now, not after the measurement)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)
         make_checkpoint(folder)
@@ -81,7 +81,7 @@ def main() -> None:
         runs = measure(folder, found, args.rounds, args.tasks)
     figures = {name: medians(rounds) for name, rounds in runs.items()}
     about = machine(runs) | {"another text": others(runs)}
-    if args.json:  # first of all
+    if args.json:  # first, so that no later error loses the results
         whole = {"machine": about, "rounds": args.rounds, "medians": figures, "runs": runs}
         args.json.write_text(json.dumps(whole, indent=1) + "\n")
     say(report(figures, about, args.rounds))
@@ -93,7 +93,7 @@ def make_checkpoint(folder: Path) -> None:
     from benchmarks.numpy_vs_torch import make_checkpoint as make
 
     path = folder / "checkpoint"
-    if not (path / "tokenizer_config.json").exists():  # what is written last
+    if not (path / "tokenizer_config.json").exists():  # it is written last
         path.mkdir(parents=True, exist_ok=True)
         make(path)
 
@@ -111,17 +111,17 @@ def interpreters(only: list[str], pythons: list[str]) -> dict[str, str]:
                 found[name] = python
                 break
         else:
-            say(f"{name}: is not here. pip install {' '.join(engine.packages)}")
+            say(f"{name}: is not installed. Run: pip install {' '.join(engine.packages)}")
     return found
 
 
-# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+# ── measuring ────────────────────────────────────────────────────────────────────────────────────
 
 
 def measure(
     folder: Path, found: dict[str, str], rounds: int, tasks: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """{engine: what each of its processes gave}, and that of "limits", the machine itself."""
+    """{engine: the results of its processes}, and "limits", those of the machine itself."""
     runs: dict[str, list[dict[str, Any]]] = {"limits": []}
     for name, python in found.items():
         progress(f"converting: {name}")
@@ -138,8 +138,8 @@ def measure(
 
 
 def run(python: str, name: str, folder: Path, tasks: list[str]) -> dict[str, Any] | None:
-    """One process; None where it failed, and its last line on standard error."""
-    kernels = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # each is to choose by itself
+    """The result of one process. If it failed: None, after printing its last line of stderr."""
+    kernels = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # each process chooses its own
     around = {name: value for name, value in os.environ.items() if name not in kernels}
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
     begun = time.time()
@@ -157,7 +157,7 @@ def run(python: str, name: str, folder: Path, tasks: list[str]) -> dict[str, Any
 
 
 def work(name: str, folder: Path, tasks: list[str]) -> dict[str, Any]:
-    """What one process does: nothing but converting, where there is no task."""
+    """The work of one process; without tasks it only converts the checkpoint."""
     if name == "limits":
         from npgpt2.base.blas import choose_kernel
 
@@ -174,13 +174,13 @@ def work(name: str, folder: Path, tasks: list[str]) -> dict[str, Any]:
 
 
 def write_all(engine: Engine, write: Write, tasks: list[str]) -> dict[str, Any]:
-    """Tokens per second by task; "first token" is the time of day it came."""
+    """Tokens per second by task; "first token" is a time of day, in seconds since the epoch."""
     from importlib.metadata import PackageNotFoundError, version
 
     write(prompts(1, 32), 0)
     found: dict[str, Any] = {"first token": time.time(), "versions": {}}
     for package in engine.packages:
-        with suppress(PackageNotFoundError):  # on the path, not installed
+        with suppress(PackageNotFoundError):  # importable, but not installed
             found["versions"][package] = version(package)
     found["text"] = write(prompts(1, 32), 7)[2]
     found["MB"] = highest()
@@ -197,7 +197,7 @@ def write_all(engine: Engine, write: Write, tasks: list[str]) -> dict[str, Any]:
 
 
 def highest() -> float:
-    """Resident size in MB."""
+    """Peak resident size in MB."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -219,10 +219,10 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def machine(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Where it was measured, and with what."""
+    """The machine, and the versions of the packages."""
     from npgpt2.cli.info import machine as described
 
-    versions: dict[str, list[str]] = {}  # several, where engines lie in several interpreters
+    versions: dict[str, list[str]] = {}  # interpreters may have different versions of a package
     for one, *_ in runs.values():
         for package, number in one.get("versions", {}).items():
             known = versions.setdefault(package, [])
@@ -231,7 +231,7 @@ def machine(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def others(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Engines whose text is not that of NumPy: by rounding, where their weights are rounded."""
+    """Engines that generate another text than NumPy; rounded weights are a usual reason."""
     text = runs["npgpt2 numpy"][0]["text"] if "npgpt2 numpy" in runs else []
     found = []
     for name, (one, *_) in runs.items():
@@ -241,7 +241,7 @@ def others(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
     return found
 
 
-# ── what is said ─────────────────────────────────────────────────────────────────────────────────
+# ── report ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def report(figures: Figures, about: dict[str, Any], rounds: int) -> str:
@@ -252,9 +252,9 @@ def report(figures: Figures, about: dict[str, Any], rounds: int) -> str:
     tasks = [task for task in TASKS if any(task in row for row in figures.values())]
     lines = [
         about["machine"], versions,
-        f"a read of memory gave {limits['bandwidth'] / 1e9:.0f} GB/s, float32 products "
+        f"limits: memory reads {limits['bandwidth'] / 1e9:.0f} GB/s, float32 products "
         f"{limits['arithmetic'] / 1e9:.0f} GFLOP/s; medians of {rounds} processes each, in turn",
-        f"wrote another text than NumPy: {', '.join(about['another text']) or 'none'}",
+        f"generated another text than NumPy: {', '.join(about['another text']) or 'none'}",
         "", line("tokens/s", [*tasks, "first token, s", "MB"]),
     ]  # fmt: skip
     for kind in OURS:
@@ -262,7 +262,7 @@ def report(figures: Figures, about: dict[str, Any], rounds: int) -> str:
             row = figures[name]
             lines.append(line(name, [f"{row[t]:,.0f}" if t in row else "" for t in tasks]
                               + [f"{row['first token']:.2f}", f"{row['MB']:,.0f}"]))  # fmt: skip
-    lines += ["", line("ours / theirs", [*tasks, "first token"])]
+    lines += ["", line("npgpt2 / other", [*tasks, "first token"])]
     for kind, ours in OURS.items():
         for mine in (name for name in ours if name in figures):
             for name in of_kind(figures, kind):
@@ -287,7 +287,7 @@ def line(name: str, cells: list[str]) -> str:
 
 
 def draw(figures: Figures, about: dict[str, Any], path: Path) -> None:
-    """A panel for each task, a bar for each engine: ours strong, others pale."""
+    """Plot one panel per task and one bar per engine: npgpt2 in strong colours, others pale."""
     from matplotlib.figure import Figure
 
     tasks = [task for task in TASKS if any(task in row for row in figures.values())]

@@ -1,20 +1,20 @@
-"""The server under load, beside llama.cpp's own, and bulk scoring beside plain prefill.
+"""Measure the server (compared with llama.cpp's) and bulk scoring (compared with prefill).
 
     pip install -e '.[serve,batch,ray]' gguf
     python -m benchmarks.serving [--llama-server BUILD/bin/llama-server] [--json FILE]
 
-A random checkpoint of the 124M shape, one thread a core, 8 slots; requests of 128 random tokens in
-and 64 out, greedy, streamed; over this machine's loopback alone. Each round does everything once,
-in turn; what counts are ratios within a round, and their medians. llama.cpp's server is built from
-its source (llama-cpp-python's has it under vendor/llama.cpp):
+A random checkpoint of the 124M shape, one thread per core, 8 slots; requests with 128 random prompt
+tokens and 64 generated tokens, greedy, streamed, over the loopback interface. Each round measures
+everything once, in turn. Compare ratios within a round, and their medians. Build llama.cpp's server
+from source (llama-cpp-python's source has it under vendor/llama.cpp):
 
     cmake -B BUILD -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON
     cmake --build BUILD --target llama-server llama-quantize
 
-Throughput: 1 client, then 8, each asking again as soon as it is answered. Time to first token:
-alone; under half load, which is 4 such clients; and with requests that arrive at random moments at
-half the rate that 8 clients have. `batch --task score` is measured from its first worker's start to
-its last row, on rows of 64 to 255 tokens.
+Throughput: 1 client, then 8; each sends its next request as soon as it has an answer. Time to first
+token: with one client; under half load, which is 4 such clients; and with requests that arrive at
+random times at half the request rate of 8 clients. `batch --task score` is measured from the start
+of the first worker to the last row, on rows of 64 to 255 tokens.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from benchmarks.engines import WIDTH, cores, once, write_gguf
 from benchmarks.peers import make_checkpoint, progress, say
 
 SLOTS, PROMPT, TOKENS = 8, 128, 64
-END = 50_256  # never written: every answer has as many tokens
-KINDS = {"fp32": "f32", "int8": "q8_0", "int4": "q4_0"}  # ours, and llama.cpp's
+END = 50_256  # never generated, so that all answers have the same length
+KINDS = {"fp32": "f32", "int8": "q8_0", "int4": "q4_0"}  # our precisions → llama.cpp's
 
 
 class Answer(NamedTuple):
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Server(NamedTuple):
-    """Where it is, and how it is asked."""
+    """A running server: its port, and the path and body of a request."""
 
     name: str
     port: int
@@ -76,11 +76,11 @@ class Server(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=4, help="of each client (default: 4)")
+    parser.add_argument("--requests", type=int, default=4, help="requests per client (default: 4)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    parser.add_argument("--llama-server", type=Path, metavar="FILE", help="llama.cpp's")
+    parser.add_argument("--llama-server", type=Path, metavar="FILE", help="llama.cpp's server")
     parser.add_argument("--work", type=Path, help="keep converted checkpoints in this folder")
-    parser.add_argument("--skip-batch", action="store_true", help="the server alone")
+    parser.add_argument("--skip-batch", action="store_true", help="measure the server only")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -152,7 +152,7 @@ def loaded(server: Server, name: str, requests: int) -> dict[str, float]:
     def prompt() -> list[int]:
         return [chosen.randrange(WIDTH - 1) for _ in range(PROMPT)]
 
-    server.ask(prompt())  # what is done once
+    server.ask(prompt())  # warmup
     found = {}
     alone: list[Answer] = []
     for clients in (1, SLOTS):
@@ -171,12 +171,12 @@ def loaded(server: Server, name: str, requests: int) -> dict[str, float]:
 
 
 def first(answers: list[Answer], share: float) -> float:
-    """Seconds to the first token that so many had, at most."""
+    """The quantile `share` of the seconds to the first token."""
     return sorted(a.first - a.begun for a in answers)[int(share * len(answers))]
 
 
 def closed(server: Server, prompts: list[list[list[int]]]) -> list[Answer]:
-    """Clients that ask again as soon as they are answered."""
+    """Clients that send their next request as soon as they have an answer."""
     answers: list[Answer] = []
     clients = [
         threading.Thread(target=lambda mine=mine: answers.extend(map(server.ask, mine)))
@@ -184,14 +184,14 @@ def closed(server: Server, prompts: list[list[list[int]]]) -> list[Answer]:
     ]
     for client in clients:
         client.start()
-        time.sleep(0.3)  # not all at the same moment, again and again
+        time.sleep(0.3)  # keeps the clients from sending all their requests at the same time
     for client in clients:
         client.join()
     return answers
 
 
 def arriving(server: Server, prompts: list[list[int]], rate: float) -> list[Answer]:
-    """Requests at random moments (Poisson), whether the others are answered or not."""
+    """Requests at random times (Poisson), independent of the answers."""
     chosen, answers, clients = random.Random(1), [], []
     for prompt in prompts:
         client = threading.Thread(target=lambda p=prompt: answers.append(server.ask(p)))
@@ -284,7 +284,7 @@ def scoring(folder: Path, rows: int = 384) -> dict[str, float]:
 
 
 def prefill(folder: Path, texts: list[list[int]]) -> dict[str, float]:
-    """One process on all cores, one text after another."""
+    """Prefill in one process on all cores, one text after another."""
     code = (
         "import json, sys, time\nimport numpy as np\nfrom npgpt2_onnx import OnnxModel\n"
         f"model = OnnxModel.from_pretrained({str(folder / 'onnx')!r}, 'fp32')\n"
@@ -303,7 +303,7 @@ def prefill(folder: Path, texts: list[list[int]]) -> dict[str, float]:
 
 
 def batch(folder: Path, source: Path, workers: int, more: list[str]) -> float:
-    """Tokens per second, as it says itself."""
+    """Tokens per second, as `npgpt2 batch` reports it."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [
             sys.executable, "-m", "npgpt2", "batch", str(source), "-o", out, "--task", "score",
@@ -317,7 +317,7 @@ def batch(folder: Path, source: Path, workers: int, more: list[str]) -> float:
 
 
 def counting(folder: Path, size: int = 200 << 20) -> float:
-    """How fast one process finds the parts of a file, of rows of 1 kB."""
+    """The speed in MB/s at which one process splits a file with rows of 1 kB into parts."""
     from npgpt2.bulk.parts import parts_of
 
     path = folder / "long.jsonl"
@@ -331,21 +331,21 @@ def counting(folder: Path, size: int = 200 << 20) -> float:
 
 
 def on_paper(medians: dict[str, float]) -> str:
-    """What a hundred nodes like this one would do, from what this one did, and what would limit
-    them. Nobody has measured it."""
+    """An estimate of the throughput and the limits of a hundred nodes like this one, computed from
+    this one's results. It is not measured."""
     rate = medians[f"score, {cores()} processes, tokens/s"]
     part = 64 * 160 / (rate / cores())
     counted = medians["counting rows, MB/s"]
     eaten = 100 * rate * 4 / 1e6  # about four bytes of text a token
     return (
-        f"\nOn paper: 100 nodes of {cores()} cores would score {100 * rate:,.0f} tokens/s: nodes "
-        "share nothing but files.\n"
-        f"A part of 64 rows of 160 tokens takes a worker {part:.0f} s: {100 * cores() / part:.0f} "
-        "parts a second in all, of which Ray's driver hears;\n"
-        f"the last part keeps the others waiting {part / 2:.0f} s on average. The input is read "
-        f"at {eaten:.1f} MB/s in all, and was counted at {counted:,.0f} MB/s.\n"
-        "What limits first: a shared disk that makes so many small files, then Ray's driver, whose "
-        "tasks are a few hundred a second."
+        f"\nEstimate: 100 nodes of {cores()} cores would score {100 * rate:,.0f} tokens/s: nodes "
+        "share only files.\n"
+        f"A worker needs {part:.0f} s for a part of 64 rows of 160 tokens; all workers report "
+        f"{100 * cores() / part:.0f} parts per second to Ray's driver;\n"
+        f"at the end, workers wait {part / 2:.0f} s on average for the last part. The input is "
+        f"read at {eaten:.1f} MB/s in total, and counted at {counted:,.0f} MB/s.\n"
+        "The first limit is a shared disk that creates so many small files, then Ray's driver, "
+        "which handles a few hundred tasks per second."
     )
 
 

@@ -1,11 +1,11 @@
-// A golden folder's raw view: one tensor by its name, its sha256 checked.
+// Reads the raw files of a golden folder, tensor by tensor, and checks each sha256.
 #include <stdlib.h>
 #include "sha256.h"
 
 typedef struct {
     char name[256], dtype[16], shape[64], file[256], sha256[65];
     long stride, offset, bytes;
-    void *data;  // to be freed by who asked
+    void *data;  // the caller frees it
 } Tensor;
 
 static void die(const char *what, const char *why) {
@@ -13,7 +13,7 @@ static void die(const char *what, const char *why) {
     exit(1);
 }
 
-// The next line of index.tsv, after its first; 0 at the end.
+// Reads the tensor of the next line of index.tsv; returns 0 at the end.
 static int next_tensor(FILE *index, const char *folder, Tensor *t) {
     char line[4096], path[4096], found[65];
     if (!fgets(line, sizeof line, index)) return 0;

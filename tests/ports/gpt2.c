@@ -1,15 +1,15 @@
-// GPT-2's forward pass, plainly: a port under test. It reads the weights that `npgpt2 golden llmc`
+// A simple GPT-2 forward pass: a port under test. It reads the weights that `npgpt2 golden llmc`
 // writes and the ids of the case `eight`, and dumps every intermediate for `npgpt2 golden check`.
 //
 //     cc -O2 gpt2.c -lm -o gpt2 && ./gpt2 LLMC/gpt2_124M.bin GOLDEN DUMP
 //
-// Its sums are kept in float32, one product after the other: what most ports do first. Compiled
-// with -DERF_GELU it makes the commonest mistake.
+// It accumulates sums in float32, one product after the other, as most first ports do. With
+// -DERF_GELU it makes the most common mistake.
 #include <math.h>
 #include "golden.h"
 
 typedef struct { int32_t magic, version, n, v, layers, heads, c, padded, rest[248]; } Header;
-typedef struct {  // as they lie in the file, each for all layers; weights are (out, in)
+typedef struct {  // in the order of the file, each for all layers; weights are (out, in)
     float *wte, *wpe, *ln_1_w, *ln_1_b, *attn_w, *attn_b, *proj_w, *proj_b, *ln_2_w, *ln_2_b,
         *fc_w, *fc_b, *out_w, *out_b, *ln_f_w, *ln_f_b;
 } Weights;
@@ -23,7 +23,7 @@ static float *array(size_t n) {
     return x;
 }
 
-// A file for a tensor, and a line about it.
+// Writes a tensor into a file of its own, and adds a line to index.tsv.
 static void tap(int layer, const char *name, const float *x, int axes, int a, int b, int c) {
     char full[64], path[4096], shape[64];
     if (layer < 0) snprintf(full, sizeof full, "%s", name);
@@ -87,13 +87,13 @@ static float gelu(float x) {
 static Weights weights(const char *path, Header *h) {
     FILE *file = fopen(path, "rb");
     if (!file || fread(h, sizeof *h, 1, file) != 1 || h->magic != 20240326)
-        die(path, "is no model that 'npgpt2 golden llmc' wrote");
+        die(path, "is not a model that 'npgpt2 golden llmc' wrote");
     size_t c = h->c, l = h->layers;
     size_t sizes[16] = {h->padded * c, h->n * c, l * c, l * c, l * 3 * c * c, l * 3 * c, l * c * c,
                         l * c, l * c, l * c, l * 4 * c * c, l * 4 * c, l * 4 * c * c, l * c, c, c};
     float *parts[16];
     for (int i = 0; i < 16; i++)
-        if (fread(parts[i] = array(sizes[i]), 4, sizes[i], file) != sizes[i]) die(path, "is cut");
+        if (fread(parts[i] = array(sizes[i]), 4, sizes[i], file) != sizes[i]) die(path, "is truncated");
     Weights w;
     memcpy(&w, parts, sizeof w);
     return w;

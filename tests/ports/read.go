@@ -1,4 +1,4 @@
-// Reads a golden folder's raw view and checks every sha256.  go run read.go DIR
+// Reads the raw files of a golden folder and checks every sha256.  go run read.go DIR
 package main
 
 import (

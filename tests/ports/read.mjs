@@ -1,4 +1,4 @@
-// Reads a golden folder's raw view and checks every sha256.  node read.mjs DIR
+// Reads the raw files of a golden folder and checks every sha256.  node read.mjs DIR
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,4 +1,4 @@
-// Reads a golden folder's raw view and checks every sha256.  rustc -O --edition 2021 read.rs && ./read DIR
+// Reads the raw files of a golden folder and checks every sha256.  rustc -O --edition 2021 read.rs && ./read DIR
 use std::{collections::HashMap, env, error::Error, fs, path::Path};
 
 fn sha256(data: &[u8]) -> String {
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let data = fs::read(Path::new(&folder).join(row["file"]))?;
         let begin: usize = row["offset"].parse()?;
         let end = begin + row["bytes"].parse::<usize>()?;
-        let data = data.get(begin..end).ok_or(format!("{}: is cut", row["file"]))?;
+        let data = data.get(begin..end).ok_or(format!("{}: is truncated", row["file"]))?;
         if sha256(data) != row["sha256"] {
             return Err(format!("{}: sha256 differs", row["name"]).into());
         }

@@ -32,7 +32,7 @@ def page(report: Report) -> Page:
     return document(
         f"golden check: {title}",
         f"<h1>Golden check: {title}</h1>\n<pre>{words}</pre>\n"
-        "<p>Each cell shows the largest error of a tensor in units of its noise, the error that "
+        "<p>Each cell shows the worst error of a tensor in units of its noise, the error that "
         "float32 itself makes there. Green: within the bound. Red: outside. Grey: not in the dump. "
         "A thick border marks the first difference; ! marks one without a measured error.</p>\n"
         + "".join(_maps(report)),

@@ -53,7 +53,7 @@ def of_one(v: Verdict) -> str:
 def _numbers(v: Verdict) -> str:
     if v.kept is None:
         return v.remark
-    where = f"largest error at [{', '.join(map(str, v.index))}]"
+    where = f"worst error at [{', '.join(map(str, v.index))}]"
     remark = f"{v.remark}; " if v.remark else ""
     text = f"{remark}{where}: got {v.got:.9g}, expected {v.expected:.9g}"
     if v.reference.dtype.kind != "f":
@@ -94,7 +94,7 @@ def _hint(report: Report, first: Verdict) -> str:
         return f"{known}dump the tensors before this one too, such as {absent[-1]}"
     if all(v.reference.case != "eight" for v in report.verdicts):
         return f"{known}most mistakes are identified in the case eight: dump it too"
-    return f"{known}all tensors before this one agree, so the mistake is in this step"
+    return f"{known}all tensors before this one agree, so this tensor is computed wrongly"
 
 
 def _short(x: float) -> str:

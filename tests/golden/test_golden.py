@@ -943,7 +943,7 @@ def test_what_to_do_next(golden, held, tiny_model):
     upto = {n: before[f"eight/{n}"] for n in ("input_ids", "wte", "wpe", "embed")}
     upto = {f"eight/{n}": a for n, a in upto.items()}
     text = hints(golden, held, upto | {"eight/h.0.ln_1": wrong, "eight/ln_f": wrong})
-    assert "all tensors before this one agree, so the mistake is in this step" in text
+    assert "all tensors before this one agree, so this tensor is computed wrongly" in text
     assert "tensors that differ: 2 in eight (--all lists them)" in text
 
 

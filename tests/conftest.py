@@ -8,6 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from browser import chromium, watched  # noqa: F401  (fixtures)
 from cases import SMALL, formula_tensors
 from hypothesis import settings
 
@@ -20,6 +21,7 @@ collect_ignore = [
     "clients",
     "data",
     "fuzz",
+    "browser.py",
     "cases.py",
     "command_line.py",
     "families.py",

@@ -9,8 +9,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Pages whose commands and Python are run, in this order and in one folder.
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("run", "explain", "onnx", "train", "golden")),
-)
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "index", "start-run", "start-deploy", "start-port", "run", "explain", "onnx", "train",
+            "golden", "convert", "reference/errors", "reference/names",
+        )
+    ),
+)  # fmt: skip
 
 
 def blocks(page, language):

@@ -1,8 +1,7 @@
-"""Both pages in a real Chromium: what a person sees, clicks and types, held against the model.
+"""Both pages in a real Chromium: what a person sees, clicks and types, compared with the model.
 
-Needs playwright and Chromium (and for the live page, WEB_MODULES: npm's folder with
-onnxruntime-web and @huggingface/tokenizers). They are skipped where these are not; with
-REQUIRE_BROWSER set they fail there. With SCREENSHOTS=DIR pictures of the pages are kept.
+See `browser`. The live page needs WEB_MODULES as well: npm's folder with onnxruntime-web and
+@huggingface/tokenizers.
 """
 
 import functools
@@ -10,16 +9,15 @@ import http.server
 import os
 import re
 import shutil
-import struct
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import server as api
+from browser import missing, picture
 from onnx_cases import save
-from patience import PATIENCE, until
+from patience import until
 
 from npgpt2 import GPT2, GenerationOptions, GPT2Config, cli, load_tokenizer
 from npgpt2.checkpoints.hub import embedded
@@ -32,61 +30,6 @@ from npgpt2.tokenizer.files import copy_vocabulary
 
 PROMPT = "O Romeo, Romeo! wherefore art"
 OPTIONS = GenerationOptions(seed=0, max_new_tokens=12)
-REQUIRED = "REQUIRE_BROWSER" in os.environ
-
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    if REQUIRED:
-        raise
-    pytest.skip("playwright is not here", allow_module_level=True)
-
-
-def missing(what):
-    if REQUIRED:
-        pytest.fail(f"{what} is not here")
-    pytest.skip(f"{what} is not here")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium") or missing("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Watched:
-    """Opens pages, and hears of every error and of every request that they make."""
-
-    def __init__(self, browser):
-        self.browser, self.contexts = browser, []
-        self.faults, self.requests = [], []
-
-    def open(self, url, width=1100, scheme="light", before=None, **options):
-        context = self.browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, **options
-        )
-        context.set_default_timeout(1000 * PATIENCE)
-        self.contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: self.faults.append(message.text))
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
-        if before:
-            page.add_init_script(before)
-        page.goto(url)
-        return page
-
-
-@pytest.fixture
-def watched(chromium):
-    watched = Watched(chromium)
-    yield watched
-    for context in watched.contexts:
-        context.close()
-    assert watched.faults == []
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +52,6 @@ def page(watched, file):
     page.wait_for_selector("main")
     yield page
     assert watched.requests == [file.as_uri()]
-
-
-def picture(page, name, least=3000):
-    """A screenshot of the whole page, which is not blank: kept where SCREENSHOTS says."""
-    png = page.screenshot(full_page=True)
-    width, height = struct.unpack(">II", png[16:24])
-    assert width == page.viewport_size["width"]
-    assert height > least
-    assert len(png) > 100_000 * least / 3000
-    if "SCREENSHOTS" in os.environ:
-        (Path(os.environ["SCREENSHOTS"]) / f"{name}.png").write_bytes(png)
 
 
 def shown(text):

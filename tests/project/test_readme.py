@@ -58,7 +58,8 @@ def done(tmp_path_factory):
     if WEB_MODULES:
         (folder / "node_modules").symlink_to(WEB_MODULES)
     there = (command for command in usage() if not wants_npm(command) and not serves(command))
-    return {command: run(command, folder) for command in there}
+    results = {command: run(command, folder) for command in there}
+    return results, folder
 
 
 def serves(command):
@@ -82,6 +83,7 @@ def run(command, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in usage() if not serves(command)])
 def test_a_command(command, done):
+    results, _ = done
     if wants_npm(command):
         if not WEB_MODULES:
             pytest.skip("packages of npm: WEB_MODULES names no folder with them")
@@ -90,7 +92,7 @@ def test_a_command(command, done):
             about = json.loads((Path(WEB_MODULES) / name / "package.json").read_text())
             assert about["version"] == version
         return
-    result = done[command]
+    result = results[command]
     assert result.returncode == 0, result.stderr
     written = "rows in" in result.stderr  # of batch, whose results are files
     assert result.stdout.strip() or written
@@ -99,11 +101,14 @@ def test_a_command(command, done):
 
 @pytest.mark.slow
 def test_the_first_lesson_is_learnt(done):
-    [lesson] = [out for command, out in done.items() if "--model lang" in command]
+    [lesson] = [out for command, out in done[0].items() if "--model lang" in command]
     assert lesson.stdout.startswith(" what the interpreter reads.")
 
 
-@pytest.mark.parametrize("page", PAGES)
+AFTER_COMMANDS = "docs/start-port.md"  # its Python reads what its commands wrote
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != AFTER_COMMANDS])
 def test_the_python(page, capsys):
     """The blocks of a page share a folder: one finds the files that an earlier one wrote."""
     for block in blocks(page, "python"):
@@ -111,6 +116,47 @@ def test_the_python(page, capsys):
     out = capsys.readouterr().out
     for words in PRINTED.get(page, ()):
         assert words in out
+
+
+@pytest.mark.slow
+def test_a_port_with_a_mistake(done, monkeypatch):
+    """`check` says of the dump of the page's Python what the page says that it does."""
+    monkeypatch.chdir(done[1])
+    for block in blocks(AFTER_COMMANDS, "python"):
+        exec(compile(block, AFTER_COMMANDS, "exec"), {})
+    [shown] = blocks(AFTER_COMMANDS, "console")
+    command, *lines = shown.splitlines()
+    result = run(command.removeprefix("$ "), done[1])
+    assert result.returncode == 1
+    for line in lines:
+        assert line == "…" or f"{line}\n" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_javascript(done):
+    """It writes what `generate` writes."""
+    if not WEB_MODULES:
+        pytest.skip("packages of npm: WEB_MODULES names no folder with them")
+    [program] = [block for page in PAGES for block in blocks(page, "js")]
+    folder = done[1]
+    (folder / "generate.mjs").write_text(program)
+    node = subprocess.run(["node", "generate.mjs"], cwd=folder, capture_output=True, text=True)
+    text = GPT2.from_pretrained("shakespeare").generate(
+        "O Romeo,", max_new_tokens=20, temperature=0
+    )
+    assert node.stdout == f"{text[0]}\n", node.stderr
+
+
+def test_every_block_is_on_a_page_that_is_run():
+    """`console` shows what is run elsewhere, `{code-cell}` is run while the site is built."""
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    elsewhere = {"docs/cuda.md"}  # tests/project/test_cuda_check.py
+    assert [
+        page
+        for page in sorted(pages - set(PAGES) - elsewhere)
+        if any(blocks(page, language) for language in ("sh", "python", "js"))
+    ] == []
+    assert pages >= set(PAGES) - {"README.md"}
 
 
 def test_the_readme_is_short():
@@ -127,7 +173,7 @@ def anchors(page):
 
 def test_links_lead_somewhere():
     wrong = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for path, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", page.read_text("utf-8")):
             target = page.parent / path if path else page
             if not target.exists() or (anchor and anchor not in anchors(target)):

@@ -450,7 +450,8 @@ class Stand:
         now, new = content(self.place), self.new
         if self.case.argv.startswith("train"):  # ended by SIGTERM it saves at another step
             now, new = ({n: f for n, f in x.items() if "/checkpoint-" not in n} for x in (now, new))
-        if outcome.code == 4 and "already exists" in outcome.err and now == new:
+        there_already = re.search("already exists|is there already", outcome.err)
+        if outcome.code == 4 and there_already and now == new:
             return ""
         odd = {name for name in now.keys() | new.keys() if now.get(name) != new.get(name)}
         return f"the next run: {outcome[:3]}, differs in {sorted(odd)}" if odd else ""

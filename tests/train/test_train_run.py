@@ -804,7 +804,7 @@ def test_a_folder_that_is_there_is_left_alone(refused, text, finished, copy, tmp
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "file").touch()
     for name in ("full", "file"):
-        refused(4, f"{name}: already exists, expected a new folder", text, "-o", tmp_path / name)
+        refused(4, f"{name}: is there already, expected a new folder", text, "-o", tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["copy", "file", "full"]
     assert os.listdir(tmp_path / "full") == ["mine"]
 

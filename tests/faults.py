@@ -320,8 +320,8 @@ COMMANDS = {
     "golden llmc": Case("golden llmc {out} --model {tiny} --batch 1 --length 8"),
     "golden check --html": Case("golden check {given}/golden/golden.safetensors --against "
                                 "{given}/golden --html {out}"),
-    "bench": Case("bench --model {tiny} --engine numpy --json {out}.json --plot {out}.png",
-                  ("bench --model {tiny} --engine numpy --threads 1 --json {out}.json",),
+    "bench": Case("bench --model {tiny} --engine numpy --plot {out}.png",
+                  ("bench --model {tiny} --engine numpy --threads 1 --plot {out}.png",),
                   apart=True),
     "explain": Case(PAGE.format(text="king"), (PAGE.format(text="queen"),)),
     "explain --live": Case(SITE.format(text="king"), (SITE.format(text="queen"),)),

@@ -85,10 +85,10 @@ def test_a_process_that_fails_says_why(tmp_path, tiny):
 
 def test_on_the_command_line(npgpt2, exported, tmp_path):
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
-    data, picture = tmp_path / "b.json", tmp_path / "b.png"
+    picture = tmp_path / "b.png"
     code, out, err = npgpt2(
         "bench", "--model", exported, "--engine", "onnx", "--rounds", "1", "--batch", "2",
-        "--json", data, "--plot", picture,
+        "--plot", picture,
     )  # fmt: skip
     assert code == 0, err
     limits = r"^limits: memory reads [\d.]+ GB/s, float32 matrix products \d+ GFLOP/s$"
@@ -98,10 +98,17 @@ def test_on_the_command_line(npgpt2, exported, tmp_path):
         for context in (32, 112):
             points = re.findall(rf"^onnx {precision} +2 +{context} +[\d,]+ +\d+%$", out, re.M)
             assert len(points) == 2  # prefill and decode
-    report = json.loads(data.read_text())
-    assert report["rounds"] == 1
-    assert report["machine"]["numpy"] == np.__version__
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_as_json(npgpt2, tiny):
+    command = ("bench", "--model", tiny, "--engine", "numpy", "--rounds", "1", "--context", "8")
+    code, out, _ = npgpt2(*command, "--batch", "1", "2", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["rounds"] == 1
+    assert [cell["batch"] for cell in report["engines"][0]["decode"]] == [1, 2]
+    assert report["machine"]["numpy"] == np.__version__
 
 
 def test_graphs_that_are_not_there_are_made_for_the_while(npgpt2, tiny, tmp_path):
@@ -122,7 +129,7 @@ def test_graphs_that_are_not_there_are_made_for_the_while(npgpt2, tiny, tmp_path
     (["--rounds", "0"], 2, "--rounds: got 0, expected 1 to 1000"),
     (["--threads", "-1"], 2, "--threads: got -1, expected 1 to 1024"),
     (["--engine", "numpy", "--precision", "int8"], 2, "--precision: belongs to the onnx engine"),
-    (["--json", "/nowhere/at/all.json"], 4, "its folder does not exist"),
+    (["--plot", "/nowhere/at/all.png"], 4, "its folder does not exist"),
 ])  # fmt: skip
 def test_wrong_options_before_anything_takes_long(npgpt2, tiny, flags, code, text):
     got, out, err = npgpt2("bench", "--model", tiny, *flags)

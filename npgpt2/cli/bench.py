@@ -14,7 +14,7 @@ from typing import Any
 
 from npgpt2.base.errors import OptionError
 from npgpt2.cli.inputs import add_model
-from npgpt2.cli.options import whole
+from npgpt2.cli.options import add_several, whole
 from npgpt2.cli.output import (
     note,
     progress,
@@ -22,7 +22,6 @@ from npgpt2.cli.output import (
     require_place,
     say,
     table,
-    write_file,
 )
 from npgpt2.engines import ModelSpec
 
@@ -39,38 +38,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=("numpy", "onnx", "all"), default="all",
         help="the engines to measure (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "fp16", "int8", "int4"),
-        help="precisions of the onnx engine (default: all that the folder has, else fp32); missing "
-        "ones are exported to a temporary folder",
+    add_several(
+        parser, "--precision", choices=("fp32", "fp16", "int8", "int4"),
+        help="precision of the onnx engine, one or several (default: all that the folder has, else "
+        "fp32); missing ones are exported to a temporary folder",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=whole, metavar="N", help="threads (default: one per core)"
     )
-    parser.add_argument(
-        "--batch", type=whole, nargs="+", default=[1], metavar="B", help="batch sizes (default: 1)"
+    add_several(
+        parser, "--batch", type=whole, metavar="B", help="batch size, one or several (default: 1)"
     )
-    parser.add_argument(
-        "--context", type=whole, nargs="+", metavar="T",
-        help="prompt lengths in tokens (default: 32, a quarter of the model's context length, and "
-        "all of it but 16 tokens)",
+    add_several(
+        parser, "--context", type=whole, metavar="T",
+        help="prompt length in tokens, one or several (default: 32, a quarter of the model's "
+        "context length, and all of it but 16 tokens)",
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=whole, default=3, metavar="N",
         help="processes per engine; results are their medians (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all results to this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE.png", help="plot the results (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
     from npgpt2.bench import bench, draw
 
+    args.batch = args.batch or [1]
     if args.plot is not None:
         require_matplotlib()
-    for option in ("json", "plot"):
-        if getattr(args, option) is not None:
-            require_place(option, getattr(args, option))
+        require_place("plot", args.plot)
     with ExitStack() as stack:
         variants = _variants(args, stack)
         report = bench(
@@ -78,11 +76,9 @@ def run(args: argparse.Namespace) -> int:
             rounds=args.rounds, progress=progress,
         )  # fmt: skip
     report = {"machine": _machine(), "threads": args.threads, "rounds": args.rounds} | report
-    if args.json is not None:
-        write_file(args.json, json.dumps(report, indent=1) + "\n")
     if args.plot is not None:
         draw(report, Path(args.plot))
-    say(_in_words(report))
+    say([json.dumps(report)] if args.json else _in_words(report))
     return 0
 
 

@@ -9,7 +9,7 @@ writes the files that llm.c's own test reads. list prints all names and shapes.
 import argparse
 
 from npgpt2.cli.inputs import add_model, load_model, model_folder
-from npgpt2.cli.options import whole
+from npgpt2.cli.options import add_several, whole
 from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
 
 HELP = "write reference values for ports of GPT-2, and compare a port with them"
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     write = actions.add_parser("write", help="write a folder of reference values")
     write.add_argument("out", metavar="DIR", help="the folder to create")
     add_model(write)
-    write.add_argument(
-        "--cases", metavar="NAME", nargs="+", default=[],
-        help="write only these cases; 'npgpt2 golden list' prints their names (default: all)",
+    add_several(
+        write, "--cases", metavar="NAME", type=_case,
+        help="case to write, one or several; 'npgpt2 golden list' prints the names (default: all)",
     )  # fmt: skip
     size = write.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", default=None, help="keep whole tensors")
@@ -64,6 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _case(name: str) -> str:
+    from npgpt2.golden.cases import CASES
+
+    if name not in CASES:
+        raise argparse.ArgumentTypeError(f"got {name!r}, expected one of {', '.join(CASES)}")
+    return name
+
+
 def run(args: argparse.Namespace) -> int:
     actions = {"write": _write, "check": _check, "llmc": _llmc, "list": _list}
     return actions[args.action](args)
@@ -73,8 +81,8 @@ def _write(args: argparse.Namespace) -> int:
     from npgpt2.golden import write
 
     folder = write(
-        args.out, load_model(args, strict=True), only=args.cases, full=args.full, force=args.force,
-        progress=progress,
+        args.out, load_model(args, strict=True), only=args.cases or (), full=args.full,
+        force=args.force, progress=progress,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size:,} bytes")

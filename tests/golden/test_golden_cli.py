@@ -135,7 +135,7 @@ def test_a_port_that_does_not(npgpt2, dump, tmp_path):
     (["check", TINY / "model.safetensors", "--against", KEPT], 3, "such as eight/h.0.attn.c_attn"),
     (["check", TINY / "model.safetensors", "--against", TINY], 4, "tiny: is not a golden folder"),
     (["check", "a.npz"], 2, "the following arguments are required: --against"),
-    (["write", "g", "--cases", "nine", "--model", TINY], 2, "--cases: got 'nine', expected some"),
+    (["write", "g", "--cases", "nine", "--model", TINY], 2, "--cases: got 'nine', expected one"),
     (["write", "g", "--full", "--slices"], 2, "--slices: not allowed with argument --full"),
     (["write", TINY, "--cases", "one", "--model", TINY], 4, "tiny: exists and is not a golden"),
     (["llmc", "g", "--model", TINY, "--batch", "0"], 2, "--batch: got 0, expected 1 or"),

@@ -296,8 +296,8 @@ def test_a_head_that_is_not_there(tmp_path):
         Checkpoint.open(folder)
     assert str(error.value) == (
         f"{folder}: classifier.weight, classifier.bias missing, 2 of 42; 1 unexpected "
-        "(score.weight). Expected the tensors of the GPT-2 in config.json, whose architectures "
-        "name GPT2ForTokenClassification: score is a GPT2ForSequenceClassification's"
+        "(score.weight). Expected the tensors of the GPT-2 in config.json, with architecture "
+        "GPT2ForTokenClassification: score is of a GPT2ForSequenceClassification"
     )
 
 
@@ -452,7 +452,7 @@ def test_classify_answers(cli, tmp_path, tiny):
     code, out, err = cli("classify", "Who?", "--model", folder)
     assert (code, out) == (2, "")
     assert err == (
-        "npgpt2: error: TEXT: got 1, expected two: a question, and the text with its answer\n"
+        "npgpt2: error: TEXT: got 1, expected two: a question and a text with its answer\n"
     )
 
 

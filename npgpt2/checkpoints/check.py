@@ -1,4 +1,4 @@
-"""What a folder is, and whether all of it is sound: every fault, not the first."""
+"""Check a checkpoint folder and report every fault, not only the first."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from npgpt2.model.config import GPT2Config
 from npgpt2.tokenizer.files import WHOLE
 from npgpt2.tokenizer.load import load_tokenizer
 
-TOGETHER = {"n_embd", "n_head", "n_layer", "pruned_heads"}  # judged beside each other
+TOGETHER = {"n_embd", "n_head", "n_layer", "pruned_heads"}  # only valid in combination
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        facts: (part, what it is) of what could be read.
-        faults: what is wrong, each with its file, what was got and what was expected.
+        facts: (part, description) of each part that could be read.
+        faults: error messages; each names its file, what was got and what was expected.
     """
 
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Report:
 
     @contextmanager
     def trying(self) -> Iterator[None]:
-        """What is refused in here is a fault, and not the end."""
+        """Record an NpGPT2Error as a fault and go on."""
         try:
             yield
         except NpGPT2Error as error:
@@ -42,18 +42,18 @@ class Report:
 
 
 def check(folder: str | Path, progress: Progress = lambda names, what: names) -> Report:
-    """Look at everything in a checkpoint's folder: config, every tensor's place and numbers,
+    """Check everything in a checkpoint folder: config, place and values of every tensor,
     checksums, vocabulary.
 
     Raises:
-        FileError: there is no such folder.
+        FileError: the folder does not exist.
 
     >>> check("tests/data/tiny").faults
     []
     """
     folder = Path(folder)
     if not folder.exists():
-        raise FileError(f"{folder}: no such folder, expected a checkpoint's")
+        raise FileError(f"{folder}: no such folder, expected a checkpoint folder")
     report = Report()
     config = _config(folder, report)
     _weights(folder, config, report, progress)
@@ -62,10 +62,10 @@ def check(folder: str | Path, progress: Progress = lambda names, what: names) ->
 
 
 def _config(folder: Path, report: Report) -> GPT2Config | None:
-    """Each field by itself, so that one that is wrong does not hide another."""
+    """Check each field alone, so that one wrong field does not hide another."""
     path = folder / "config.json"
     if not path.exists():
-        return None  # the weights may say it themselves, see `_weights`
+        return None  # the weights may contain the config, see `_weights`
     config = None
     before = len(report.faults)
     with report.trying():
@@ -98,31 +98,31 @@ def _weights(folder: Path, config: GPT2Config | None, report: Report, progress: 
     with report.trying():
         found = find(folder)
         kind, tensors = found.kind, found.tensors
-        # One that is there and no good was told of.
+        # Not if config.json exists but is invalid: that fault is reported already.
         if config or found.config or not (folder / "config.json").exists():
             with report.trying():
                 checkpoint = Checkpoint.of(folder, found)
                 tensors = checkpoint.tensors
                 if config is None:
                     report.facts.append(("config", in_words(checkpoint.config)))
-        files, numbers = Files(mmap=True), 0
+        files, values = Files(mmap=True), 0
         for name in progress(tensors, "reading"):
             with report.trying():
                 array = files.array(tensors[name], np.dtype(np.float32))
-                numbers += array.size
+                values += array.size
                 if text := nonfinite(array, tensors[name]):
                     report.faults.append(f"{text}, expected finite weights")
         dtypes = ", ".join(Counter(info.dtype for info in tensors.values()))
         bytes_ = sum(info.nbytes for info in tensors.values())
         report.facts.append(
-            ("weights", f"{kind}, {len(tensors)} tensors, {numbers:,} numbers, {dtypes}, "
+            ("weights", f"{kind}, {len(tensors)} tensors, {values:,} values, {dtypes}, "
              f"{bytes_:,} bytes")
         )  # fmt: skip
 
 
 def _vocabulary(folder: Path, config: GPT2Config | None, report: Report) -> None:
     if not any((folder / name).exists() for name in WHOLE):
-        report.facts.append(("vocabulary", "none: text cannot go in, only ids"))
+        report.facts.append(("vocabulary", "none: the model takes ids, not text"))
         return
     with report.trying():
         tokenizer = load_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""A checkpoint ↔ config and parameters: what `formats` found, held against the config."""
+"""Checkpoint ↔ config and parameters: check the tensors that `formats` found against the config."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Progress = Callable[[Iterable[str], str], Iterable[str]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds, before any number is read.
+    """A checkpoint whose config and tensor table are read, but no values yet.
 
     >>> checkpoint = Checkpoint.open("tests/data/tiny")
     >>> checkpoint.config.n_layer, checkpoint.tensors["h.0.attn.c_attn.weight"].shape
@@ -35,20 +35,21 @@ class Checkpoint:
     folder: Path
     config: GPT2Config
     tensors: dict[str, TensorInfo]
-    kind: str = "safetensors"  # whose format, in words
+    kind: str = "safetensors"  # name of the format
 
     @classmethod
     def open(cls, folder: str | Path) -> "Checkpoint":
-        """Read the config and where the tensors lie, and check that they are those of the config.
+        """Read the config and the tensor table, and check that they match.
 
         Args:
-            folder: with weights in any format that `formats.find` knows; of llm.c and nanoGPT also
-                the file itself.
+            folder: a folder with weights in any format that `formats.find` knows; for llm.c and
+                nanoGPT also the file itself.
 
         Raises:
             FileError: a file is missing or cannot be read.
-            ConfigError: config.json is not a GPT-2 that is implemented here.
-            CheckpointError: a weights file is damaged, or tensors are missing, extra or misshapen.
+            ConfigError: config.json is not of a GPT-2 that is implemented here.
+            CheckpointError: a weights file is damaged; or tensors are missing, unexpected, or of
+                the wrong shape.
         """
         folder = Path(folder)
         if not os.path.exists(folder):  # Path.exists raises where the name is too long
@@ -59,7 +60,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, folder: Path, found: Found) -> "Checkpoint":
-        """What was found in a folder, held against its config. Raises what `open` does."""
+        """Check the tensors found in a folder against its config. Raises what `open` raises."""
         config = found.config or read_config(folder)
         tensors = {
             name: info for name, info in found.tensors.items() if not MASK_BUFFER.fullmatch(name)
@@ -70,8 +71,8 @@ class Checkpoint:
         return cls(folder, config, named, found.kind)
 
     def config_json(self) -> dict[str, Any]:
-        """The folder's own config.json with all that it says; where there is none, what the
-        weights tell."""
+        """All fields of the folder's config.json; without this file, the config from the
+        weights."""
         own = self.folder / "config.json"
         values = read_json(own, ConfigError) if own.is_file() else self.config.to_dict()
         return values | {"tie_word_embeddings": self.config.tie_word_embeddings}
@@ -83,16 +84,16 @@ class Checkpoint:
         strict: bool = False,
         progress: Progress = lambda names, what: names,
     ) -> Params:
-        """The parameters, in float32 or float64.
+        """Read the parameters in float32 or float64.
 
         Args:
-            mmap: map the files; tensors already of `dtype` are views, read-only and shared between
-                processes. False: read copies.
-            strict: NaN or infinity in the weights is an error, not a warning.
+            mmap: map the files; tensors that already have `dtype` are then read-only views, shared
+                between processes. False reads copies.
+            strict: raise if weights contain NaN or infinity; otherwise warn.
             progress: wraps the loop over names.
 
         Raises:
-            CheckpointError: with `strict`, a tensor holds NaN or infinity; a file has become
+            CheckpointError: with `strict`, a tensor contains NaN or infinity; or a file has become
                 shorter since its header was read.
         """
         files, arrays = Files(mmap), {}
@@ -103,7 +104,7 @@ class Checkpoint:
         return build_tree(arrays)
 
     def pieces(self, name: str, size: int) -> Iterator[Array]:
-        """One parameter as float32, flat, in pieces of `size` numbers: read, not mapped.
+        """One parameter as flat float32, in pieces of `size` values; read, not mapped.
 
         Raises:
             FileError: the file cannot be read.
@@ -115,12 +116,12 @@ class Checkpoint:
 def save(
     folder: Path, config: GPT2Config, params: Params, dtype: npt.DTypeLike = np.float32
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors, as transformers does.
+    """Write config.json, generation_config.json and model.safetensors in transformers' format.
 
     Each file is written whole or not at all, the weights last.
 
     Args:
-        dtype: of the weights: float32, or float16 for half the size.
+        dtype: dtype of the weights: float32, or float16 for half the size.
 
     Raises:
         FileError: a file cannot be written.
@@ -139,7 +140,7 @@ def save(
 
 
 def stored_name(name: str) -> str:
-    """A parameter's name in a checkpoint as transformers writes it: heads stand beside the rest.
+    """A parameter's name in transformers' checkpoints: "transformer." before all but the heads.
 
     >>> stored_name("h.0.ln_1.bias"), stored_name("score.weight")
     ('transformer.h.0.ln_1.bias', 'score.weight')
@@ -148,15 +149,15 @@ def stored_name(name: str) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
-    """One safetensors file, whole or not at all. Raises FileError where it cannot be written."""
+    """Write one safetensors file, whole or not at all. Raises FileError if it cannot be written."""
     with replaced(path) as work, work.open("wb") as file:
         write(file, tensors)
 
 
 def read_config(folder: Path) -> GPT2Config:
-    """config.json, with the end-of-text ids of generation_config.json where it names them."""
+    """config.json, with the end-of-text ids of generation_config.json if it has them."""
     if not os.path.lexists(folder / "config.json"):
-        raise FileError(f"{folder / 'config.json'}: no such file, expected it beside the weights")
+        raise FileError(f"{folder / 'config.json'}: no such file, expected it next to the weights")
     config = GPT2Config.from_file(folder / "config.json")
     path = folder / "generation_config.json"
     if path.exists():
@@ -169,10 +170,10 @@ def read_config(folder: Path) -> GPT2Config:
 
 
 def _settle_head(config: GPT2Config, tensors: dict[str, TensorInfo]) -> GPT2Config:
-    """Decide by the files whether the head is tied, as transformers 5 does.
+    """Decide from the files whether the head is tied, as transformers 5 does.
 
-    A head stored beside a config that ties it is the same matrix written twice, or was trained
-    apart: then it is the model's own. Where only the head was stored, it is wte as well.
+    A head that the config ties may be stored anyway: as a copy of wte, or as a different matrix;
+    then the head is not tied. If only the head is stored, it is also wte.
     """
     head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
     if head is None or not config.tie_word_embeddings:
@@ -187,7 +188,7 @@ def _settle_head(config: GPT2Config, tensors: dict[str, TensorInfo]) -> GPT2Conf
 
 def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
     if a._replace(name=b.name) == b:
-        return True  # one place
+        return True  # the same bytes of one file
     files = Files(mmap=True)
     return (a.dtype, a.strides) == (b.dtype, b.strides) and bool(
         np.array_equal(files.raw(a), files.raw(b))
@@ -197,12 +198,12 @@ def _same_bytes(a: TensorInfo, b: TensorInfo) -> bool:
 def _require_sound(
     folder: Path, config: GPT2Config, told_by: str, tensors: dict[str, TensorInfo]
 ) -> None:
-    """Missing, misshapen, unexpected tensors and dtypes, all in one line."""
-    # A layer has 12 tensors at least. Asked first: n_layer may claim a billion.
+    """Raises CheckpointError with all missing, unexpected and wrong tensors in one line."""
+    # A layer has at least 12 tensors. This comes first: n_layer may claim a billion.
     if config.n_layer > len(tensors):
         raise CheckpointError(
             f"{folder}: {told_by} has n_layer {config.n_layer:,}, "
-            f"the weights have {len(tensors)} tensors in all"
+            f"but the weights have only {len(tensors)} tensors"
         )
     shapes = param_shapes(config)
     missing = [name for name in shapes if name not in tensors]
@@ -232,10 +233,10 @@ def _require_sound(
 
 
 def _other_head(config: GPT2Config, extra: list[str]) -> str:
-    """Whose head tensors are, that the config does not know of."""
+    """A hint if the unexpected tensors are those of another head."""
     for kind, head in HEADS.items():
         if any(name.split(".")[0] == head for name in extra):
-            return f", whose architectures name {config.architectures[0]}: {head} is a {kind}'s"
+            return f", with architecture {config.architectures[0]}: {head} is of a {kind}"
     return ""
 
 
@@ -252,13 +253,13 @@ def _warn_of_nonfinite(x: Array, info: TensorInfo, strict: bool) -> None:
 
 
 def nonfinite(x: Array, info: TensorInfo) -> str:
-    """How many of a tensor's numbers are NaN or infinite, in words; nothing where none is."""
-    # x · x is NaN or infinite if any element is, and runs at the speed of memory; it may also
-    # overflow on sound weights, so the exact count has the last word.
+    """A message with the number of NaN and infinite values of a tensor; "" if there are none."""
+    # x · x is NaN or infinite if any element is, and runs at memory speed. It may also overflow
+    # on finite weights, so the exact count decides.
     with np.errstate(all="ignore"):
         if np.isfinite(np.dot(x.reshape(-1), x.reshape(-1))):
             return ""
     count = int(x.size - np.isfinite(x).sum())
     if not count:
         return ""
-    return f"{info.path}: {info.name} holds {count:,} NaN or infinite of {x.size:,} numbers"
+    return f"{info.path}: {info.name} has {count:,} NaN or infinite values of {x.size:,}"

@@ -1,4 +1,4 @@
-"""Any checkpoint that is known → a safetensors folder that transformers loads."""
+"""A checkpoint in any known format → a safetensors folder that transformers loads."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from npgpt2.checkpoints.formats.tensors import DTYPES, SIZES, Files
 from npgpt2.tokenizer.files import FILES, WHOLE, copy_vocabulary
 from npgpt2.tokenizer.load import load_tokenizer
 
-# As the command names them, and as safetensors does.
+# The command's names of dtypes → those of safetensors.
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-LARGEST = 2_000_000_000  # bytes of one file
+LARGEST = 2_000_000_000  # most bytes of one file
 
 
 def convert(
@@ -31,29 +31,29 @@ def convert(
     force: bool = False,
     progress: Progress = lambda names, what: names,
 ) -> Checkpoint:
-    """Write a checkpoint as transformers does: config.json, the weights, the vocabulary.
+    """Write a checkpoint in transformers' format: config.json, the weights, the vocabulary.
 
-    One shard is in memory at a time. Until all of it stands the folder has another name.
+    One shard is in memory at a time. The folder gets its name only when it is complete.
 
     Args:
         source: a folder or file in any format of `npgpt2.checkpoints.formats.find`.
-        out: the folder to make.
-        dtype: "float32", "float16" or "bfloat16"; None: each tensor as it is.
-        max_shard_size: bytes of a file; what has more is cut into shards.
-        force: replace a folder that is there.
+        out: the folder to create.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the dtype of each tensor.
+        max_shard_size: most bytes of a file; larger weights are split into shards.
+        force: replace an existing folder.
         progress: wraps the loop over tensors.
 
     Returns:
-        What was read.
+        The source checkpoint.
 
     Raises:
-        FileError, CheckpointError, ConfigError: the source is not there, or damaged.
-        OptionError: a dtype that is not known, or shards of nothing.
+        FileError, CheckpointError, ConfigError: the source is missing or damaged.
+        OptionError: an unknown dtype, or a shard size below 1.
     """
     if dtype is not None and dtype not in NAMES:
         raise OptionError("dtype", f"got {dtype!r}, expected one of {', '.join(NAMES)}")
     if max_shard_size < 1:
-        raise OptionError("max_shard_size", f"got {max_shard_size}, expected bytes")
+        raise OptionError("max_shard_size", f"got {max_shard_size}, expected at least 1 byte")
     source, out = Path(source), Path(out)
     checkpoint = Checkpoint.open(source)
     kinds = {n: NAMES[dtype] if dtype else t.dtype for n, t in checkpoint.tensors.items()}
@@ -63,7 +63,7 @@ def convert(
     _warn_of_vocabulary(vocabulary)
     where = source.resolve()
     if any(is_same(out, folder) for folder in (where, *where.parents)):
-        raise FileError(f"{out}: the source lies there, expected another folder")
+        raise FileError(f"{out}: the source is in this folder, expected another one")
 
     def replaces(there: Path) -> bool:
         return force and holds_only(there, _is_ours, "a converted checkpoint")
@@ -88,7 +88,7 @@ def _is_ours(name: str) -> bool:
 def plan(
     checkpoint: Checkpoint, kinds: dict[str, str], largest: int
 ) -> list[tuple[list[str], int]]:
-    """Which tensors go into which file, in their order, and each file's bytes of them."""
+    """Split the tensors, in their order, into shards: (names, bytes) of each."""
     shards: list[tuple[list[str], int]] = []
     for name, info in checkpoint.tensors.items():
         size = int(np.prod(info.shape)) * SIZES[kinds[name]]
@@ -130,10 +130,10 @@ def _write_weights(
 
 
 def stored(x: Array, dtype: str) -> Array:
-    """An array in a dtype of safetensors; infinity where float16 has no such number.
+    """An array in a dtype of safetensors; values beyond float16's range become infinity.
 
     Raises:
-        MissingPackage: bfloat16, and no library for it: NumPy has none.
+        MissingPackage: bfloat16 without ml_dtypes: NumPy has no bfloat16.
     """
     if dtype != "BF16":
         with np.errstate(over="ignore"):
@@ -156,12 +156,12 @@ def _write_config(checkpoint: Checkpoint, folder: Path, kinds: Iterable[str]) ->
 
 
 def _warn_of_vocabulary(source: Path) -> None:
-    """Say what is wrong with one that is there. The weights are converted all the same."""
+    """Warn if the vocabulary is damaged. The weights are converted anyway."""
     if not any((source / name).exists() for name in WHOLE):
         return
     try:
         load_tokenizer(source)
-    except MissingPackage:  # of another kind than ours
+    except MissingPackage:  # a kind of vocabulary that needs another package
         pass
     except NpGPT2Error as error:
         warnings.warn(f"the vocabulary is damaged: {error}", stacklevel=3)

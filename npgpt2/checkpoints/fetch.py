@@ -1,8 +1,8 @@
-"""A model of the hub → a folder: gone on with where it broke off, each file held against the hub's
-size and checksum.
+"""Download a model from the hub: resume interrupted files, and compare the size and checksum of
+each file with the hub's.
 
-`huggingface_hub` compares sizes, and in a new process it begins a file anew. Here what has come of
-a file waits under another name until all of it has, and is what it should be.
+`huggingface_hub` compares only sizes, and a new process starts a file again. Here a partial file
+has another name until it is complete and verified.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Fetched(NamedTuple):
-    """What lies there now, each file of the hub's size and sum."""
+    """The folder, and the number and bytes of its files; all match the hub's checksums."""
 
     folder: Path
     files: int
@@ -44,28 +44,29 @@ def fetch(
     force: bool = False,
     progress: Progress = lambda loop, what: loop,
 ) -> Fetched:
-    """Download a model, or what is missing of it.
+    """Download a model, or the missing files of one.
 
-    config.json comes last, and goes first where something changes: a folder that has it is whole.
+    config.json is downloaded last, and removed first if a file changes: a folder with a config.json
+    is complete.
 
     Args:
-        name: of the model on the hub, such as "gpt2".
-        out: the folder to make; None: the hub's cache, where `resolve` and transformers look.
+        name: name of the model on the hub, such as "gpt2".
+        out: the folder to create; None for the hub's cache, where `resolve` and transformers look.
         revision: branch, tag or commit.
-        token: for the hub, if not HF_TOKEN.
-        force: replace files of another content in `out`.
+        token: access token of the hub, instead of HF_TOKEN.
+        force: replace files in `out` that differ from the hub's.
         progress: wraps the loops over bytes that are checked.
 
     Raises:
-        FileError: there is no such model, or the hub cannot be asked; what it sends is twice not
-            what it says; a file of another content is there; the disk is full.
-        CheckpointError: the index of its weights cannot be read, or leads elsewhere.
+        FileError: there is no such model; the hub does not answer; a download was wrong twice; a
+            file in `out` differs from the hub's; the disk is full.
+        CheckpointError: the index of the weights is damaged, or names files outside the folder.
         MissingPackage: `huggingface_hub` is not installed.
     """
     if not hub.REPO_ID.fullmatch(name):
-        raise FileError(f"{name!r}: is no name on the hub, expected one such as gpt2 or user/model")
+        raise FileError(f"{name!r}: is not a hub name, expected one such as gpt2 or user/model")
     if out is not None and os.path.lexists(out) and not os.path.isdir(out):
-        raise FileError(f"{out}: is not a folder, expected one or nothing there")
+        raise FileError(f"{out}: is not a folder, expected a folder or a new name")
     hub.require_library(f"{name}: names on the hub need")
     try:
         with hub.told(name, revision, out):
@@ -90,7 +91,7 @@ def _fetch(
         return folder / (_sum(known[file]) if out is None else file)
 
     def lacking(files: Iterable[str]) -> list[str]:
-        """Those that are not there, or are not what they should be."""
+        """The files that are missing or differ from the hub's."""
         found = []
         for file in files:
             path = place(file)
@@ -103,7 +104,7 @@ def _fetch(
 
     def download(files: Iterable[str]) -> None:
         for file in files:
-            if out is not None:  # until all of it is there
+            if out is not None:  # a folder without config.json is incomplete
                 place("config.json").unlink(missing_ok=True)
             _download(name, info.sha, known[file], place(file), token, progress)
 
@@ -115,7 +116,7 @@ def _fetch(
         shards = sorted(set(weight_map(place(main)).values()))
         for file in shards:
             if file not in known:
-                raise FileError(f"{name}: {main} names {file}, the hub has no such file. "
+                raise FileError(f"{name}: {main} names {file}, but the hub has no such file. "
                                 "Tell the model's owner")  # fmt: skip
         files += shards
         download(lacking(shards))
@@ -124,17 +125,17 @@ def _fetch(
     if out is None:
         folder = hub.into_cache(name, info, revision, token, weights=True)
         if folder.name != info.sha:
-            raise FileError(f"{name}: was changed on the hub meanwhile. Fetch it again")
+            raise FileError(f"{name}: has changed on the hub meanwhile. Fetch it again")
         for file in files:  # a cache that was copied has no links
             path = folder / file
             apart = not is_same(path, place(file))
             if apart and (text := _difference(path, known[file], progress)):
-                raise FileError(f"{path}: {text}. Remove it, and fetch again")
+                raise FileError(f"{path}: {text}. Remove it and fetch again")
     return Fetched(folder, len(files), sum(known[file].size or 0 for file in files))
 
 
 def _blobs(name: str) -> Path:
-    """Where the cache keeps a model's files, each by its sum
+    """The cache folder with a model's files, named by their checksums
     (https://huggingface.co/docs/huggingface_hub/guides/manage-cache)."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -144,13 +145,13 @@ def _blobs(name: str) -> Path:
 
 
 def _sum(file: "RepoSibling") -> str:
-    """Of a large file its SHA-256; of others what git calls them, which is SHA-1 of their length
+    """The checksum of a file: SHA-256 for a large file, else git's blob id, a SHA-1 of its length
     and bytes (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects)."""
     return file.lfs.sha256 if file.lfs else str(file.blob_id)
 
 
 def _difference(path: Path, file: "RepoSibling", progress: Progress) -> str:
-    """How a file differs from the hub's, in words; nothing where it does not."""
+    """A message how a file differs from the hub's; "" if it does not."""
     size, expected = path.stat().st_size, _sum(file)
     if size != file.size:
         return f"has {size:,} bytes, expected the hub's {file.size:,}"
@@ -169,7 +170,8 @@ def _download(
     token: str | None,
     progress: Progress,
 ) -> None:
-    """One file, whole and right. What is wrong may come of an earlier part: it is asked for twice.
+    """Download one file and verify it. A wrong file may come from an old partial download, so it is
+    downloaded a second time.
 
     Raises:
         FileError: it is wrong both times.
@@ -189,7 +191,7 @@ def _download(
                 raise FileBusy(f"{path}: another process has just written it. Fetch again")
             have = target.tell()
             if have < (file.size or 0):
-                # It is not told the size: of another one it would say that the network is broken.
+                # Without the expected size: on a mismatch it would blame the network.
                 http_get(
                     url,
                     target,

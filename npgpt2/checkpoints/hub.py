@@ -1,7 +1,7 @@
-"""A folder or a hub name → the folder. The hub itself is `huggingface_hub`'s, an extra.
+"""A folder or a hub name → a local folder. The optional package `huggingface_hub` does the access.
 
-Cache, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and revisions are as transformers has them, because
-the same library does them.
+Cache, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN and revisions work as in transformers, because it uses
+the same package.
 """
 
 import errno
@@ -19,15 +19,15 @@ from npgpt2.tokenizer import files as vocabulary
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-# What a checkpoint needs beside its weights. Other frameworks' files in the repository stay there.
+# The files that a checkpoint needs besides its weights. Other frameworks' files are not downloaded.
 FILES = ("config.json", "generation_config.json", *vocabulary.FILES)
 
-# The weights, in the order of preference: safetensors need no interpreter of pickles.
+# The weights, in the order of preference: safetensors files contain no pickles.
 WEIGHTS = (SINGLE, INDEX, TORCH, TORCH_INDEX)
 INDICES = (INDEX, TORCH_INDEX)
 
-# OpenAI's models answer to two names. Online the hub redirects; offline the cache knows only the
-# name under which a model was once fetched.
+# OpenAI's models have two names. Online, the hub redirects; offline, the cache knows only the name
+# under which a model was downloaded.
 ALIASES = {
     "gpt2": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
@@ -37,8 +37,8 @@ ALIASES = {
 }
 ALIASES |= {long: short for short, long in ALIASES.items()}
 
-# The model that comes with the package, by the name of its folder: in a wheel inside the package,
-# in a clone beside it.
+# The folder name of the model that comes with the package: inside the package in a wheel, next to
+# it in a clone.
 EMBEDDED = "shakespeare"
 
 REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -48,19 +48,19 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 def resolve(
     name: str | Path, revision: str | None = None, token: str | None = None, weights: bool = True
 ) -> Path:
-    """The folder of a checkpoint: `name` itself if it is one, the embedded one, or the hub's.
+    """The local folder of a checkpoint: `name` if it is one, the embedded model, or a download.
 
-    Where the hub is out of reach or refuses, what the cache holds will do, as in transformers.
+    If the hub cannot be reached or refuses, the cache is used, as in transformers.
 
     Args:
         revision: branch, tag or commit on the hub.
-        token: for the hub, if not HF_TOKEN.
-        weights: False: the config and vocabulary are enough.
+        token: access token of the hub, instead of HF_TOKEN.
+        weights: False if config and vocabulary are enough.
 
     Raises:
-        FileError: neither a folder nor a name on the hub; or no network and not in the cache; or
-            the cache cannot be written.
-        MissingPackage: a hub name, and `huggingface_hub` is not installed.
+        FileError: `name` is neither a folder nor a hub name; or there is no network and it is not
+            in the cache; or the cache cannot be written.
+        MissingPackage: a hub name, but `huggingface_hub` is not installed.
 
     >>> resolve("tests/data/tiny").name
     'tiny'
@@ -71,20 +71,20 @@ def resolve(
         return embedded()
     if os.path.exists(name):
         raise FileError(
-            f"{name}: is a file, expected a folder with config.json in it. Of one of nanoGPT's or "
-            "llm.c's, 'npgpt2 convert' makes a folder"
+            f"{name}: is a file, expected a folder with config.json. Convert a file of nanoGPT or "
+            "llm.c with 'npgpt2 convert'"
         )
     name = str(name)
     if not REPO_ID.fullmatch(name):
         raise FileError(
             f"{name or repr(name)}: no such folder. Expected a checkpoint folder or a hub name"
         )
-    require_library(f"{name}: no such folder, and names on the hub need")
+    require_library(f"{name}: no such folder, and a hub name needs")
     try:
         with told(name, revision, looked=True):
             fixed = revision and COMMIT.fullmatch(revision)
             if fixed and (folder := _cached(name, revision, weights)):
-                return folder  # a commit never changes: nothing to ask
+                return folder  # a commit never changes: no request needed
             return into_cache(name, ask(name, revision, token), revision, token, weights)
     except Unreachable as error:
         for known in filter(None, (name, ALIASES.get(name))):
@@ -97,7 +97,7 @@ def embedded() -> Path:
     """The folder of the model that comes with the package.
 
     Raises:
-        FileError: it is not there.
+        FileError: it does not exist.
 
     >>> embedded().name
     'shakespeare'
@@ -118,22 +118,24 @@ def require_library(why: str) -> None:
 
 
 def ask(name: str, revision: str | None, token: str | None, sums: bool = False) -> "ModelInfo":
-    """What the hub has under a name; with `sums` also each file's size and checksum."""
+    """The hub's description of a model; with `sums` also the size and checksum of each file."""
     from huggingface_hub import HfApi, constants
 
-    # The one question that the library would ask without a timeout.
+    # The only request for which the package has no timeout by default.
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     info = HfApi().model_info(
         name, revision=revision, token=token, timeout=timeout, files_metadata=sums
     )
     there = names(info)
     if "config.json" not in there:
-        raise FileError(f"{name}: has no config.json on the hub, expected a GPT-2 for transformers")
+        raise FileError(
+            f"{name}: has no config.json on the hub, expected a transformers checkpoint"
+        )
     for file in info.siblings or () if sums else ():
         if file.size is None or not (file.lfs or file.blob_id):
             raise FileError(
-                f"{name}: the hub at {constants.ENDPOINT} tells no size and checksum of "
-                f"{file.rfilename}, expected both. '--model {name}' takes it unchecked"
+                f"{name}: the hub at {constants.ENDPOINT} sent no size or checksum of "
+                f"{file.rfilename}, expected both. Use '--model {name}' to load it unchecked"
             )
     return info
 
@@ -143,7 +145,7 @@ def names(info: "ModelInfo") -> set[str]:
 
 
 def weights_of(name: str, info: "ModelInfo") -> str:
-    """The file of weights, or the index of several, that is taken of all that there are."""
+    """The weights file, or the index of its shards, to use of those in the repository."""
     there = names(info)
     for file in WEIGHTS:
         if file in there:
@@ -152,17 +154,17 @@ def weights_of(name: str, info: "ModelInfo") -> str:
     raise FileError(
         f"{name}: has no {SINGLE} and no {TORCH} on the hub"
         f"{f', only {other[0]}' if other else ''}. "
-        "Save it as safetensors with the package that reads it"
+        "Save it as safetensors with the package that reads this format"
     )
 
 
 def into_cache(
     name: str, info: "ModelInfo", revision: str | None, token: str | None, weights: bool
 ) -> Path:
-    """The snapshot of a model in the cache, downloaded where it is not there yet.
+    """The snapshot of a model in the cache; downloads the missing files.
 
-    File by file, as transformers does: Ctrl-C stops it at once, and what is there already is
-    silent. `snapshot_download` first ends the files it is at, and shows bars every time.
+    It downloads file by file, as transformers does: Ctrl-C stops at once, and cached files show no
+    bars. `snapshot_download` first finishes its current files, and always shows bars.
     """
     from huggingface_hub import hf_hub_download
 
@@ -170,8 +172,8 @@ def into_cache(
         return Path(hf_hub_download(name, file, revision=at, token=token))
 
     there, main = names(info), weights_of(name, info) if weights else None
-    # By its revision: the cache notes which commit that is. The others by the commit, the folder's
-    # name: all are of one state even if someone pushes another meanwhile.
+    # The first file by its revision: the cache then stores its commit, the name of the folder. The
+    # others by this commit: so all files belong together even if someone pushes meanwhile.
     folder = get("config.json", revision).parent
     for file in (*FILES, *filter(None, [main])):
         if file in there:
@@ -183,14 +185,14 @@ def into_cache(
 
 
 def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
-    """The snapshot of a model in the cache, if config and weights (if wanted) are all there."""
+    """The snapshot of a model in the cache, if config and (with `weights`) weights are complete."""
     from huggingface_hub import errors, snapshot_download
 
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except errors.LocalEntryNotFoundError as error:
-        # Files are missing that the repository has. We take a small part of them, and transformers
-        # another one: what matters is whether ours are there.
+        # The snapshot lacks files of the repository. That is normal: npgpt2 and transformers each
+        # download only some of them. Below it is checked that ours are there.
         snapshot = getattr(error, "snapshot_path", None)
         if snapshot is None:
             return None
@@ -204,22 +206,22 @@ def _cached(name: str, revision: str | None, weights: bool) -> Path | None:
 
 
 def shards(index: Path) -> list[str]:
-    """The files beside an index that it names, as far as it is one that can be read."""
+    """The shards that an index names; none if the index is damaged."""
     try:
         return sorted(set(weight_map(index).values()))
-    except NpGPT2Error:  # whoever opens the checkpoint is told
+    except NpGPT2Error:  # reported when the checkpoint is opened
         return []
 
 
 class Unreachable(Exception):
-    """The hub cannot be asked, or refuses: what the cache holds will do."""
+    """The hub cannot be reached, or refuses: use the cache."""
 
 
 @contextmanager
 def told(
     name: str, revision: str | None, out: str | Path | None = None, looked: bool = False
 ) -> Iterator[None]:
-    """What goes wrong with the hub, in words. `looked`: for a folder, before the hub was asked."""
+    """Turn errors of the hub into FileError or Unreachable. `looked`: a folder was tried before."""
     from huggingface_hub import constants, errors
 
     problem: BaseException
@@ -235,13 +237,13 @@ def told(
             f"{name}: has no revision {revision!r} on the hub, expected a branch, tag or commit. "
             "Its page on the hub lists them"
         ) from None
-    # By the version of the library these are errors of requests or of httpx, which share no base;
-    # and JSON's or KeyError where something else than a hub answers, such as a hotel's login page.
+    # Depending on the version these are errors of requests or httpx, which share no base class; and
+    # JSON errors or KeyError if not a hub answers but, for example, a hotel's login page.
     except Exception as error:
         problem = error
     if isinstance(problem, errors.LocalEntryNotFoundError):
-        problem = problem.__cause__ or problem  # why it has to be local
-    if isinstance(problem, OSError) and problem.errno is not None:  # the network's have no number
+        problem = problem.__cause__ or problem  # why it had to be local
+    if isinstance(problem, OSError) and problem.errno is not None:  # network errors have no errno
         advice = "Set HF_HOME to" if out is None else "Choose"
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
         raise FileError(
@@ -252,15 +254,15 @@ def told(
 
 
 def _explain(name: str, problem: BaseException, looked: bool) -> str:
-    """Why a model could not be fetched."""
+    """The message why a model could not be downloaded."""
     from huggingface_hub import constants, errors
 
     hub = f"the hub at {constants.ENDPOINT}"
     folder = "no such folder, " if looked else ""
     if isinstance(problem, errors.GatedRepoError):
         return (
-            f"{name}: is gated, expected a token that may read it. "
-            "Ask for access on its page on the hub, then set HF_TOKEN"
+            f"{name}: is gated, expected a token with access. "
+            "Request access on its page on the hub, then set HF_TOKEN"
         )
     if isinstance(problem, errors.RepositoryNotFoundError):
         return (
@@ -271,11 +273,11 @@ def _explain(name: str, problem: BaseException, looked: bool) -> str:
         code = problem.response.status_code
         said = f" ({_first_line(problem.server_message)})" if problem.server_message else ""
         refused = code in (401, 403)
-        advice = "Set HF_TOKEN to a token that may read it" if refused else "Try again later"
+        advice = "Set HF_TOKEN to a token with access" if refused else "Try again later"
         return f"{name}: {hub} answered {code}{said}, expected the model. {advice}"
     if isinstance(problem, errors.OfflineModeIsEnabled):
         cache = f"{folder}and not in the hub's cache {constants.HF_HUB_CACHE}"
-        lack = cache if looked else "HF_HUB_OFFLINE is set, expected to ask the hub"
+        lack = cache if looked else "HF_HUB_OFFLINE is set, but this needs the hub"
         return f"{name}: {lack}. Unset HF_HUB_OFFLINE to download it"
     cache = f"{folder}not in the hub's cache, and " if looked else ""
     return (

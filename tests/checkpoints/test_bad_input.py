@@ -153,16 +153,16 @@ FILES = {
     "7 bytes": (b"\x02\0\0\0\0\0\0", "has 7 bytes, expected a safetensors file. Download again"),
     "header past the end": (
         struct.pack("<Q", 1000) + b"{}",
-        "header of 1,000 bytes in a file of 10: not safetensors, or damaged. Download again",
+        "has a header of 1,000 bytes in a file of 10: not safetensors, or damaged. Download again",
     ),
     "header of 2^64-1": (
         struct.pack("<Q", 2**64 - 1) + b"{}",
-        "header of 18,446,744,073,709,551,615 bytes in a file of 10: not safetensors, or damaged. "
-        "Download again",
+        "has a header of 18,446,744,073,709,551,615 bytes in a file of 10: not safetensors, or "
+        "damaged. Download again",
     ),
     "header of 0": (
         struct.pack("<Q", 0) + b"{}",
-        "header of 0 bytes in a file of 10: not safetensors, or damaged. Download again",
+        "has a header of 0 bytes in a file of 10: not safetensors, or damaged. Download again",
     ),
     "not UTF-8": (
         safetensors_bytes(b'{"\xff":1}'),
@@ -201,11 +201,11 @@ FILES = {
         safetensors_bytes(b"9" * 5000),
         "header: not JSON (Exceeds the…). Download again",
     ),
-    "truncated": (safetensors_bytes(PAIR, bytes(15)), "has 15 of 16 bytes of data: download again"),
-    "no data": (safetensors_bytes(PAIR), "has 0 of 16 bytes of data: download again"),
+    "truncated": (safetensors_bytes(PAIR, bytes(15)), "has 15 of 16 bytes of data. Download again"),
+    "no data": (safetensors_bytes(PAIR), "has 0 of 16 bytes of data. Download again"),
     "trailing byte": (
         safetensors_bytes(PAIR, bytes(17)),
-        "1 bytes too many at the end. Download again",
+        "has 1 extra bytes at the end. Download again",
     ),
     "overlap": (
         safetensors_bytes({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)),
@@ -252,7 +252,7 @@ FILES = {
     ),
     "with and without transformer.": (
         safetensors_bytes({"a": entry(), "transformer.a": entry(offsets=(8, 16))}, bytes(16)),
-        "holds a with and without 'transformer.'",
+        "has a both with and without 'transformer.'",
     ),
     "half a character in a name": (
         safetensors_bytes(b'{"\\ud83d":%s}' % ONE, bytes(8)),
@@ -274,7 +274,8 @@ FILES = {
     ),
     "zip": (
         b"PK\x03\x04" + bytes(40),
-        "is a zip archive (of PyTorch?), expected safetensors. Call it pytorch_model.bin",
+        "is a zip archive, perhaps of PyTorch, expected safetensors. If so, "
+        "rename it to pytorch_model.bin",
     ),
 }
 # Fields of the wrong kind: the values, and what was expected.
@@ -282,7 +283,7 @@ FIELDS = {
     "dtype": ([5, None, {"F32": None}], "expected a name such as F32. Download again"),
     "shape": (
         [[-2], [2.0], [True, 2], ["2"], "2", 2, [[2]], {"0": 2}, None],
-        "expected whole numbers from 0. Download again",
+        "expected integers from 0. Download again",
     ),
     "data_offsets": (
         [[-8, 0], [8, 0], [0.0, 8.0], [False, True], ["0", "8"], "08", [0, 4, 8], [8], 8, None],
@@ -313,7 +314,7 @@ def test_a_field_of_the_wrong_kind(folder, refused, key, value, words):
 def test_an_entry_of_another_form(folder, refused, value):
     """Lists too: the library takes one in the order of the fields for an entry."""
     (folder / WEIGHTS).write_bytes(safetensors_bytes({"x": value}, bytes(8)))
-    got = "shape None, expected whole numbers from 0"
+    got = "shape None, expected integers from 0"
     if value != {"dtype": "F32"}:
         got = "dtype None, expected a name such as F32"
     refused(CheckpointError, f"{folder / WEIGHTS}: x has {got}. Download again", folder)
@@ -323,7 +324,7 @@ def test_an_entry_of_another_form(folder, refused, value):
 def test_metadata_that_is_not_text(folder, refused, metadata):
     header = {"__metadata__": metadata, "x": entry()}
     (folder / WEIGHTS).write_bytes(safetensors_bytes(header, bytes(8)))
-    words = f"{folder / WEIGHTS}: __metadata__ is not a table of text → text. Save it again"
+    words = f"{folder / WEIGHTS}: __metadata__ is not an object of texts. Save it again"
     refused(CheckpointError, words, folder)
 
 
@@ -377,7 +378,7 @@ def test_a_file_that_may_not_be_read(folder, refused, monkeypatch, name):
 MISSING = {
     WEIGHTS: "no such file. Expected one of model.safetensors, model.safetensors.index.json, "
     "pytorch_model.bin, pytorch_model.bin.index.json, model.ckpt.index, ckpt.pt in the folder",
-    "config.json": "no such file, expected it beside the weights",
+    "config.json": "no such file, expected it next to the weights",
 }
 
 
@@ -398,7 +399,7 @@ def test_a_link_to_nothing(folder, refused, name):
 
 def test_weights_of_another_program(folder, refused):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    words = "is a safetensors file, expected one of PyTorch's. Call it model.safetensors"
+    words = "is a safetensors file, expected one of PyTorch. Rename it to model.safetensors"
     refused(CheckpointError, f"{folder / 'pytorch_model.bin'}: {words}", folder)
 
 
@@ -412,8 +413,8 @@ MODELS = {
     "a newline": ("a\nb", NO_FOLDER),
     "a file": (
         "model/config.json",
-        "is a file, expected a folder with config.json in it. Of one of nanoGPT's or llm.c's, "
-        "'npgpt2 convert' makes a folder",
+        "is a file, expected a folder with config.json. Convert a file of nanoGPT or llm.c with "
+        "'npgpt2 convert'",
     ),
 }
 
@@ -480,7 +481,7 @@ def test_a_file_that_goes_between_two_tensors(folder):
     [
         (
             {"n_layer": 10**9},
-            "config.json has n_layer 1,000,000,000, the weights have 40 tensors in all",
+            "config.json has n_layer 1,000,000,000, but the weights have only 40 tensors",
         ),
         (
             {"vocab_size": 2**31 - 1},
@@ -515,7 +516,7 @@ def test_a_header_of_gigabytes(folder, refused, length):
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", length) + b"{")
     os.truncate(folder / WEIGHTS, 2**34)
     words = (
-        f"{folder / WEIGHTS}: header of {length:,} bytes in a file of 17,179,869,184: "
+        f"{folder / WEIGHTS}: has a header of {length:,} bytes in a file of 17,179,869,184: "
         "not safetensors, or damaged. Download again"
     )
     refused(CheckpointError, words, folder)
@@ -531,7 +532,7 @@ def test_a_config_of_gigabytes(folder, refused):
 def test_data_of_exabytes(folder, refused, end):
     header = {"wte.weight": entry(shape=(end // 4,), offsets=(0, end))}
     (folder / WEIGHTS).write_bytes(safetensors_bytes(header, bytes(8)))
-    words = f"{folder / WEIGHTS}: has 8 of {end:,} bytes of data: download again"
+    words = f"{folder / WEIGHTS}: has 8 of {end:,} bytes of data. Download again"
     refused(CheckpointError, words, folder)
 
 
@@ -551,7 +552,7 @@ def test_all_bfloat16_values(folder):
     data = pack({**tiny_tensors(), "wte.weight": bits}, {"wte.weight": "BF16"})
     (folder / WEIGHTS).write_bytes(data)
     edit_json(folder / "config.json", vocab_size=1024)
-    with pytest.warns(WeightsWarning, match="wte.weight holds 256 NaN or infinite of 65,536 num"):
+    with pytest.warns(WeightsWarning, match="wte.weight has 256 NaN or infinite values of 65,536"):
         wte = GPT2.from_pretrained(folder).params.wte.weight
     assert np.array_equal(wte.view("<u4"), bits.astype("<u4") << 16)
 
@@ -565,7 +566,7 @@ def test_all_float16_values(folder):
     )
     (folder / WEIGHTS).write_bytes(data)
     edit_json(folder / "config.json", vocab_size=1024)
-    with pytest.warns(WeightsWarning, match="wte.weight holds 2,048 NaN or infinite"):
+    with pytest.warns(WeightsWarning, match="wte.weight has 2,048 NaN or infinite"):
         wte = GPT2.from_pretrained(folder).params.wte.weight
     np.testing.assert_array_equal(wte, expected, strict=True)
 
@@ -721,8 +722,8 @@ SETS = {
     ),
     "unexpected": (
         changed(h__3__ln_1__bias=lambda t: np.zeros(64), classifier=lambda t: np.zeros(2)),
-        f"2 unexpected (classifier, h.3.ln_1.bias). {TENSORS}, whose architectures name "
-        "GPT2LMHeadModel: classifier is a GPT2ForTokenClassification's",
+        f"2 unexpected (classifier, h.3.ln_1.bias). {TENSORS}, with architecture "
+        "GPT2LMHeadModel: classifier is of a GPT2ForTokenClassification",
     ),
     "all together": (
         lambda t: {
@@ -733,7 +734,7 @@ SETS = {
         "h.0.ln_1.bias, ln_f.bias missing, 2 of 40; 1 of the wrong shape (wte.weight is (64, 512), "
         f"expected (512, 64), transposed); 1 unexpected (h.9.x). {TENSORS}",
     ),
-    "none": (lambda t: {}, "config.json has n_layer 3, the weights have 0 tensors in all"),
+    "none": (lambda t: {}, "config.json has n_layer 3, but the weights have only 0 tensors"),
     "a name that writes on the terminal": (
         changed(**{"\x1b[2Ja\nb": lambda t: np.zeros(2)}),
         rf"1 unexpected (\x1b[2Ja\nb). {TENSORS}",
@@ -775,7 +776,7 @@ def test_vocab_size_beside_the_rows_of_wte(folder, refused):
 
 def test_a_shard_is_missing(folder, shards, refused):
     (folder / shards["wte.weight"]).unlink()
-    words = f"{folder / shards['wte.weight']}: this shard is missing, {INDEX} names it. Download it"
+    words = f"{folder / shards['wte.weight']}: no such file, but {INDEX} names it. Download it"
     refused(FileError, words, folder)
 
 
@@ -798,13 +799,13 @@ def test_a_shard_of_an_impossible_name(folder, shards, refused, shard):
     where = {name: shard if file == shards["wte.weight"] else file for name, file in shards.items()}
     (folder / INDEX).write_text(json.dumps({"weight_map": where}))
     said = str(folder / shard).replace("\ud83d", "\\ud83d")
-    refused(FileError, f"{said}: this shard is missing, {INDEX} names it. Download it", folder)
+    refused(FileError, f"{said}: no such file, but {INDEX} names it. Download it", folder)
 
 
 @pytest.mark.parametrize("table", [None, [], "x", {"wte.weight": 5}, {"wte.weight": None}])
 def test_an_index_without_a_table(folder, shards, refused, table):
     (folder / INDEX).write_text(json.dumps({"weight_map": table}))
-    words = f"{folder / INDEX}: weight_map is not a table of tensor → file"
+    words = f"{folder / INDEX}: weight_map is not an object of tensor → file"
     refused(CheckpointError, words, folder)
 
 
@@ -826,7 +827,7 @@ def test_a_tensor_in_two_shards(folder, refused):
 def test_a_damaged_shard(folder, shards, refused):
     os.truncate(folder / shards["wte.weight"], 1000)
     words = (
-        f"{folder / shards['wte.weight']}: header of 1,781 bytes in a file of 1,000: "
+        f"{folder / shards['wte.weight']}: has a header of 1,781 bytes in a file of 1,000: "
         "not safetensors, or damaged. Download again"
     )
     refused(CheckpointError, words, folder)
@@ -852,7 +853,7 @@ def poisoned(folder):
 @pytest.mark.parametrize("name", ["ln_f.bias", "h.1.attn.c_attn.weight"])
 def test_nan_and_infinity_are_said(poisoned, run, value, name):
     folder, size = poisoned(value, name), tiny_tensors()[name].size
-    text = f"{folder / WEIGHTS}: {name} holds 3 NaN or infinite of {size:,} numbers"
+    text = f"{folder / WEIGHTS}: {name} has 3 NaN or infinite values of {size:,}"
     with pytest.warns(WeightsWarning) as caught:
         GPT2.from_pretrained(folder)
     assert [str(warning.message) for warning in caught] == [text]
@@ -888,7 +889,7 @@ def test_float64_beyond_float32(folder):
     tensors = tiny_tensors()
     tensors["ln_f.bias"] = np.full(64, 1e300)
     (folder / WEIGHTS).write_bytes(pack(tensors, {"ln_f.bias": "F64"}))
-    with pytest.warns(WeightsWarning, match="ln_f.bias holds 64 NaN or infinite of 64 numbers"):
+    with pytest.warns(WeightsWarning, match="ln_f.bias has 64 NaN or infinite values of 64"):
         GPT2.from_pretrained(folder)
     assert (GPT2.from_pretrained(folder, "float64").params.ln_f.bias == 1e300).all()
 

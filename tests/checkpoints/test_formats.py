@@ -179,7 +179,7 @@ def test_shards(folder, model, shards):
 
 def test_a_shard_is_missing(folder, shards, refused):
     (folder / TWO).unlink()
-    words = f"this shard is missing, {BIN}.index.json names it. Download it"
+    words = f"no such file, but {BIN}.index.json names it. Download it"
     refused(FileError, f"{folder / TWO}: {words}", folder)
 
 
@@ -190,7 +190,7 @@ INDEXES = {  # the index's table is changed → the words
     "a root": ({X_OF: "/etc/passwd"}, f"names the shard '/etc/passwd', {SAME}"),
     "in the other shard": ({X_OF: TWO}, f"disagrees with {ONE} about h.0.ln_1.bias"),
     "in none": ({"more": ONE}, f"disagrees with {ONE} about more"),
-    "a number": ({X_OF: 5}, "weight_map is not a table of tensor → file"),
+    "a number": ({X_OF: 5}, "weight_map is not an object of tensor → file"),
 }
 
 
@@ -211,8 +211,8 @@ class Bomb:
 
 X = np.arange(12, dtype="f4")
 SYSTEM = Call(Global("posix", "system"), ("true",))
-RUN = ": expected tensors. It was not run"
-NONE = "holds no tensors by name, expected a state dictionary"
+RUN = ": expected tensors. It was not executed"
+NONE = "has no named tensors, expected a state dictionary"
 BAD = {  # → what the pickle holds, and the words
     "a command": (SYSTEM, f"refused global posix.system{RUN}"),
     "a command among tensors": (
@@ -232,22 +232,22 @@ BAD = {  # → what the pickle holds, and the words
         Call(Global("torch", "FloatStorage"), (9,)),
         f"refused a call of torch.FloatStorage{RUN}",
     ),
-    "a reference": (Reference(("module", 1)), f"has a reference that is no storage{RUN}"),
+    "a reference": (Reference(("module", 1)), f"has a reference that is not a storage{RUN}"),
     "a storage of objects": (
         Reference(("storage", Global("torch", "Size"), "0", "cpu", 1)),
-        f"has a storage of 'torch.Size', '0', 1 numbers{RUN}",
+        f"has a storage of 'torch.Size', '0', 1 values{RUN}",
     ),
     "a negative count": (
         {"a": tensor_of("0", X, count=-1)},
-        f"has a storage of 'torch.FloatStorage', '0', -1 numbers{RUN}",
+        f"has a storage of 'torch.FloatStorage', '0', -1 values{RUN}",
     ),
     "beyond": (
         {"a": tensor_of("0", X, offset=1)},
-        "has a tensor that reaches number 12 of a storage of 12. Download again",
+        "has a tensor that reaches value 12 of a storage of 12. Download again",
     ),
     "far beyond": (
         {"a": tensor_of("0", X, 0, (2, 2), (2**62, 1))},
-        "has a tensor that reaches number 4,611,686,018,427,387,905 of a storage of 12. "
+        "has a tensor that reaches value 4,611,686,018,427,387,905 of a storage of 12. "
         "Download again",
     ),
     "a negative stride": (
@@ -264,7 +264,7 @@ BAD = {  # → what the pickle holds, and the words
     ),
     "a number seen often": (
         {"a": tensor_of("0", X, 0, (1 << 40,), (0,))},
-        "has a tensor of shape (1099511627776,) over 12 numbers. Download again",
+        "has a tensor of shape (1099511627776,) over 12 values. Download again",
     ),
     "65 axes": (
         {"a": tensor_of("0", X, 0, (1,) * 65, (1,) * 65)},
@@ -277,8 +277,8 @@ BAD = {  # → what the pickle holds, and the words
     "no dictionary": ([1, 2], NONE),
     "nothing": ({}, NONE),
     "a text for a tensor": ({"a": "b"}, "'a' is of type str, expected a tensor"),
-    "a number for a name": ({1: tensor_of("0", X)}, "1 names a tensor, expected text"),
-    "a tensor for a name": ({tensor_of("0", X): 1}, f"has a Tensor for a key{RUN}"),
+    "a number for a name": ({1: tensor_of("0", X)}, "a tensor has the name 1, expected text"),
+    "a tensor for a name": ({tensor_of("0", X): 1}, f"has a key of type Tensor{RUN}"),
 }
 
 
@@ -290,7 +290,7 @@ def test_what_no_tensor_needs_is_refused_by_name(folder, refused, write, case):
     refused(CheckpointError, f"{folder / BIN}: {words}", folder)
 
 
-DAMAGED = "is no file of torch.save's, or a damaged one ({}). Download again"
+DAMAGED = "is not a file of torch.save, or is damaged ({}). Download again"
 PICKLES = {  # bytes → the words
     "a bomb": (pickle.dumps(Bomb(), 2), f"refused global __builtin__.getattr{RUN}"),
     "a bomb of protocol 4": (pickle.dumps(Bomb(), 4), f"refused global builtins.getattr{RUN}"),
@@ -301,16 +301,16 @@ PICKLES = {  # bytes → the words
         b"\x80\x02\xff.",
         DAMAGED.format("at position 2, opcode b'\\xff' unknown"),
     ),
-    "nothing on the stack": (b"\x80\x02.", DAMAGED.format("it takes what is not there")),
-    "a memo that is not there": (b"\x80\x02h\x05.", DAMAGED.format("it takes what is not there")),
-    "no mark": (b"\x80\x02t.", DAMAGED.format("it takes what is not there")),
+    "nothing on the stack": (b"\x80\x02.", DAMAGED.format("missing stack or memo entry")),
+    "a memo that is not there": (b"\x80\x02h\x05.", DAMAGED.format("missing stack or memo entry")),
+    "no mark": (b"\x80\x02t.", DAMAGED.format("missing stack or memo entry")),
     "items of a list": (
         b"\x80\x02](K\x01K\x02u.",
-        DAMAGED.format("items of what is no dictionary"),
+        DAMAGED.format("items of an object that is not a dictionary"),
     ),
     "an append to a dictionary": (
         b"\x80\x02}K\x01a.",
-        DAMAGED.format("an append to what is no list"),
+        DAMAGED.format("an append to an object that is not a list"),
     ),
     "a text longer than the file": (
         b"\x80\x02X\xff\xff\xff\x7fabc.",
@@ -355,7 +355,7 @@ def test_deep_nesting_is_no_crash(folder, refused):
     refused(CheckpointError, f"{folder / BIN}: {NONE}", folder)
 
 
-BIG_ENDIAN = "was written on a big-endian machine, expected little"
+BIG_ENDIAN = "is big-endian, expected little-endian"
 ARCHIVES = {  # how an archive is written → the words
     "compressed": (
         {"compress": zipfile.ZIP_DEFLATED},
@@ -391,7 +391,7 @@ def test_every_truncation_is_an_error(folder, write):
 def test_a_storage_that_is_not_there_or_too_short(folder, refused):
     table, _storages = state({"a": X})
     for data, words in (
-        (torch_zip(table, {}), "has no archive/data/0, which a tensor lies in. Download again"),
+        (torch_zip(table, {}), "has no archive/data/0, which a tensor needs. Download again"),
         (torch_zip(table, {"0": X[:5]}), "storage 0 has 20 of 48 bytes. Download again"),
         (torch_stream(table, {"0": X[:5]}), "has 20 of 48 bytes of storage 0. Download again"),
     ):
@@ -402,13 +402,13 @@ def test_a_storage_that_is_not_there_or_too_short(folder, refused):
 def test_a_name_twice_and_no_pickle(folder, refused):
     with zipfile.ZipFile(folder / BIN, "w") as archive:
         archive.writestr("archive/version", "3")
-    words = "expected one of torch.save's. Save it again"
-    refused(CheckpointError, f"{folder / BIN}: an archive without data.pkl, {words}", folder)
+    words = "expected one of torch.save. Save it again"
+    refused(CheckpointError, f"{folder / BIN}: is an archive without data.pkl, {words}", folder)
     with zipfile.ZipFile(folder / BIN, "w") as archive:
         archive.writestr("archive/data.pkl", pickled({}))
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("archive/data.pkl", pickled({"a": 1}))
-    refused(CheckpointError, f"{folder / BIN}: an archive with a name twice, {words}", folder)
+    refused(CheckpointError, f"{folder / BIN}: is an archive with a name twice, {words}", folder)
 
 
 @pytest.mark.parametrize("entry", ["data.pkl", "byteorder", "data/0"])
@@ -421,7 +421,7 @@ def test_an_entry_that_is_encrypted(folder, refused, entry):
     refused(CheckpointError, f"{folder / BIN}: {words}", folder)
 
 
-DIRECTORY = "an archive with a directory of {} bytes, expected a few thousand. Download again"
+DIRECTORY = "is an archive with a directory of {} bytes, expected a few thousand. Download again"
 
 
 def test_an_archive_with_long_numbers(folder, refused):
@@ -437,7 +437,7 @@ def test_a_storage_that_many_tensors_share_is_no_way_to_grow(folder, write, refu
     large = np.zeros(20_000, "f4")
     table = {f"h.{n}.x": tensor_of("0", large) for n in range(200)}
     (folder / BIN).write_bytes(write(table, {"0": large}))
-    words = "its tensors have 16,000,000 bytes, it has …"
+    words = "its tensors have 16,000,000 bytes, but the file …"
     refused(CheckpointError, f"{folder / BIN}: {words}", folder)
 
 
@@ -536,14 +536,14 @@ def test_a_changed_index_is_found_by_its_checksum(openai, refused):
 
 def test_a_compressed_index(openai, refused):
     folder = openai(kind=b"\1")
-    words = "a damaged index: a compressed block, expected a plain one. Download again"
+    words = "damaged index: a block is compressed, expected a plain one. Download again"
     refused(CheckpointError, f"{folder / 'model.ckpt.index'}: {words}", folder)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (DATA, "this shard is missing, model.ckpt.index names it. Download it"),
+        (DATA, "no such file, but model.ckpt.index names it. Download it"),
         ("hparams.json", "No such file or directory"),
     ],
 )
@@ -567,7 +567,7 @@ ENTRIES = {  # the first tensor of the index → the words
     ),
     "bytes for numbers": (
         np.ones((128, 64), "i1"),
-        "a damaged index: model/wpe is of a kind that no GPT-2 has. Download again",
+        "damaged index: model/wpe is of a kind that GPT-2 does not have. Download again",
     ),
 }
 
@@ -585,7 +585,7 @@ def test_an_entry_of_the_index(openai, refused, array, words):
 def test_data_that_were_cut_off(openai, refused, size):
     folder = openai()
     os.truncate(folder / DATA, size)
-    words = f"has {size:,} of 764,160 bytes: download again"
+    words = f"has {size:,} of 764,160 bytes. Download again"
     refused(CheckpointError, f"{folder / DATA}: {words}", folder)
 
 
@@ -610,8 +610,8 @@ def test_hparams_that_are_no_gpt2(openai, refused, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n_layer": 10**9}, "hparams.json has n_layer 1,000,000,000, the weights have 40 tensors "
-         "in all"),
+        ({"n_layer": 10**9}, "hparams.json has n_layer 1,000,000,000, but the weights have only "
+         "40 tensors"),
         ({"n_ctx": 2**31 - 1}, "1 of the wrong shape (wpe.weight is (128, 64), expected "
          "(2147483647, 64)). Expected the tensors of the GPT-2 in hparams.json"),
     ],
@@ -701,7 +701,7 @@ def test_model_args(ckpt, refused, arrays, arguments, words):
 
 def test_model_args_of_another_model(ckpt, refused, arrays):
     ckpt.write_bytes(nanogpt_file(arrays, n_layer=10**9))
-    words = "model_args has n_layer 1,000,000,000, the weights have 41 tensors in all"
+    words = "model_args has n_layer 1,000,000,000, but the weights have only 41 tensors"
     refused(CheckpointError, f"{ckpt}: {words}", ckpt.parent)
     ckpt.write_bytes(nanogpt_file(arrays, block_size=64))
     words = "1 of the wrong shape (wpe.weight is (128, 64), expected (64, 64)). Expected the "
@@ -713,8 +713,8 @@ def test_model_args_of_another_model(ckpt, refused, arrays):
 T = tensor_of("0", X)
 ARGS = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 128}
 NO_ARGS = (
-    "has no model_args, expected a checkpoint of nanoGPT's. A state dictionary needs its "
-    "config.json: name the folder that both lie in"
+    "has no model_args, expected a checkpoint of nanoGPT. For a state dictionary with a "
+    "config.json, give the folder of both"
 )
 CONTENTS = {  # what nanoGPT's file holds → the words
     "a state dictionary": ({"wte.weight": T}, NO_ARGS),
@@ -729,7 +729,7 @@ CONTENTS = {  # what nanoGPT's file holds → the words
     ),
     "a tensor twice": (
         {"model": {"wte.weight": T, "_orig_mod.wte.weight": T}, "model_args": ARGS},
-        "holds wte.weight with and without 'transformer.'",
+        "has wte.weight both with and without 'transformer.'",
     ),
 }  # fmt: skip
 
@@ -769,11 +769,11 @@ def llmc(tmp_path, model):
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        (4, "has 4 of 1,024 bytes of header: download again"),
-        (1023, "has 1023 of 1,024 bytes of header: download again"),
-        (1024, "header: 3 layers of width 64, more than 1,024 bytes hold. Download again"),
-        (765_183, "has 765,183 of 765,184 bytes: download again"),
-        (765_185, "1 bytes too many at the end. Download again"),
+        (4, "has 4 of the 1,024 bytes of the header. Download again"),
+        (1023, "has 1023 of the 1,024 bytes of the header. Download again"),
+        (1024, "header: 3 layers of width 64 do not fit into 1,024 bytes. Download again"),
+        (765_183, "has 765,183 of 765,184 bytes. Download again"),
+        (765_185, "has 1 extra bytes at the end. Download again"),
     ],
 )
 def test_llmcs_file_of_another_length(llmc, refused, size, words):
@@ -781,21 +781,23 @@ def test_llmcs_file_of_another_length(llmc, refused, size, words):
     refused(CheckpointError, f"{llmc}: {words}", llmc)
 
 
-BYTES = "bytes hold. Download again"
+BYTES = "bytes. Download again"
 HEADERS = {  # number of the header's field, its value → the words
-    "a debug state": (0, 20240327, "is llm.c's debug state, expected a checkpoint, such as "
-                      "gpt2_124M.bin"),
-    "tokens": (0, 20240520, "is llm.c's tokens, expected a checkpoint, such as gpt2_124M.bin"),
-    "version": (1, 2, "version 2 of llm.c's checkpoints, expected one of 1, 3, 5"),
-    "bfloat16 by name": (1, 5, "382,080 bytes too many at the end. Download again"),
-    "much context": (2, 2**31 - 1, "has 765,184 of 549,756,546,048 bytes: download again"),
+    "a debug state": (0, 20240327, "is an llm.c file of kind debug state, expected a "
+                      "checkpoint, such as gpt2_124M.bin"),
+    "tokens": (0, 20240520, "is an llm.c file of kind tokens, expected a checkpoint, such as "
+               "gpt2_124M.bin"),
+    "version": (1, 2, "has version 2 of llm.c's format, expected one of 1, 3, 5"),
+    "bfloat16 by name": (1, 5, "has 382,080 extra bytes at the end. Download again"),
+    "much context": (2, 2**31 - 1, "has 765,184 of 549,756,546,048 bytes. Download again"),
     "much vocabulary": (3, 2**31 - 1, "header: 512 rows of wte for 2,147,483,647 tokens. "
                         "Download again"),
-    "many layers": (4, 10**9, "header: 1,000,000,000 layers, expected 1,000 at most. "
+    "many layers": (4, 10**9, "header: 1,000,000,000 layers, expected at most 1,000. "
                     "Download again"),
-    "some layers": (4, 1000, f"header: 1,000 layers of width 64, more than 765,184 {BYTES}"),
-    "a layer more": (4, 4, "has 765,184 of 965,120 bytes: download again"),
-    "much width": (6, 2**30, f"header: 3 layers of width 1,073,741,824, more than 765,184 {BYTES}"),
+    "some layers": (4, 1000, f"header: 1,000 layers of width 64 do not fit into 765,184 {BYTES}"),
+    "a layer more": (4, 4, "has 765,184 of 965,120 bytes. Download again"),
+    "much width": (6, 2**30, "header: 3 layers of width 1,073,741,824 do not fit into "
+                   f"765,184 {BYTES}"),
     "few rows": (7, 500, "header: 500 rows of wte for 512 tokens. Download again"),
     "negative rows": (7, -1, "header: -1 rows of wte for 512 tokens. Download again"),
     "many rows": (7, 2**30, "header: 1,073,741,824 rows of wte for 512 tokens. Download again"),
@@ -899,7 +901,7 @@ def test_what_is_not_a_file(place, refused, name, kind):
     make, words = NOT_FILES[kind]
     make(path)
     if name == TWO and kind == "link":
-        words = f"this shard is missing, {BIN}.index.json names it. Download it"
+        words = f"no such file, but {BIN}.index.json names it. Download it"
     refused(FileError, f"{path}: {words}", checkpoint)
 
 
@@ -908,11 +910,11 @@ OTHERS = {  # bytes → the words
     "a text": (b"Entry not found", DAMAGED.format("at position 0, opcode b'E' unknown")),
     "the start of an archive": (
         b"PK\x03\x04" + bytes(40),
-        "is a zip archive of 44 bytes without its end: the download broke off. Download again",
+        "is a zip archive of 44 bytes without its end: the download was cut off. Download again",
     ),
     "safetensors": (
         (TINY / "model.safetensors").read_bytes(),
-        "is a safetensors file, expected one of PyTorch's. Call it model.safetensors",
+        "is a safetensors file, expected one of PyTorch. Rename it to model.safetensors",
     ),
 }
 

@@ -150,7 +150,7 @@ def test_nan_is_a_warning_or_with_strict_an_error(checkpoint):
         tensors["h.1.ln_1.bias"][4] = np.nan
 
     opened = Checkpoint.open(checkpoint(damage))
-    words = "h.1.ln_1.bias holds 1 NaN or infinite of 12 numbers"
+    words = "h.1.ln_1.bias has 1 NaN or infinite values of 12"
     with pytest.warns(WeightsWarning, match=words):
         found = spreads(opened)
     assert sum(one.lost for one in found) == 1

@@ -249,7 +249,7 @@ def spelled(tmp_path, monkeypatch):
 def test_a_source_under_another_name_is_not_written_over(spelled):
     folder, other = spelled
     before = content(folder)
-    with pytest.raises(FileError, match="the source lies there"):
+    with pytest.raises(FileError, match="the source is in this folder"):
         convert(folder, other, force=True)
     with pytest.raises(FileError, match="is the checkpoint itself"):
         export(folder, other, force=True)

@@ -1358,7 +1358,7 @@ def test_weights_that_are_no_numbers_are_not_trained(refused, text, other, tmp_p
     stored = tensors(folder)
     stored["transformer.ln_f.bias"][3] = np.nan
     save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    words = "ln_f.bias holds 1 NaN or infinite of 16 numbers, expected finite weights"
+    words = "ln_f.bias has 1 NaN or infinite values of 16, expected finite weights"
     refused(3, words, text, "-o", tmp_path / "out", "--init", folder)
 
 

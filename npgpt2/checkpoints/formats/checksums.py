@@ -1,4 +1,4 @@
-"""CRC-32C, by which TensorFlow knows that its bytes are those it wrote."""
+"""CRC-32C, the checksum of TensorFlow's checkpoints."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from npgpt2.base.errors import CheckpointError, MissingPackage
 
 
 def require_sum(path: Path, what: str, data: bytes | Array, masked: int) -> None:
-    """Raises CheckpointError where bytes are not those that were written."""
+    """Raises CheckpointError if the bytes do not match TensorFlow's masked checksum."""
     rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
     if crc32c(data) != ((rotated >> 17) | (rotated << 15)) & 0xFFFFFFFF:
         raise CheckpointError(f"{path}: {what}: the checksum does not match. Download again")

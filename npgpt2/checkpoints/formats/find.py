@@ -1,12 +1,12 @@
-"""A path → which weights lie there: each format's tensors, in the names of the tree.
+"""Find the weights of a path: detect the format, and return its tensors with npgpt2's names.
 
     model.safetensors, …index.json           transformers, since 2023
     pytorch_model.bin, …index.json           transformers, before
     model.ckpt.index, hparams.json           OpenAI's release, in TensorFlow
     ckpt.pt                                  nanoGPT
-    gpt2_124M.bin, or whatever its name      llm.c: the path is the file
+    gpt2_124M.bin, or any other name         llm.c: the path is the file
 
-In this order: where a folder has several, they are the same weights.
+They are tried in this order: if a folder has several, they contain the same weights.
 """
 
 import math
@@ -23,37 +23,37 @@ from npgpt2.checkpoints.formats.safetensors_file import read_header
 from npgpt2.checkpoints.formats.tensors import NOWHERE, SIZES, TensorInfo
 from npgpt2.model.config import GPT2Config
 
-if TYPE_CHECKING:  # each reader is imported where a file is of its kind
+if TYPE_CHECKING:  # each reader is imported when a file has its format
     from npgpt2.checkpoints.formats.torch_file import TorchFile
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TENSORFLOW, NANOGPT = "model.ckpt.index", "ckpt.pt"
 
-# Old checkpoints carry each layer's causal mask and the value behind it as if they were weights.
+# Old checkpoints store each layer's causal mask, and the value for masked scores, as weights.
 MASK_BUFFER = re.compile(r"h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$")
 
-# What training wraps a model in, and the name of the model without its head.
+# Prefixes of torch.compile and DistributedDataParallel, and that of the model without its head.
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.)*(transformer\.)?")
 
 Table = dict[str, TensorInfo]
 
 
 class Found(NamedTuple):
-    """The weights of a path, and the config where the weights' own format tells it."""
+    """The weights of a path, and the config if the weights file contains it."""
 
     kind: str
     tensors: Table
     config: GPT2Config | None = None
-    told_by: str = "config.json"  # what tells the config
+    told_by: str = "config.json"  # the source of the config, for messages
 
 
 def find(path: Path) -> Found:
-    """What a folder, or a file, holds.
+    """The weights in a folder or file.
 
     Raises:
-        FileError: nothing that is known, or it cannot be read.
-        CheckpointError, ConfigError: it is damaged.
+        FileError: there are no weights in a known format, or they cannot be read.
+        CheckpointError, ConfigError: they are damaged.
     """
     found = _folder(path) if os.path.isdir(path) else _file(path)
     _require_once(found.tensors)
@@ -70,11 +70,11 @@ def _folder(path: Path) -> Found:
         (NANOGPT, _nanogpt),
     )
     for name, reader in readers:
-        if os.path.lexists(path / name):  # also a link to nothing, to be told of
+        if os.path.lexists(path / name):  # also a broken link, so that it is reported
             return reader(path / name)
     hint = ""
     if any(path.glob("onnx/*.onnx")):
-        hint = "It has ONNX graphs, but not the checkpoint that they came from. "
+        hint = "The folder has ONNX graphs, but not their checkpoint. "
     raise FileError(
         f"{path / SINGLE}: no such file. {hint}Expected one of "
         f"{', '.join(name for name, _ in readers)} in the folder"
@@ -82,32 +82,33 @@ def _folder(path: Path) -> Found:
 
 
 def _require_once(tensors: Table) -> None:
-    """No file grows as it is read: its tensors may share numbers, as the head does with wte's."""
+    """Raises CheckpointError if the tensors of a file have more than twice its bytes. (Two tensors
+    may share values, as a tied head and wte do.)"""
     read: Counter[Path] = Counter()
     for name, info in tensors.items():
-        if MASK_BUFFER.fullmatch(name):  # one may serve all layers: it is not read
+        if MASK_BUFFER.fullmatch(name):  # all layers may share one; it is not read
             continue
         read[info.path] += math.prod(info.shape) * SIZES.get(info.dtype, 0)
     for path, count in read.items():
         if path != NOWHERE and path.exists() and count > 2 * path.stat().st_size:
             raise CheckpointError(
-                f"{path}: its tensors have {count:,} bytes, it has {path.stat().st_size:,}: "
-                "expected each number in one tensor, or in two"
+                f"{path}: its tensors have {count:,} bytes, but the file {path.stat().st_size:,}: "
+                "expected each value in at most two tensors"
             )
 
 
 def tells_config(path: Path) -> bool:
-    """Whether weights that say what they are lie there: config.json need not."""
+    """Whether the weights of a path contain the config, so that no config.json is needed."""
     alone = (TENSORFLOW, NANOGPT)
     return not os.path.isdir(path) or any(os.path.lexists(path / name) for name in alone)
 
 
 def _file(path: Path) -> Found:
-    """A file by itself: one of llm.c's, or of nanoGPT's."""
+    """The weights of a single file, of llm.c or nanoGPT."""
     if not os.path.exists(path):
         raise FileError(f"{path}: no such file or folder")
     if path.name in (SINGLE, TORCH, "config.json") and (path.parent / "config.json").exists():
-        raise FileError(f"{path}: is one file of a checkpoint, expected its folder. Name "
+        raise FileError(f"{path}: is one file of a checkpoint, expected its folder. Give "
                         f"{path.parent}")  # fmt: skip
     from npgpt2.checkpoints.formats import llmc
 
@@ -121,25 +122,25 @@ def _file(path: Path) -> Found:
 
 
 def named(path: Path, tensors: Table) -> Table:
-    """Tensors by their names in the tree."""
+    """Tensors by npgpt2's names: those of the parameter tree."""
     found: Table = {}
     for name, info in tensors.items():
         tree = WRAPPERS.sub("", name)
         if tree in found:
-            raise CheckpointError(f"{path}: holds {tree} with and without 'transformer.'")
+            raise CheckpointError(f"{path}: has {tree} both with and without 'transformer.'")
         found[tree] = info._replace(name=tree)
     return found
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Tensor → the file beside the index that holds it.
+    """Tensor name → name of its shard, a file in the folder of the index.
 
     Raises:
-        FileError, CheckpointError: it cannot be read; or a name leads elsewhere.
+        FileError, CheckpointError: the index cannot be read, or names a file outside the folder.
     """
     where = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
-        raise CheckpointError(f"{index}: weight_map is not a table of tensor → file")
+        raise CheckpointError(f"{index}: weight_map is not an object of tensor → file")
     for shard in sorted(set(where.values())):
         if not is_beside(shard):
             raise CheckpointError(
@@ -155,7 +156,7 @@ def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
     for shard in sorted(set(where.values())):
         path = index.with_name(shard)
         if not os.path.exists(path):
-            raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
+            raise FileError(f"{path}: no such file, but {index.name} names it. Download it")
         held = named(path, read(path))
         claimed = {WRAPPERS.sub("", name) for name, file in where.items() if file == shard}
         if set(held) != claimed or tensors.keys() & claimed:
@@ -166,7 +167,7 @@ def sharded(index: Path, read: Callable[[Path], Table]) -> Table:
 
 
 def read_torch(path: Path) -> Table:
-    """Every tensor of a state dictionary that PyTorch wrote, by its own name."""
+    """Every tensor of a state dictionary from PyTorch, by its name in the file."""
     from npgpt2.checkpoints.formats import torch_file
 
     file = torch_file.read(path)
@@ -174,15 +175,15 @@ def read_torch(path: Path) -> Table:
 
 
 def torch_tensors(file: "TorchFile", table: Any) -> Table:
-    """A dictionary of a file's tensors → where they lie."""
+    """The places of the tensors in a state dictionary."""
     from npgpt2.checkpoints.formats.pickled import Tensor
 
     if not isinstance(table, dict) or not table:
-        raise CheckpointError(f"{file.path}: holds no tensors by name, expected a state dictionary")
+        raise CheckpointError(f"{file.path}: has no named tensors, expected a state dictionary")
     found: Table = {}
     for name, tensor in table.items():
         if not isinstance(name, str):
-            raise CheckpointError(f"{file.path}: {name!r:.60} names a tensor, expected text")
+            raise CheckpointError(f"{file.path}: a tensor has the name {name!r:.60}, expected text")
         if not isinstance(tensor, Tensor):
             raise CheckpointError(
                 f"{file.path}: {name!r:.60} is of type {type(tensor).__name__}, expected a tensor"
@@ -212,7 +213,7 @@ def _tensorflow(index: Path) -> Found:
         tree = tensorflow.tree_name(name)
         if tree is None:
             continue
-        # A convolution of width 1, as OpenAI wrote its linear layers.
+        # OpenAI stores linear layers as convolutions of width 1.
         shape = entry.shape[1:] if len(entry.shape) == 3 and entry.shape[0] == 1 else entry.shape
         if math.prod(shape) * SIZES[entry.dtype] != entry.nbytes:
             raise CheckpointError(

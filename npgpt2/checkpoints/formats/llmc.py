@@ -1,7 +1,7 @@
 """llm.c's checkpoints (https://github.com/karpathy/llm.c, `train_gpt2.py` and `gpt2_write`).
 
-A header of 256 int32, then each tensor stacked over the layers: linear weights (out, in), wte with
-rows of padding behind the vocabulary.
+A header of 256 int32, then each tensor stacked over the layers. Linear weights are (out, in); wte
+may have padding rows after the vocabulary.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from npgpt2.model.config import GPT2Config
 from npgpt2.model.params import param_shapes
 
 MAGIC, HEADER = 20240326, 256
-OTHERS = {20240327: "debug state", 20240328: "tokenizer", 20240520: "tokens"}  # of its other files
-DTYPES = {1: "F32", 3: "F32", 5: "BF16"}  # by version; in 1 the vocabulary is not padded
-MOST_LAYERS = 1000  # ten times those of the largest GPT that is known of
+OTHERS = {20240327: "debug state", 20240328: "tokenizer", 20240520: "tokens"}  # its other files
+DTYPES = {1: "F32", 3: "F32", 5: "BF16"}  # by version; version 1 does not pad the vocabulary
+MOST_LAYERS = 1000  # ten times those of the largest known GPT
 ORDER = (
     "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
     "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
@@ -26,18 +26,18 @@ ORDER = (
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file begins as llm.c's do."""
+    """Whether a file begins with one of llm.c's magic numbers."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(4), "little") in (MAGIC, *OTHERS)
 
 
 def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
-    """The config that a file's header tells, and where its tensors lie.
+    """The config in a file's header, and the places of its tensors.
 
     Raises:
-        FileError: it cannot be read.
-        CheckpointError: it is not one of llm.c's, or has another length than its header says.
-        ConfigError: the header's numbers are no GPT-2.
+        FileError: the file cannot be read.
+        CheckpointError: it is not a checkpoint of llm.c, or its length does not match its header.
+        ConfigError: the values of the header are not a valid config.
     """
     with named_errors(path):
         size = require_regular(path)
@@ -46,16 +46,16 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
     magic, version, positions, vocabulary, layers, heads, width, padded = header[:8]
     if magic != MAGIC:
         raise CheckpointError(
-            f"{path}: is llm.c's {OTHERS.get(magic, 'file no more')}, expected a checkpoint, "
-            "such as gpt2_124M.bin"
+            f"{path}: is an llm.c file of kind {OTHERS.get(magic, 'unknown')}, expected a "
+            "checkpoint, such as gpt2_124M.bin"
         )
     if size < 4 * HEADER:
         raise CheckpointError(
-            f"{path}: has {size} of {4 * HEADER:,} bytes of header: download again"
+            f"{path}: has {size} of the {4 * HEADER:,} bytes of the header. Download again"
         )
     if version not in DTYPES:
         raise CheckpointError(
-            f"{path}: version {version} of llm.c's checkpoints, "
+            f"{path}: has version {version} of llm.c's format, "
             f"expected one of {', '.join(map(str, DTYPES))}"
         )
     sizes = {"vocab_size": vocabulary, "n_positions": positions, "n_layer": layers,
@@ -66,14 +66,14 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
         raise CheckpointError(
             f"{path}: header: {rows:,} rows of wte for {vocabulary:,} tokens. Download again"
         )
-    # Asked before each layer's place is: there may be a billion, each of next to nothing.
+    # Checked before the loop over layers: a damaged header may claim a billion tiny layers.
     if layers > MOST_LAYERS:
         raise CheckpointError(
-            f"{path}: header: {layers:,} layers, expected {MOST_LAYERS:,} at most. Download again"
+            f"{path}: header: {layers:,} layers, expected at most {MOST_LAYERS:,}. Download again"
         )
     if 24 * layers * width**2 > size:
         raise CheckpointError(
-            f"{path}: header: {layers:,} layers of width {width:,}, more than {size:,} bytes hold. "
+            f"{path}: header: {layers:,} layers of width {width:,} do not fit into {size:,} bytes. "
             "Download again"
         )
     shapes, dtype = param_shapes(config), DTYPES[version]
@@ -96,7 +96,7 @@ def read(path: Path) -> tuple[GPT2Config, dict[str, TensorInfo]]:
         take([f"h.{i}.{leaf}" for i in range(layers)], 0)
     take(["ln_f.weight", "ln_f.bias"], 0)
     if size < at:
-        raise CheckpointError(f"{path}: has {size:,} of {at:,} bytes: download again")
+        raise CheckpointError(f"{path}: has {size:,} of {at:,} bytes. Download again")
     if size > at:
-        raise CheckpointError(f"{path}: {size - at:,} bytes too many at the end. Download again")
+        raise CheckpointError(f"{path}: has {size - at:,} extra bytes at the end. Download again")
     return config, tensors

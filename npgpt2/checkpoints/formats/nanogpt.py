@@ -1,8 +1,9 @@
 """nanoGPT's checkpoints (https://github.com/karpathy/nanoGPT, `train.py` and `model.py`).
 
-A dictionary of torch.save's: the model's tensors beside its optimizer's, and `model_args`. Linear
-weights are PyTorch's (out, in). The MLP's activation is the exact GELU. Without biases (`bias`
-False) there are none to read: they are zeros. The vocabulary may be padded to a multiple of 64.
+A dictionary saved by torch.save: the tensors of the model, those of the optimizer, and
+`model_args`. Linear weights are (out, in), as in PyTorch. The MLP's activation is the exact GELU.
+With `bias` False no biases are stored: they become zeros. The vocabulary may be padded to a
+multiple of 64.
 """
 
 from collections.abc import Mapping
@@ -19,17 +20,17 @@ PADDED, REAL = 50_304, 50_257  # GPT-2's vocabulary, as train.py pads it
 
 
 def settings(path: Path, contents: Any) -> tuple[GPT2Config, bool, Any]:
-    """The config that `model_args` tells, whether there are biases, and the table of tensors.
+    """The config in `model_args`, whether there are biases, and the state dictionary.
 
     Raises:
-        CheckpointError: it is not one of nanoGPT's.
-        ConfigError: its numbers are no GPT-2.
+        CheckpointError: it is not a checkpoint of nanoGPT.
+        ConfigError: the values of `model_args` are not a valid config.
     """
     arguments = contents.get("model_args") if isinstance(contents, dict) else None
     if not isinstance(arguments, dict) or "model" not in contents:
         raise CheckpointError(
-            f"{path}: has no model_args, expected a checkpoint of nanoGPT's. A state dictionary "
-            "needs its config.json: name the folder that both lie in"
+            f"{path}: has no model_args, expected a checkpoint of nanoGPT. For a state dictionary "
+            "with a config.json, give the folder of both"
         )
     for name, value in arguments.items():
         if not isinstance(value, (str, int, float, NoneType)):
@@ -53,11 +54,11 @@ def settings(path: Path, contents: Any) -> tuple[GPT2Config, bool, Any]:
 def as_stored(
     path: Path, config: GPT2Config, biases: bool, tensors: dict[str, TensorInfo]
 ) -> dict[str, TensorInfo]:
-    """Linear weights seen as (in, out), padding cut off, zeros for biases that it does without."""
-    if config.n_layer > len(tensors):  # asked first: it may claim a billion
+    """Transpose linear weights to (in, out), cut the padding off, add zeros for missing biases."""
+    if config.n_layer > len(tensors):  # first, since a damaged file may claim a billion layers
         raise CheckpointError(
-            f"{path}: model_args has n_layer {config.n_layer:,}, the weights have {len(tensors)} "
-            "tensors in all"
+            f"{path}: model_args has n_layer {config.n_layer:,}, but the weights have only "
+            f"{len(tensors)} tensors"
         )
     found = {}
     for name, info in tensors.items():
@@ -76,7 +77,7 @@ def as_stored(
 
 
 def config_of(values: Mapping[str, Any], names: Mapping[str, str], source: str) -> GPT2Config:
-    """A config whose fields have other names, which errors tell as well.
+    """A config from fields with other names; errors use these names as well.
 
     >>> config_of({"n_ctx": 0}, {"n_ctx": "n_positions"}, "hparams.json")
     Traceback (most recent call last):

@@ -1,36 +1,36 @@
-"""What PyTorch pickles, read by an interpreter of the few opcodes and globals that tensors need.
+"""Read PyTorch's pickles with an interpreter for the few opcodes and globals that tensors need.
 
-A pickle is a program: Python's own `pickle.load` runs whatever a file says. Here a file can make
-dictionaries, lists, tuples, numbers, texts and `Tensor`s, which say where numbers lie; anything
-else is refused by its name, and nothing of the file is ever called. Opcodes are taken apart by
-`pickletools` (https://docs.python.org/3/library/pickletools.html), which stays inside the file.
+A pickle is a program, and Python's `pickle.load` runs it. Here a file can only create dictionaries,
+lists, tuples, numbers, texts and `Tensor`s, which give the place of their values. Everything else
+is an error that names it, and no function that a file names is ever called. `pickletools` decodes
+the opcodes (https://docs.python.org/3/library/pickletools.html) without reading beyond the file.
 """
 
 import math
 import pickletools
-from reprlib import repr as brief  # what is nested, or refers to itself, has no end otherwise
+from reprlib import repr as brief  # limits the text of nested and recursive objects
 from typing import IO, Any, NamedTuple
 
 from npgpt2.base.errors import CheckpointError
 
-# How PyTorch names what a storage holds, as safetensors does.
+# PyTorch's storage classes → dtypes as in safetensors.
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL",
 }  # fmt: skip
 MOST_AXES = 64
-MOST_STEPS = 200_000  # of a pickle: nearly three times those of gpt2-xl with its optimizer
+MOST_STEPS = 200_000  # opcodes: nearly three times those of gpt2-xl with its optimizer
 
 
 class Global(NamedTuple):
-    """A name of Python's that the file mentions. It is never looked up."""
+    """The name of a Python global in the file. It is never imported."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """A flat array of the file: `key` says which, `size` how many numbers."""
+    """A flat array in the file, with its `key`; `size` is its number of values."""
 
     key: str
     dtype: str
@@ -38,7 +38,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage: where it begins and its strides, in numbers."""
+    """A view of a storage; `offset` and `strides` count values, not bytes."""
 
     storage: Storage
     offset: int
@@ -47,14 +47,14 @@ class Tensor(NamedTuple):
 
 
 class _Mark:
-    """Where a tuple, a list or a dictionary begins on the stack."""
+    """Marks the beginning of a tuple, list or dictionary on the stack."""
 
 
 def load(file: IO[bytes], source: str) -> tuple[Any, dict[str, Storage]]:
-    """The one object of a pickle, read up to its end; and the storages that it mentions, by key.
+    """The object of a pickle, and the storages that it names, by key.
 
     Raises:
-        CheckpointError: it holds an opcode or a global that no tensor needs, or is damaged.
+        CheckpointError: it is damaged, or has an opcode or a global that no tensor needs.
 
     >>> import io, pickle
     >>> load(io.BytesIO(pickle.dumps({"n_layer": 12}, 2)), "config")
@@ -84,14 +84,14 @@ class _Machine:
         except CheckpointError:
             raise
         except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            why = "it takes what is not there" if isinstance(error, LookupError) else error
+            why = "missing stack or memo entry" if isinstance(error, LookupError) else error
             raise self.damaged(
-                f"is no file of torch.save's, or a damaged one ({why or type(error).__name__})"
+                f"is not a file of torch.save, or is damaged ({why or type(error).__name__})"
             ) from None
         raise self.refuse("is a pickle without an end")
 
     def refuse(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.source}: {why}: expected tensors. It was not run")
+        return CheckpointError(f"{self.source}: {why}: expected tensors. It was not executed")
 
     def damaged(self, why: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: {why}. Download again")
@@ -139,7 +139,7 @@ class _Machine:
         elif name in ("APPEND", "APPENDS"):
             values = self.since_mark() if name == "APPENDS" else [self.pop()]
             if type(stack[-1]) is not list:
-                raise ValueError("an append to what is no list")
+                raise ValueError("an append to an object that is not a list")
             stack[-1].extend(values)
         elif name in PUTS:
             self.memo[len(self.memo) if argument is None else argument] = stack[-1]
@@ -154,16 +154,16 @@ class _Machine:
             values = self.pop()
             stack.append(self.made(self.pop(), values))
         elif name == "BUILD":
-            self.pop()  # attributes of an OrderedDict or a Parameter: `_metadata` of modules
+            self.pop()  # attributes of an OrderedDict or a Parameter, such as `_metadata`
         else:
             raise self.refuse(f"refused opcode {name}")
 
     def fill(self, table: Any, pairs: list[Any], push: bool = False) -> None:
         if type(table) is not dict or len(pairs) % 2:
-            raise ValueError("items of what is no dictionary")
+            raise ValueError("items of an object that is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, (str, int, float, bool, type(None))):
-                raise self.refuse(f"has a {type(key).__name__} for a key")
+                raise self.refuse(f"has a key of type {type(key).__name__}")
             table[key] = value
         if push:
             self.stack.append(table)
@@ -174,24 +174,24 @@ class _Machine:
         return Global(name)
 
     def storage(self, entry: Any) -> Storage:
-        """('storage', its type, key, place, count), behind which old files have a view's."""
+        """A storage from ('storage', type, key, location, count) and, in old files, a view."""
         if not isinstance(entry, tuple) or len(entry) not in (5, 6) or entry[0] != "storage":
-            raise self.refuse("has a reference that is no storage")
+            raise self.refuse("has a reference that is not a storage")
         _, kind, key, _, count, *view = entry
         dtype = STORAGES.get(getattr(kind, "name", "").removeprefix("torch."))
         if dtype is None or not _count(count) or not isinstance(key, str) or any(view):
             name = brief(getattr(kind, "name", kind))
-            raise self.refuse(f"has a storage of {name}, {brief(key)}, {brief(count)} numbers")
+            raise self.refuse(f"has a storage of {name}, {brief(key)}, {brief(count)} values")
         storage = Storage(key, dtype, count)
         if self.storages.setdefault(key, storage) != storage:
             raise self.damaged(f"has two storages named {key!r:.60}")
         return storage
 
     def made(self, call: Any, values: Any) -> Any:
-        """What calling a global would have made."""
+        """The result of a call of a global, without calling it."""
         name = getattr(call, "name", None)
         if not isinstance(values, tuple):
-            raise ValueError("arguments that are no tuple")
+            raise ValueError("arguments that are not a tuple")
         if name == "collections.OrderedDict" and not values:
             return {}
         if name == "torch.Size" and len(values) == 1 and len(values[0]) <= MOST_AXES:
@@ -203,7 +203,7 @@ class _Machine:
         raise self.refuse(f"refused a call of {name or type(call).__name__}")
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
-        """A view that stays inside of its storage."""
+        """A view, checked to stay inside its storage."""
         shapes_good = _counts(shape) and _counts(strides) and len(shape) == len(strides)
         if not (isinstance(storage, Storage) and _count(offset) and shapes_good):
             raise self.damaged(
@@ -214,13 +214,11 @@ class _Machine:
         reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if all(shape) and offset + reach >= storage.size:
             raise self.damaged(
-                f"has a tensor that reaches number {offset + reach:,} of a storage of "
+                f"has a tensor that reaches value {offset + reach:,} of a storage of "
                 f"{storage.size:,}"
             )
-        if (
-            math.prod(shape) > storage.size
-        ):  # a number seen twice: files would grow as they are read
-            raise self.damaged(f"has a tensor of shape {shape} over {storage.size:,} numbers")
+        if math.prod(shape) > storage.size:  # a view that repeats values needs more memory
+            raise self.damaged(f"has a tensor of shape {shape} over {storage.size:,} values")
         return Tensor(storage, offset, shape, strides)
 
 
@@ -241,7 +239,7 @@ MADE = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
-NAMES = {"float32", "float16", "bfloat16", "float64"}  # dtypes that a training's settings mention
+NAMES = {"float32", "float16", "bfloat16", "float64"}  # dtypes that training settings may name
 GLOBALS = {
     "collections.OrderedDict", "torch.Size", "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",

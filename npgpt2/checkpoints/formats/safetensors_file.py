@@ -1,7 +1,7 @@
-"""safetensors files: headers, and whole ones written (https://huggingface.co/docs/safetensors).
+"""safetensors files: read headers, write files (https://huggingface.co/docs/safetensors).
 
-The library checks offsets, overlaps, holes, sizes and dtypes; what it takes and the format forbids
-is refused before.
+The library checks offsets, overlaps, holes, sizes and dtypes. Checks that it lacks, but the format
+requires, are here.
 """
 
 import json
@@ -19,7 +19,7 @@ from npgpt2.base.impostors import ZIP, refuse_impostor
 from npgpt2.checkpoints.formats.tensors import TensorInfo
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
-# NumPy's names and the format's, in the order in which the library writes them.
+# NumPy's dtypes → the format's, in the order in which the library writes them.
 WRITTEN = {
     "uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32",
     "int32": "I32", "bfloat16": "BF16", "float16": "F16", "uint16": "U16", "int16": "I16",
@@ -28,11 +28,11 @@ WRITTEN = {
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor of one safetensors file (https://huggingface.co/docs/safetensors).
+    """The places of all tensors in one safetensors file, by name.
 
     Raises:
         FileError: it is not a regular file, or cannot be read.
-        CheckpointError: it is not a sound safetensors file.
+        CheckpointError: it is not a valid safetensors file.
     """
     with named_errors(path):
         size = require_regular(path)
@@ -41,8 +41,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             refuse_impostor(path, start, "the weights")
             if start.startswith(ZIP):
                 raise CheckpointError(
-                    f"{path}: is a zip archive (of PyTorch?), expected safetensors. Call it "
-                    "pytorch_model.bin"
+                    f"{path}: is a zip archive, perhaps of PyTorch, expected safetensors. If so, "
+                    "rename it to pytorch_model.bin"
                 )
             if size < 8:
                 raise CheckpointError(
@@ -51,7 +51,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(start[:8], "little")
             if not 2 <= length <= min(size - 8, MAX_HEADER):
                 raise CheckpointError(
-                    f"{path}: header of {length:,} bytes in a file of {size:,}: "
+                    f"{path}: has a header of {length:,} bytes in a file of {size:,}: "
                     "not safetensors, or damaged. Download again"
                 )
             file.seek(8)
@@ -75,7 +75,7 @@ def _parse_header(path: Path, data: bytes) -> dict[str, Any]:
     header = parse_json(data, f"{path}: header", CheckpointError)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ is not a table of text → text. Save it again")
+        raise CheckpointError(f"{path}: __metadata__ is not an object of texts. Save it again")
     for name, entry in header.items():
         for key, good, expected in FIELDS:
             value = entry.get(key) if isinstance(entry, dict) else None
@@ -90,28 +90,28 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-# What a tensor's entry holds. The library takes other forms too, such as a list in their order.
+# The fields of a tensor's entry. The library also takes other forms, such as a list.
 FIELDS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("dtype", lambda v: isinstance(v, str), "a name such as F32"),
-    ("shape", _counts, "whole numbers from 0"),
+    ("shape", _counts, "integers from 0"),
     ("data_offsets", lambda v: _counts(v) and len(v) == 2 and v[0] <= v[1], "[begin, end]"),
 )
 
 
 def _require_complete(path: Path, header: dict[str, Any], size: int) -> None:
-    """The two commonest damages in words; the library says the rest."""
+    """Clear messages for a file that is too short or too long; the library checks the rest."""
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < end:
-        raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes of data: download again")
+        raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes of data. Download again")
     if size > end:
-        raise CheckpointError(f"{path}: {size - end:,} bytes too many at the end. Download again")
+        raise CheckpointError(f"{path}: has {size - end:,} extra bytes at the end. Download again")
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Array]) -> None:
-    """To the byte what the library writes. Killed, that leaves a file under a name of its own."""
+    """Write the same bytes as the library. (The library, if killed, leaves a temporary file.)"""
     ranks = list(WRITTEN)
     names = sorted(tensors, key=lambda name: (ranks.index(tensors[name].dtype.name), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for this word
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
     end = 0
     for name in names:
         array = tensors[name]

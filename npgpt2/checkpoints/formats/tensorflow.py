@@ -1,11 +1,11 @@
-"""OpenAI's own release: TensorFlow checkpoints, read without TensorFlow.
+"""OpenAI's release: TensorFlow checkpoints, read without TensorFlow.
 
-A folder holds `model.ckpt.index`, `model.ckpt.data-00000-of-00001`, `hparams.json`, `encoder.json`
-and `vocab.bpe`. The index is a sorted table as LevelDB writes them
-(https://github.com/google/leveldb/blob/main/doc/table_format.md): blocks of key → value, a block of
-those blocks, a footer. Its values are protocol buffers, `BundleEntryProto` of
-tensorflow/core/protobuf/tensor_bundle.proto: which numbers, of which shape, at which byte of the
-data file. Every block and every tensor has a checksum, CRC-32C, which is checked here.
+A folder has `model.ckpt.index`, `model.ckpt.data-00000-of-00001`, `hparams.json`, `encoder.json`
+and `vocab.bpe`. The index is a sorted table in LevelDB's format
+(https://github.com/google/leveldb/blob/main/doc/table_format.md): blocks of key → value, an index
+of these blocks, a footer. The values are protocol buffers, `BundleEntryProto` of
+tensorflow/core/protobuf/tensor_bundle.proto: dtype and shape of a tensor, and its first byte in the
+data file. Every block and every tensor has a CRC-32C checksum, which is checked here.
 """
 
 import os
@@ -22,13 +22,13 @@ from npgpt2.checkpoints.formats.checksums import require_sum
 FOOTER, MAGIC = 48, 0xDB4775248B80FB57
 DTYPES = {1: "F32", 2: "F64", 9: "I64", 3: "I32", 14: "BF16", 19: "F16"}  # of types.proto
 
-# A layer's tensors in OpenAI's names, by those of the tree.
+# OpenAI's names → those of the parameter tree.
 LEAVES = {"w": "weight", "g": "weight", "b": "bias"}
 OPTIMIZER = re.compile(r".*/(Adam|Adam_1|ExponentialMovingAverage)|global_step|beta\d_power")
 
 
 class Entry(NamedTuple):
-    """One tensor: `start` in bytes of its data file, `checksum` of its bytes, masked."""
+    """One tensor; `start` is its first byte in the data file, `checksum` its masked CRC-32C."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -42,10 +42,10 @@ def read_index(path: Path) -> dict[str, Entry]:
     """Every tensor of a checkpoint, by TensorFlow's name.
 
     Raises:
-        FileError: the index, or a file of its numbers, cannot be read.
-        CheckpointError: it is damaged, a checksum is not that of its bytes, or a file of its
-            numbers is too short.
-        MissingPackage: no library for the checksums.
+        FileError: the index or a data file cannot be read.
+        CheckpointError: the index is damaged, a checksum does not match, or a data file is too
+            short.
+        MissingPackage: google-crc32c is not installed.
     """
     data = read_file(path)
     refuse_impostor(path, data, "TensorFlow's index")
@@ -57,17 +57,15 @@ def read_index(path: Path) -> dict[str, Entry]:
         if not key:
             shards = _number(fields.get(1, 1))
             if _number(fields.get(2, 0)) != 0:
-                raise CheckpointError(
-                    f"{path}: was written on a big-endian machine, expected little"
-                )
+                raise CheckpointError(f"{path}: is big-endian, expected little-endian")
             continue
         try:
             name = key.decode()
         except UnicodeDecodeError:
-            raise table.damaged("a name that is no text") from None
+            raise table.damaged("a name is not text") from None
         entries[name] = table.entry(name, value, shards)
     if not entries:
-        raise table.damaged("no tensor in it")
+        raise table.damaged("it has no tensors")
     ends: dict[Path, int] = {}
     for entry in entries.values():
         ends[entry.path] = max(ends.get(entry.path, 0), entry.start + entry.nbytes)
@@ -77,19 +75,19 @@ def read_index(path: Path) -> dict[str, Entry]:
 
 
 def _require_whole(path: Path, end: int, index: Path) -> None:
-    """Asked before any number is read: what is no file may never end."""
+    """Check that a data file is a regular file and long enough, before it is read."""
     if not os.path.lexists(path):
-        raise FileError(f"{path}: this shard is missing, {index.name} names it. Download it")
+        raise FileError(f"{path}: no such file, but {index.name} names it. Download it")
     with named_errors(path):
         size = require_regular(path)
         if size < end:
             with path.open("rb") as file:
                 refuse_impostor(path, file.read(64), "the weights")
-            raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes: download again")
+            raise CheckpointError(f"{path}: has {size:,} of {end:,} bytes. Download again")
 
 
 def tree_name(name: str) -> str | None:
-    """OpenAI's name of a tensor → that of the tree; None for what is no parameter.
+    """OpenAI's name of a tensor → that of the parameter tree; None if it is not a parameter.
 
     >>> tree_name("model/h11/attn/c_attn/w"), tree_name("model/ln_f/b"), tree_name("model/wte")
     ('h.11.attn.c_attn.weight', 'ln_f.bias', 'wte.weight')
@@ -104,21 +102,21 @@ def tree_name(name: str) -> str | None:
 
 
 class _Table:
-    """A sorted table's bytes; every position is looked at before it is used."""
+    """A sorted table's bytes; every position is checked before it is used."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self.path, self.data = path, data
 
     def damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: a damaged index: {why}. Download again")
+        return CheckpointError(f"{self.path}: damaged index: {why}. Download again")
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         footer = self.data[-FOOTER:]
         if len(footer) < FOOTER or int.from_bytes(footer[40:], "little") != MAGIC:
-            raise self.damaged("it does not end as one")
+            raise self.damaged("it has no valid footer")
         at = 0
         handle = (0, 0)
-        for _ in range(2):  # that of other indexes, then that of the blocks
+        for _ in range(2):  # the metaindex, then the index of the blocks
             offset, at = self.varint(footer, at)
             size, at = self.varint(footer, at)
             handle = (offset, size)
@@ -133,12 +131,12 @@ class _Table:
                 yield key, value
 
     def block(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-        """A block's keys and values. A key is written as what differs from the one before."""
+        """A block's keys and values. A key is stored as its difference from the previous key."""
         end = offset + size
         if end + 5 > len(self.data):
-            raise self.damaged("a block beyond its end")
+            raise self.damaged("a block ends after the file")
         if self.data[end] != 0:
-            raise self.damaged("a compressed block, expected a plain one")
+            raise self.damaged("a block is compressed, expected a plain one")
         checksum = int.from_bytes(self.data[end + 1 : end + 5], "little")
         require_sum(
             self.path, f"the block at byte {offset:,}", self.data[offset : end + 1], checksum
@@ -146,14 +144,14 @@ class _Table:
         block = self.data[offset:end]
         restarts = 4 * int.from_bytes(block[-4:], "little") + 4
         if size < 4 or restarts > size:
-            raise self.damaged("a block shorter than its own table")
+            raise self.damaged("a block is shorter than its table")
         at, key = 0, b""
         while at < size - restarts:
             shared, at = self.varint(block, at)
             own, at = self.varint(block, at)
             length, at = self.varint(block, at)
             if shared > len(key) or at + own + length > size - restarts:
-                raise self.damaged("an entry longer than its block")
+                raise self.damaged("an entry is longer than its block")
             key = key[:shared] + block[at : at + own]
             yield key, block[at + own : at + own + length]
             at += own + length
@@ -163,7 +161,7 @@ class _Table:
         dtype = DTYPES.get(_number(fields.get(1, 0)))
         shard, checksum = _number(fields.get(3, 0)), fields.get(6)
         if dtype is None or shard >= shards or not isinstance(checksum, int) or 7 in fields:
-            raise self.damaged(f"{name} is of a kind that no GPT-2 has")
+            raise self.damaged(f"{name} is of a kind that GPT-2 does not have")
         sizes = []
         for number, dim in self.fields(fields.get(2, b"")):
             if number == 2 and isinstance(dim, bytes):
@@ -189,15 +187,15 @@ class _Table:
                     length, at = self.varint(message, at)
                 piece = message[at : at + length]
                 if len(piece) < length:
-                    raise self.damaged("a field longer than its message")
+                    raise self.damaged("a field is longer than its message")
                 value = piece if kind == 2 else int.from_bytes(piece, "little")
                 at += length
             else:
-                raise self.damaged(f"a field of kind {kind}")
+                raise self.damaged(f"a field has kind {kind}")
             yield number, value
 
     def varint(self, data: bytes, at: int) -> tuple[int, int]:
-        """A number of seven bits a byte, and where what follows it begins."""
+        """A variable-length integer, seven bits per byte, and the position after it."""
         value = 0
         for n, byte in enumerate(data[at : at + 10]):
             value |= (byte & 127) << 7 * n

@@ -1,9 +1,9 @@
-"""Where a tensor's numbers lie in a file, and how they are read: mapped, or copied.
+"""The place of a tensor's values in a file, and how to read them: mapped or copied.
 
-The one description that every format comes down to: a path, the byte of the first number, a shape,
-strides. What is contiguous and already of the dtype asked for is a view of the map: nothing is
-copied. A map has one danger. If another program truncates the file while it is in use, the
-operating system ends this process (SIGBUS); without mapping there is none.
+All formats give the same description: a path, the first byte, a shape, strides. A tensor that is
+contiguous and already has the requested dtype is a view of the map: nothing is copied. A map has
+one danger: if another program truncates the file while it is in use, the operating system kills
+this process (SIGBUS). Reading copies has no such danger.
 """
 
 import mmap as mmap_
@@ -18,23 +18,23 @@ from npgpt2.base.errors import CheckpointError
 from npgpt2.base.files import named_errors
 from npgpt2.checkpoints.formats.checksums import require_sum
 
-# NumPy has no bfloat16: its bits are the upper half of a float32, see `from_bfloat16`.
+# NumPy has no bfloat16. Its bits are the upper half of a float32, see `from_bfloat16`.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-NOWHERE = Path()  # of tensors that are all zeros
+NOWHERE = Path()  # the path of tensors that are all zeros
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
          "BOOL": 1}  # fmt: skip
 
 
 class TensorInfo(NamedTuple):
-    """Where one tensor lies.
+    """The place of one tensor.
 
     Attributes:
-        name: as in the tree.
-        dtype: as safetensors calls it.
-        nbytes: from the first number to the last.
-        start: the first one's byte.
-        strides: in numbers; None where the numbers follow each other.
-        checksum: CRC-32C of its bytes, where the format keeps one.
+        name: as in the parameter tree.
+        dtype: as in safetensors, such as "F32".
+        nbytes: bytes from the first value to the last.
+        start: the first byte.
+        strides: in values, not bytes; None for a contiguous tensor.
+        checksum: CRC-32C of its bytes, if the format has one.
     """
 
     name: str
@@ -48,31 +48,31 @@ class TensorInfo(NamedTuple):
 
     @classmethod
     def zeros(cls, name: str, shape: tuple[int, ...]) -> "TensorInfo":
-        """One that lies in no file."""
+        """A tensor of zeros, which is in no file."""
         return cls(name, "F32", shape, 0, NOWHERE, 0)
 
 
 class Files:
-    """Files that tensors are read from, each opened once: mapped, or read tensor by tensor."""
+    """Reads tensors from files: each file is mapped once, or read tensor by tensor."""
 
     def __init__(self, mmap: bool) -> None:
         self._mmap = mmap
         self._maps: dict[Path, mmap_.mmap] = {}
 
     def array(self, info: TensorInfo, dtype: np.dtype[Any]) -> Array:
-        """A tensor in a dtype; a read-only view of the map where it lies in the file like that.
+        """A tensor in `dtype`; a read-only view of the map if no conversion is needed.
 
         Raises:
             FileError: the file cannot be read.
-            CheckpointError: it has become shorter since its header was read, or the checksum of
-                the tensor is another.
+            CheckpointError: the file has become shorter since its header was read, or the checksum
+                of the tensor does not match.
         """
         if info.path == NOWHERE:
             return np.zeros(info.shape, dtype)
         stored, flat = np.dtype(DTYPES[info.dtype]), self.raw(info)
         if info.checksum is not None:
             require_sum(info.path, info.name, flat, info.checksum)
-        if info.start % stored.itemsize:  # legal, and slow or worse for BLAS
+        if info.start % stored.itemsize:  # legal, but unaligned: slow or wrong in BLAS
             flat = flat.copy()
         numbers = flat.view(stored)
         if info.strides is None:
@@ -82,7 +82,7 @@ class Files:
         return np.ascontiguousarray(to_dtype(view, info.dtype, dtype))
 
     def pieces(self, info: TensorInfo, size: int) -> Iterator[Array]:
-        """A tensor as float32, flat, in pieces of `size` numbers."""
+        """A tensor as flat float32, in pieces of `size` values."""
         single = np.dtype(np.float32)
         if info.strides is not None or info.checksum is not None or info.path == NOWHERE:
             whole = self.array(info, single).reshape(-1)
@@ -95,7 +95,7 @@ class Files:
             yield to_dtype(self.raw(piece).view(dtype), info.dtype, single)
 
     def raw(self, info: TensorInfo) -> Array:
-        """The bytes from a tensor's first number to its last."""
+        """The bytes from a tensor's first value to its last, uint8."""
         if self._mmap:
             if info.path not in self._maps:
                 self._maps[info.path] = _map(info.path)
@@ -105,7 +105,7 @@ class Files:
             return np.frombuffer(mapped, np.uint8, info.nbytes, info.start)
         with named_errors(info.path):
             size = info.path.stat().st_size
-            if size < info.start + info.nbytes:  # asked first: memory is taken for all of them
+            if size < info.start + info.nbytes:  # before memory for all of them is allocated
                 raise _shrunk(info, size)
             flat = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.start)
         if flat.size < info.nbytes:
@@ -129,7 +129,7 @@ def _shrunk(info: TensorInfo, size: int) -> CheckpointError:
 
 
 def from_bfloat16(bits: Array) -> Array:
-    """bfloat16 as two bytes each, in uint16 → the same numbers in float32.
+    """bfloat16 values as uint16 bits → the same values as float32.
 
     >>> from_bfloat16(np.array([0x3F80, 0xC000], "<u2"))
     array([ 1., -2.], dtype=float32)

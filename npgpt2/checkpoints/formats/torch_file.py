@@ -1,10 +1,10 @@
-"""PyTorch's files without PyTorch: which tensors there are, and where their bytes lie.
+"""Read PyTorch's files without PyTorch: find their tensors and the places of these.
 
-torch.save writes a zip archive whose entries are not compressed: `data.pkl` describes the tensors,
-`data/KEY` is one storage each (since PyTorch 1.6; https://pytorch.org/docs/stable/notes/serialization.html).
-Before, it was a stream: three small pickles, the object's pickle, the storages' keys, and each
-storage behind its length. In both the numbers lie in the file as they are: nothing is unpacked,
-they are mapped like those of safetensors.
+torch.save writes a zip archive without compression: `data.pkl` describes the tensors, and each
+`data/KEY` is one storage (since PyTorch 1.6; https://pytorch.org/docs/stable/notes/serialization.html).
+Older versions wrote a stream: three small pickles, the object's pickle, the keys of the storages,
+and each storage after its length. Both contain the values uncompressed, so they can be mapped like
+those of safetensors.
 """
 
 import io
@@ -21,29 +21,30 @@ from npgpt2.checkpoints.formats.tensors import SIZES
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the old format
 PROTOCOL = 1001
-MOST_PICKLE = 1 << 26  # bytes of what describes tensors, in which none of their numbers lies
-MOST_DIRECTORY = 1 << 24  # bytes of an archive's directory: 50 for each entry and its name
+MOST_PICKLE = 1 << 26  # bytes of the description of tensors, without their values
+MOST_DIRECTORY = 1 << 24  # bytes of an archive's directory: 50 per entry, plus its name
 
 
 class TorchFile(NamedTuple):
-    """The object that was saved, and at which byte each of its storages begins."""
+    """The saved object, and the first byte of each of its storages."""
 
     path: Path
     contents: Any
     starts: dict[str, int]
 
     def start(self, tensor: Tensor) -> int:
-        """The byte of a tensor's first number."""
+        """The first byte of a tensor."""
         size = SIZES[tensor.storage.dtype]
         return self.starts[tensor.storage.key] + tensor.offset * size
 
 
 def read(path: Path) -> TorchFile:
-    """A file of torch.save's, zip archive or stream.
+    """Read a file of torch.save, zip archive or stream.
 
     Raises:
         FileError: it cannot be read.
-        CheckpointError: it is no such file, is damaged, or holds more than tensors need.
+        CheckpointError: it is another kind of file, is damaged, or has objects that tensors do not
+            need.
     """
     with named_errors(path):
         size = require_regular(path)
@@ -56,14 +57,14 @@ def read(path: Path) -> TorchFile:
                 raise CheckpointError(f"{path}: has 0 bytes, expected the weights. Download again")
             if start[8:9] == b"{":
                 raise CheckpointError(
-                    f"{path}: is a safetensors file, expected one of PyTorch's. Call it "
+                    f"{path}: is a safetensors file, expected one of PyTorch. Rename it to "
                     "model.safetensors"
                 )
             file.seek(0)
             return _stream(path, file, size)
 
 
-# ── since PyTorch 1.6 ────────────────────────────────────────────────────────────────────────────
+# ── zip archives, since PyTorch 1.6 ──────────────────────────────────────────────────────────────
 
 
 def _zip(path: Path, file: IO[bytes], size: int) -> TorchFile:
@@ -75,19 +76,19 @@ def _zip(path: Path, file: IO[bytes], size: int) -> TorchFile:
             found = [name for name in entries if name.endswith("/data.pkl")]
             if twice or len(found) != 1:
                 raise CheckpointError(
-                    f"{path}: an archive {'with a name twice' if twice else 'without data.pkl'}, "
-                    "expected one of torch.save's. Save it again"
+                    f"{path}: is an archive {'with a name twice' if twice else 'without data.pkl'}"
+                    ", expected one of torch.save. Save it again"
                 )
     except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: a damaged archive ({error}). Download again") from None
+        raise CheckpointError(f"{path}: is a damaged archive ({error}). Download again") from None
     prefix = found[0].removesuffix("data.pkl")
     if f"{prefix}byteorder" in entries:
         start, length = _entry(path, file, entries, f"{prefix}byteorder", size)
         file.seek(start)
         if file.read(min(length, 16)) != b"little":
-            raise CheckpointError(f"{path}: was written on a big-endian machine, expected little")
+            raise CheckpointError(f"{path}: is big-endian, expected little-endian")
     start, length = _entry(path, file, entries, found[0], size)
     if length > MOST_PICKLE:
         raise CheckpointError(
@@ -104,24 +105,24 @@ def _zip(path: Path, file: IO[bytes], size: int) -> TorchFile:
 
 
 def _require_small_directory(path: Path, file: IO[bytes], size: int) -> None:
-    """Asked before the directory is read, which takes ten times its bytes in memory."""
-    file.seek(max(0, size - 65_557))  # the end record is 22 bytes, and a comment of 65,535 at most
+    """Check the size of the directory before reading it, which needs ten times its bytes."""
+    file.seek(max(0, size - 65_557))  # the end record has 22 bytes, its comment at most 65,535
     tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0:
         raise CheckpointError(
-            f"{path}: is a zip archive of {size:,} bytes without its end: the download broke off. "
-            "Download again"
+            f"{path}: is a zip archive of {size:,} bytes without its end: the download was cut "
+            "off. Download again"
         )
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
     locator = tail.rfind(b"PK\x06\x07", 0, at)
-    if locator >= 0:  # of an archive with long numbers
+    if locator >= 0:  # a ZIP64 archive
         end = int.from_bytes(tail[locator + 8 : locator + 16], "little")
         file.seek(min(end, size))
         length = int.from_bytes(file.read(56)[40:48], "little")
     if length > MOST_DIRECTORY:
         raise CheckpointError(
-            f"{path}: an archive with a directory of {length:,} bytes, expected a few thousand. "
+            f"{path}: is an archive with a directory of {length:,} bytes, expected a few thousand. "
             "Download again"
         )
 
@@ -129,10 +130,10 @@ def _require_small_directory(path: Path, file: IO[bytes], size: int) -> None:
 def _entry(
     path: Path, file: IO[bytes], entries: dict[str, zipfile.ZipInfo], name: str, size: int
 ) -> tuple[int, int]:
-    """Where an entry's bytes begin, and how many they are."""
+    """The first byte and the number of bytes of an entry."""
     info = entries.get(name)
     if info is None:
-        raise CheckpointError(f"{path}: has no {name}, which a tensor lies in. Download again")
+        raise CheckpointError(f"{path}: has no {name}, which a tensor needs. Download again")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise CheckpointError(f"{path}: {name} is compressed or encrypted, expected plain bytes")
     file.seek(info.header_offset)
@@ -142,29 +143,29 @@ def _entry(
     names, extra = struct.unpack("<HH", header[26:])
     start = info.header_offset + 30 + names + extra
     if info.file_size != info.compress_size or start + info.file_size > size:
-        raise CheckpointError(f"{path}: {name} does not lie inside of the file. Download again")
+        raise CheckpointError(f"{path}: {name} is not inside the file. Download again")
     return start, info.file_size
 
 
-# ── before ───────────────────────────────────────────────────────────────────────────────────────
+# ── streams, before PyTorch 1.6 ──────────────────────────────────────────────────────────────────
 
 
 def _stream(path: Path, file: IO[bytes], size: int) -> TorchFile:
     source = str(path)
-    # Read before it is looked at: a text that says it is long is given that memory by a file.
+    # In memory first: reading from the file, a text with a false length would allocate it all.
     head = io.BytesIO(file.read(min(size, MOST_PICKLE)))
     magic, _ = load(head, source)
     protocol, _ = load(head, source)
     if (magic, protocol) != (MAGIC, PROTOCOL):
-        raise CheckpointError(f"{path}: is no file of torch.save's. Download again")
+        raise CheckpointError(f"{path}: is not a file of torch.save. Download again")
     system, _ = load(head, source)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{path}: was written on a big-endian machine, expected little")
+        raise CheckpointError(f"{path}: is big-endian, expected little-endian")
     contents, storages = load(head, source)
     keys, _ = load(head, source)
     texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not texts or sorted(keys) != sorted(storages):
-        raise CheckpointError(f"{path}: its list of storages is not that of its tensors")
+        raise CheckpointError(f"{path}: its list of storages does not match its tensors")
     file.seek(head.tell())
     starts = {}
     for key in keys:

@@ -273,7 +273,7 @@ def test_export_usage(refused, tmp_path, monkeypatch, args, words):
         (["/none", "-o", "out"], 4, "error: /none: no such folder. Expected a checkpoint folder"),
         (["", "-o", "out"], 4, "error: '': no such folder"),
         (["file", "-o", "out"], 4, "error: file: is a file, expected a folder with config.json"),
-        (["empty", "-o", "out"], 4, "error: empty/config.json: no such file, expected it beside"),
+        (["empty", "-o", "out"], 4, "error: empty/config.json: no such file, expected it next to"),
         ([MODEL, "-o", "file"], 4, "file: is not a folder, expected a folder or a new path"),
         ([MODEL, "-o", "file/below"], 4, "file.*: (File exists|Not a directory)"),
         ([MODEL, "-o", "/"], 4, "error: /: "),

@@ -1,10 +1,10 @@
-"""Label text with a GPT-2 that was trained to: its head decides what that is.
+"""Label text with a GPT-2 that has another head. The head decides what the command does.
 
-GPT2ForSequenceClassification   each TEXT gets its label, or its reward
-GPT2ForTokenClassification      each token of each TEXT gets a label
-GPT2ForQuestionAnswering        two TEXTs, a question and where to look: the answer in it; with
-                                --json its first token and the one behind its last, too
-GPT2DoubleHeadsModel            all TEXTs are choices, the most probable first
+GPT2ForSequenceClassification   the labels, or the reward, of each TEXT
+GPT2ForTokenClassification      the label of each token of each TEXT
+GPT2ForQuestionAnswering        two TEXTs, a question and a context: the answer in the context; with
+                                --json also its first token and the token after its last
+GPT2DoubleHeadsModel            the TEXTs are choices; the most probable comes first
 """
 
 import argparse
@@ -21,7 +21,7 @@ from npgpt2.engines import ModelSpec
 if TYPE_CHECKING:
     from npgpt2.heads import HeadModel
 
-HELP = "label text with a model that was trained to, such as a reward model"
+HELP = "label text with a classification, reward or question-answering model"
 EXAMPLES = """examples:
   npgpt2 classify 'What a fine day' --model DIR
   npgpt2 classify 'Where is he?' 'He is in Verona.' --model DIR --json"""
@@ -30,9 +30,9 @@ SHOWN = 10  # labels of one text
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "texts", metavar="TEXT", nargs="+", help="what to label; - is all of standard input"
+        "texts", metavar="TEXT", nargs="+", help="text to label; - reads standard input"
     )
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each result")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per result")
     add_model(parser)
     add_options(parser, ModelSpec, "dtype", "strict")
     add_engine(parser)
@@ -53,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What a person reads: a number, what it is of, and a label."""
+    """The rows of the printed table: a score, its text, and a label."""
     labels = result.get("labels", ())
     for one in labels[:SHOWN]:
         yield f"{one['score']:.4f}", one_line(one["label"]), ""
     if len(labels) > SHOWN:
-        yield "", f"… and {len(labels) - SHOWN} more: --json has all", ""
+        yield "", f"… and {len(labels) - SHOWN} more: --json prints all", ""
     for token in result.get("tokens", ()):
         yield f"{token['score']:.4f}", one_line(token["piece"]), one_line(token["label"])
     for choice in result.get("choices", ()):
@@ -80,7 +80,7 @@ def _classify_tokens(model: "HeadModel", texts: list[str]) -> Iterator[dict[str,
 def _answer(model: "HeadModel", texts: list[str]) -> Iterator[dict[str, Any]]:
     if len(texts) != 2:
         raise OptionError(
-            "TEXT", f"got {len(texts)}, expected two: a question, and the text with its answer"
+            "TEXT", f"got {len(texts)}, expected two: a question and a text with its answer"
         )
     found = model.answer(*texts)
     yield {"answer": found.text, "start": found.start, "end": found.end, "score": found.score}

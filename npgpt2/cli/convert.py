@@ -1,8 +1,8 @@
-"""Turn any GPT-2 checkpoint into a safetensors folder that transformers loads.
+"""Convert a GPT-2 checkpoint to a safetensors folder that transformers loads.
 
-Read without the libraries that wrote them: PyTorch's pytorch_model.bin, whole or in shards, of any
-age; OpenAI's TensorFlow checkpoints; nanoGPT's ckpt.pt; llm.c's gpt2_124M.bin. Nothing that a file
-says is run. Checksums are checked where a format has them.
+Input formats: PyTorch's pytorch_model.bin (one file or shards, old or new), OpenAI's TensorFlow
+checkpoints, nanoGPT's ckpt.pt, llm.c's gpt2_124M.bin. PyTorch and TensorFlow are not needed. Code
+in a file is never executed. Checksums are verified if the format has them.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from npgpt2.cli.inputs import named
 from npgpt2.cli.output import note, progress
 
-HELP = "turn any GPT-2 checkpoint into a safetensors folder"
+HELP = "convert a GPT-2 checkpoint of any format to safetensors"
 EXAMPLES = """examples:
   npgpt2 convert DIR -o OUT
   npgpt2 convert 124M -o gpt2 --dtype float16
@@ -24,22 +24,22 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help="a checkpoint's folder, or its file, or the name of one"
+        "source", metavar="SOURCE", help="a checkpoint's folder or file, or a model name"
     )
-    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to make")
+    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder to create")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"),
-        help="of the weights (default: each as it is)",
+        help="dtype of the weights (default: that of each tensor)",
     )  # fmt: skip
     parser.add_argument(
         "--max-shard-size", type=size, default=2 * 10**9, metavar="SIZE",
-        help="cut the weights into files of that size at most (default: 2GB)",
+        help="split the weights into files of at most this size (default: 2GB)",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace a folder that is there")
+    parser.add_argument("--force", action="store_true", help="replace an existing folder")
 
 
 def size(text: str) -> int:
-    """Bytes, as a number with a unit or without.
+    """Parse a size with or without a unit → bytes.
 
     >>> size("2GB"), size("0.5GiB"), size("1000")
     (2000000000, 536870912, 1000)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     )
     out = Path(args.out)
     if not any((out / name).exists() for name in WHOLE):
-        note(f"{out}: has no vocabulary: put GPT-2's vocab.json and merges.txt there, or its own")
+        note(f"{out}: has no vocabulary. Add GPT-2's vocab.json and merges.txt, or the model's own")
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     tensors = len(checkpoint.tensors)
     print(f"{out}: {checkpoint.kind} → safetensors, {tensors} tensors, {written:,} bytes")

@@ -1,7 +1,7 @@
-"""Download a model from the hub, and hold each file's size and checksum against the hub's.
+"""Download a model from the Hugging Face hub, and verify the size and checksum of each file.
 
-Broken off, it goes on where it was. Without -o it goes into the hub's cache, where '--model NAME'
-and transformers find it. The folder's path is printed.
+An interrupted download resumes. Without -o the model goes into the hub's cache, where '--model
+NAME' and transformers find it. The command prints the path of the folder.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import argparse
 from npgpt2.base.errors import OptionError
 from npgpt2.cli.output import note, progress
 
-HELP = "download a model from the hub, checked"
+HELP = "download a model from the Hugging Face hub, and verify it"
 EXAMPLES = """examples:
   npgpt2 fetch gpt2
   npgpt2 fetch distilgpt2 -o weights/distilgpt2
@@ -17,11 +17,11 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="of a model on the hub, such as gpt2")
+    parser.add_argument("name", metavar="NAME", help="a model on the hub, such as gpt2")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
-    parser.add_argument("-o", "--out", metavar="DIR", help="the folder to make")
+    parser.add_argument("-o", "--out", metavar="DIR", help="the folder to create")
     parser.add_argument(
-        "--force", action="store_true", help="replace files of another content in DIR"
+        "--force", action="store_true", help="replace files in DIR that differ from the hub's"
     )
 
 
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) == "":
             raise OptionError(option, f"got '', expected {what}")
     if args.name == EMBEDDED:
-        raise OptionError("NAME", f"{EMBEDDED} is part of this package: nothing to fetch")
+        raise OptionError("NAME", f"{EMBEDDED} is part of this package: no download is needed")
     found = fetch(args.name, args.out, args.revision, force=args.force, progress=progress)
-    note(f"{found.files} files, {found.nbytes:,} bytes: sizes and checksums are the hub's")
+    note(f"{found.files} files, {found.nbytes:,} bytes: sizes and checksums match the hub's")
     print(found.folder)
     return 0

@@ -1,8 +1,8 @@
-"""Write text that follows a prompt.
+"""Generate text that continues a prompt.
 
-What follows the prompt streams to standard output as it is made; several samples, and beam search,
-are printed at the end. An end-of-text token and the end of the context end a text. Unless told
-otherwise it is sampled with temperature 0.8 and top-p 0.95. Notes and timings go to standard error.
+The text streams to standard output; several samples and beam search are printed at the end. A text
+also ends at an end-of-text token or when the context is full. The default is sampling with
+temperature 0.8 and top-p 0.95. Notes and timings go to standard error.
 """
 
 import argparse
@@ -17,16 +17,16 @@ from npgpt2.cli.output import note, progress
 from npgpt2.engines import ModelSpec
 from npgpt2.generation.options import DRAFT_TOKENS, GenerationOptions
 
-HELP = "write text that follows a prompt"
+HELP = "generate text that continues a prompt"
 EXAMPLES = """examples:
   npgpt2 generate
-  npgpt2 generate 'O Romeo, ' --temperature 0 --max-new-tokens 40
+  npgpt2 generate 'O Romeo,' --temperature 0 --max-new-tokens 40
   npgpt2 generate 'The meaning of life is' --model gpt2
   echo 'Once upon a time' | npgpt2 generate - --model DIR --seed 7 --stop '.'"""
 
 WHY = {
     "eos": "the model ended the text",
-    "stop": "a stop text came",
+    "stop": "a stop text appeared",
     "length": "--max-new-tokens reached",
     "context": "the context is full",
 }
@@ -35,16 +35,16 @@ WHY = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", metavar="PROMPT", nargs="?", default="\n",
-        help="text to go on from; - reads it from standard input, less one newline at its end "
+        help="text to continue; - reads it from standard input and drops one final newline "
         "(default: a newline)",
     )  # fmt: skip
     add_model(parser)
-    options = parser.add_argument_group("how to write (the filters run in this order)")
+    options = parser.add_argument_group("generation (filters are applied in this order)")
     filters = ("repetition_penalty", *FILTERS)
     add_options(options, GenerationOptions, *filters, "num_beams", "seed")
-    how_much = parser.add_argument_group("how much")
+    how_much = parser.add_argument_group("length and number of texts")
     add_options(how_much, GenerationOptions, "max_new_tokens", "stop", "num_samples")
-    how = parser.add_argument_group("computing and printing")
+    how = parser.add_argument_group("computation and output")
     add_options(how, GenerationOptions, "use_cache")
     lookup = {"type": draft_tokens, "nargs": "?", "const": DRAFT_TOKENS}
     add_options(how, GenerationOptions, "prompt_lookup", **lookup)
@@ -57,7 +57,7 @@ def draft_tokens(text: str) -> int:
     try:
         return whole(text)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, or nothing. A prompt goes before it") from None
+        raise argparse.ArgumentTypeError(f"{error}. Put the prompt before this option") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     most = options.num_samples  # pieces: one a token, or one a beam
     if options.num_beams == 1:
         most *= min(options.max_new_tokens, model.config.n_positions - len(ids))
-    for piece in loop if one else progress(loop, "writing", most):
+    for piece in loop if one else progress(loop, "generating", most):
         first = first or time.perf_counter()
         pieces.append(piece)
         if one:
@@ -101,11 +101,11 @@ def run(args: argparse.Namespace) -> int:
         for number, text in enumerate(texts, 1):
             print(f"── {number} of {len(texts)} ──\n{text}")
     count = sum(len(text.ids) for text in texts)
-    beams = options.num_beams > 1  # they come all at the end
+    beams = options.num_beams > 1  # all pieces come at the end
     later, since = (count, loaded) if beams else (count - len(texts), first)
     rate = f", {later / (ended - since):.0f}/s" if later else ""
     if steps:
-        rate += f", {sum(steps) / len(steps):.1f} a step"
+        rate += f", {sum(steps) / len(steps):.1f} per step"
     seed = "" if options.seed is None else f"; seed {options.seed}"
     why = "; ".join(sorted({WHY[text.finish_reason] for text in texts}))
     if any(text.finish_reason == "context" for text in texts):

@@ -1,8 +1,8 @@
-"""How probable a model finds a text: log-probability per token, perplexity, bits per byte.
+"""Score a text: log-probability of each token, perplexity, bits per byte.
 
-The first token has nothing before it and is not scored, unless the text begins with <|endoftext|>.
-A text longer than the context is scored through a sliding window. Each token is listed for texts
-of up to 200 tokens; --json lists all; --html draws them, as a page that needs nothing beside it.
+The first token has no context and is not scored; begin the text with <|endoftext|> to score all of
+it. A text longer than the context is scored with a sliding window. Tokens are listed for texts of
+up to 200 tokens; --json lists all tokens; --html writes them as a self-contained page.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from npgpt2.cli.options import add_options, whole
 from npgpt2.cli.output import note, progress, require_place, table, write_file
 from npgpt2.engines import ModelSpec
 
-HELP = "how probable a text is: per token, perplexity, bits per byte"
+HELP = "score a text: log-probabilities, perplexity, bits per byte"
 EXAMPLES = """examples:
   npgpt2 score 'To be, or not to be'
   npgpt2 score book.txt --stride 512 --model gpt2
@@ -28,19 +28,19 @@ LISTED = 200
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "text", metavar="TEXT|FILE", help="text, or a file of it; - reads standard input"
+        "text", metavar="TEXT|FILE", help="a text or a text file; - reads standard input"
     )
     add_model(parser)
     parser.add_argument(
         "--stride", type=whole, metavar="N",
-        help="tokens the window moves by: fewer give each token more context and "
-        "take longer (default: half the context)",
+        help="move the window by N tokens; a smaller N gives each token more context and takes "
+        "longer (default: half the context)",
     )  # fmt: skip
     add_engine(parser)
     add_options(parser, ModelSpec, "dtype", "strict")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--html", metavar="FILE", help="write the text as a page as well, coloured by surprise"
+        "--html", metavar="FILE", help="also write a page of the text, coloured by surprise"
     )
 
 
@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html is not None:
         require_place("html", args.html)
-    if os.path.isfile(args.text):  # Path.is_file raises where a text is too long for a name
+    if os.path.isfile(args.text):  # Path.is_file raises if a text is too long for a file name
         note(f"reading the file {args.text}")
         text = read_text(Path(args.text))
     elif re.fullmatch(r"\.{0,2}/\S+|\S+\.(txt|text|md|jsonl?|csv|html?|log)", args.text):
         raise FileError(
-            f"{args.text}: no such file, and it looks like the name of one. "
-            "To score it as text, give it on standard input (-)"
+            f"{args.text}: no such file, but it looks like a file name. "
+            "To score it as text, pass it on standard input (-)"
         )
     else:
         text = given_text(args.text, "TEXT")

@@ -126,7 +126,7 @@ def test_the_source_is_not_replaced(tmp_path):
     convert(TINY, tmp_path / "top" / "below")
     before = (tmp_path / "top" / "model.safetensors").read_bytes()
     for source in ("top", "top/below", "top/../top"):
-        with pytest.raises(FileError, match=r"the source lies there, expected another folder$"):
+        with pytest.raises(FileError, match=r"the source is in this folder, expected another one$"):
             convert(tmp_path / source, tmp_path / "top", "float16", force=True)
     assert (tmp_path / "top" / "model.safetensors").read_bytes() == before
 
@@ -163,7 +163,7 @@ def test_without_a_vocabulary_it_says_what_is_missing(npgpt2, tmp_path, model):
     write_llmc(tmp_path / "c", model, batch=1, length=4)
     code, _, err = npgpt2("convert", tmp_path / "c" / "gpt2_124M.bin", "-o", tmp_path / "out")
     assert code == 0
-    assert "has no vocabulary: put GPT-2's vocab.json and merges.txt there" in err
+    assert "has no vocabulary. Add GPT-2's vocab.json and merges.txt" in err
 
 
 def test_a_foreign_checkpoint_is_exported_but_not_shared(npgpt2, tmp_path):
@@ -188,7 +188,7 @@ def test_a_sound_folder(npgpt2, folder, tmp_path, model):
     assert (code, err) == (0, "")
     assert "3 layers, 4 heads, n_embd 64, context 128, vocabulary 512" in out
     assert "safetensors, 40 tensors" in out
-    assert out.endswith(f"{folder}: sound\n")
+    assert out.endswith(f"{folder}: no faults\n")
     code, out, _ = npgpt2("check", openai_folder(tmp_path / "openai", model))
     assert code == 0
     assert "TensorFlow, 40 tensors" in out
@@ -210,8 +210,8 @@ def test_every_fault_is_told(npgpt2, folder):
     for words in (
         "activation_function: got 'swoosh'",
         "layer_norm_epsilon: got -1",
-        "ln_f.bias holds 1 NaN or infinite of 64",
-        "h.1.ln_1.weight holds 2 NaN or infinite of 64",
+        "ln_f.bias has 1 NaN or infinite values of 64",
+        "h.1.ln_1.weight has 2 NaN or infinite values of 64",
         "tokenizer.json: not JSON",
         "5 faults",
     ):
@@ -248,7 +248,7 @@ def test_nothing_to_check(npgpt2, tmp_path):
 def test_weights_without_their_config(npgpt2, folder):
     """They may be sound: without it nobody knows."""
     (folder / "config.json").unlink()
-    words = f"{folder / 'config.json'}: no such file, expected it beside the weights"
+    words = f"{folder / 'config.json'}: no such file, expected it next to the weights"
     code, out, _ = npgpt2("check", folder)
     assert code == 1
     assert out.splitlines()[-2:] == [f"fault       {words}", f"{folder}: 1 fault"]

@@ -446,8 +446,8 @@ def test_a_folder_comes_before_a_name(hub, user, tiny):
     )
     assert folder["folder"] == "gpt2"
     assert file["error"] == (
-        "FileError: distilgpt2: is a file, expected a folder with config.json in it. Of one of "
-        "nanoGPT's or llm.c's, 'npgpt2 convert' makes a folder"
+        "FileError: distilgpt2: is a file, expected a folder with config.json. Convert a file of "
+        "nanoGPT or llm.c with 'npgpt2 convert'"
     )
     rest = "no such folder. Expected a checkpoint folder or a hub name"
     assert none["error"] == f"FileError: ../gpt2-medium: {rest}"
@@ -540,7 +540,7 @@ def test_its_shards_are_those_of_the_index(hub, user, pickled, files, tiny):
 def test_fetch_into_the_cache(hub, user):
     code, out, err = user.cli("fetch", "gpt2")
     assert code == 0, err
-    assert re.fullmatch(r"npgpt2: \d+ files, [\d,]+ bytes: sizes and checksums are .*\n", err)
+    assert re.fullmatch(r"npgpt2: \d+ files, [\d,]+ bytes: sizes and checksums match .*\n", err)
     hub.seen.clear()
     (answer,) = user.resolve(["gpt2"], **OFFLINE)
     assert answer["folder"] == out.strip()
@@ -628,11 +628,11 @@ def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
     hub.push("someone/mirrored", {"config.json": b"{}", SINGLE: b""})
     hub.without_sums.add("someone/mirrored")
     cases = {
-        ("someone/mirrored",): f"someone/mirrored: {at} tells no size and checksum of config.json, "
-        "expected both. '--model someone/mirrored' takes it unchecked",
+        ("someone/mirrored",): f"someone/mirrored: {at} sent no size or checksum of config.json, "
+        "expected both. Use '--model someone/mirrored' to load it unchecked",
         ("no-such-model",): "no-such-model: no such model on the hub. Check the name, or set "
         "HF_TOKEN if the model is private",
-        ("../gpt2",): "'../gpt2': is no name on the hub, expected one such as gpt2 or user/model",
+        ("../gpt2",): "'../gpt2': is not a hub name, expected one such as gpt2 or user/model",
         ("someone/broken",): f"someone/broken: {at} answered 503 (Service Unavailable), expected "
         "the model. Try again later",
         ("gpt2", "-o", "file"): "file: is not a folder, expected a folder or a new path",
@@ -646,7 +646,7 @@ def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
     code, _, err = user.cli("fetch", "gpt2", **OFFLINE)
     assert (code, err) == (
         4,
-        "npgpt2: error: gpt2: HF_HUB_OFFLINE is set, expected to ask the hub. "
+        "npgpt2: error: gpt2: HF_HUB_OFFLINE is set, but this needs the hub. "
         "Unset HF_HUB_OFFLINE to download it\n",
     )
     code, _, err = user.cli("fetch", "gpt2", HF_ENDPOINT=nowhere)
@@ -656,7 +656,7 @@ def test_what_fetch_says_when_it_cannot(hub, user, nowhere):
     )
     code, _, err = user.cli("fetch", "shakespeare")
     assert (code, err.partition(". See")[0]) == (
-        2, "npgpt2: error: NAME: shakespeare is part of this package: nothing to fetch\n"
+        2, "npgpt2: error: NAME: shakespeare is part of this package: no download is needed\n"
     )  # fmt: skip
 
 
@@ -681,8 +681,8 @@ def test_an_index_of_shards_that_the_hub_has_not(hub, user, sharded):
         code, _, err = user.cli("fetch", "someone/half", *out)
         assert (code, err) == (
             4,
-            f"npgpt2: error: someone/half: {SINGLE}.index.json names second.part, the hub has no "
-            "such file. Tell the model's owner\n",
+            f"npgpt2: error: someone/half: {SINGLE}.index.json names second.part, but the hub has "
+            "no such file. Tell the model's owner\n",
         )
     assert not (user.home / "mine" / "config.json").exists()
 
@@ -713,9 +713,7 @@ def test_a_cache_without_links_is_checked_as_well(hub, user):
     weights.write_bytes(data[:-1] + b"x")
     code, _, err = user.cli("fetch", "gpt2")
     assert code == 4
-    assert re.fullmatch(
-        rf"npgpt2: error: .*{SINGLE}: sha256 is .*\. Remove it, and fetch .*\n", err
-    )
+    assert re.fullmatch(rf"npgpt2: error: .*{SINGLE}: sha256 is .*\. Remove it and fetch .*\n", err)
     weights.unlink()
     assert user.cli("fetch", "gpt2")[0] == 0
 
@@ -783,12 +781,12 @@ def test_a_token_opens_private_and_gated_models(hub, user, files, tiny):
         "Check the name, or set HF_TOKEN if the model is private"
     )
     assert gated["error"] == (
-        "FileError: someone/gated: is gated, expected a token that may read it. "
-        "Ask for access on its page on the hub, then set HF_TOKEN"
+        "FileError: someone/gated: is gated, expected a token with access. "
+        "Request access on its page on the hub, then set HF_TOKEN"
     )
     assert wrong["error"] == (
         f"FileError: someone/private: the hub at {hub.url} answered 401 (Invalid credentials in "
-        "Authorization header), expected the model. Set HF_TOKEN to a token that may read it"
+        "Authorization header), expected the model. Set HF_TOKEN to a token with access"
     )
     hub.seen.clear()
     (private,) = user.resolve(["someone/private", None, FRIEND])
@@ -836,7 +834,9 @@ def test_each_failure_is_one_line(hub, user, files):
         ("someone/secret",): r"someone/secret: no such folder, and no such model .* is private",
         ("gpt2", "--revision", "v9"): r"gpt2: has no revision 'v9' on the hub, expected a branch.*",
         ("bad--name",): r"bad--name: not a hub name \(.*",
-        ("someone/words",): r"someone/words: has no config\.json on the hub, expected a GPT-2.*",
+        (
+            "someone/words",
+        ): r"someone/words: has no config\.json on the hub, expected a transformers checkpoint.*",
         ("someone/flax",): r"someone/flax: has no model\.safetensors and no .*, only flax_.*",
         ("someone/broken",): rf"someone/broken: {at} answered 503 \(Service Unavailable\), .*",
         ("someone/walled",): rf"someone/walled: {at} answered 403 \(Not from your country\), .*",
@@ -940,7 +940,7 @@ sys.exit(main(sys.argv[1:]))
     code, out, err = user.run("-c", program, *GREEDY, "gpt2")
     assert (code, out) == (4, "")
     assert err == (
-        "npgpt2: error: gpt2: no such folder, and names on the hub need huggingface_hub. "
+        "npgpt2: error: gpt2: no such folder, and a hub name needs huggingface_hub. "
         "Run: pip install 'npgpt2[hub]'\n"
     )
     assert user.run("-c", program, *GREEDY, str(tiny))[0] == 0

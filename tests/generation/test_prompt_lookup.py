@@ -159,11 +159,11 @@ def test_on_the_command_line(flag, tiny, capsys):
                "--repetition-penalty", "0.5"]  # fmt: skip
     (_, plain, plain_err), (code, out, err) = npgpt2(*command), npgpt2(*command, *flag)
     assert (code, out) == (0, plain)
-    assert float(re.search(r"/s, (\d+\.\d) a step", err)[1]) > 1.3
-    assert "a step" not in plain_err
+    assert float(re.search(r"/s, (\d+\.\d) per step", err)[1]) > 1.3
+    assert "per step" not in plain_err
 
 
 def test_a_prompt_behind_it_is_told_from_a_number(tiny, capsys):
     code, out, err = runner(capsys)("generate", "--model", tiny, "--prompt-lookup", "O Romeo")
     assert (code, out) == (2, "")
-    assert "--prompt-lookup: got 'O Romeo', expected an integer, or nothing. A prompt goes" in err
+    assert "--prompt-lookup: got 'O Romeo', expected a whole number. Put the prompt before" in err

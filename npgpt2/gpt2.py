@@ -19,6 +19,7 @@ from npgpt2.base.document import Page
 from npgpt2.base.errors import ConfigError, InputError, OptionError
 from npgpt2.base.files import Progress
 from npgpt2.checkpoints.checkpoint import Checkpoint
+from npgpt2.checkpoints.convert import save_model
 from npgpt2.checkpoints.hub import resolve
 from npgpt2.generation.language_model import LanguageModel
 from npgpt2.generation.options import EXPLAINED, GenerationOptions
@@ -96,6 +97,9 @@ class GPT2Output:
 class GPT2(LanguageModel):
     """GPT-2 with a language-model head, in NumPy.
 
+    You may write to its parameters. That changes this model in memory and nothing else: not the
+    checkpoint's files, and no other model that is loaded from them.
+
     >>> model = GPT2.from_pretrained("tests/data/tiny")
     >>> out = model([[262, 497]])
     >>> out.logits.shape, out.logits.dtype, out.past_key_values.length
@@ -160,6 +164,29 @@ class GPT2(LanguageModel):
                 std /= (2 * config.n_layer) ** 0.5
             tensors[name] = (generator.standard_normal(shape) * std).astype(float_)
         return cls(config, build_tree(tensors))
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: str | None = None, force: bool = False
+    ) -> Path:
+        """Write the model as a checkpoint folder that npgpt2 and transformers load.
+
+        Args:
+            dtype: of the weights: "float32", "float16", "bfloat16" or "float64"; None: the model's.
+            force: replace a checkpoint that is there.
+
+        Raises:
+            FileError: the folder exists, is the model's own, or cannot be written.
+            OptionError: an unknown dtype.
+            MissingPackage: bfloat16 needs ml_dtypes.
+
+        >>> import tempfile
+        >>> folder = GPT2.from_pretrained("tests/data/tiny").save_pretrained(
+        ...     tempfile.mkdtemp() + "/half", dtype="float16"
+        ... )
+        >>> GPT2.from_pretrained(folder).generate("KING", max_new_tokens=2, temperature=0)[0].text
+        'HA'
+        """
+        return save_model(folder, self.config, self.params, self.folder, dtype, force)
 
     @property
     def dtype(self) -> np.dtype[Any]:

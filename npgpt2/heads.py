@@ -23,6 +23,7 @@ from npgpt2.base.arrays import Array, product
 from npgpt2.base.errors import ConfigError, InputError
 from npgpt2.base.files import Progress
 from npgpt2.checkpoints.checkpoint import Checkpoint
+from npgpt2.checkpoints.convert import save_model
 from npgpt2.checkpoints.hub import resolve
 from npgpt2.generation.generate import sound
 from npgpt2.generation.language_model import Prompt, TextModel
@@ -220,6 +221,22 @@ class GPT2WithHead(HeadModel):
         checkpoint = Checkpoint.open(resolve(name, revision, token))
         params = checkpoint.read(float_, mmap, strict, progress)
         return cls(checkpoint.config, params, checkpoint.folder)
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: str | None = None, force: bool = False
+    ) -> Path:
+        """Write the model as a checkpoint folder that npgpt2 and transformers load.
+
+        Args:
+            dtype: of the weights: "float32", "float16", "bfloat16" or "float64"; None: the model's.
+            force: replace a checkpoint that is there.
+
+        Raises:
+            FileError: the folder exists, is the model's own, or cannot be written.
+            OptionError: an unknown dtype.
+            MissingPackage: bfloat16 needs ml_dtypes.
+        """
+        return save_model(folder, self.config, self.params, self.folder, dtype, force)
 
     @classmethod
     def from_random(

@@ -84,11 +84,11 @@ class Checkpoint:
         strict: bool = False,
         progress: Progress = lambda names, what: names,
     ) -> Params:
-        """Read the parameters in float32 or float64.
+        """Read the parameters in float32 or float64. They may be written to.
 
         Args:
-            mmap: map the files; tensors that already have `dtype` are then read-only views, shared
-                between processes. False reads copies.
+            mmap: map the files; tensors that already have `dtype` are then views, whose memory
+                processes share until they write to it. False reads copies.
             strict: raise if weights contain NaN or infinity; otherwise warn.
             progress: wraps the loop over names.
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from npgpt2.base.arrays import Array
 from npgpt2.base.errors import FileError, MissingPackage, NpGPT2Error, OptionError
 from npgpt2.base.files import Progress, holds_only, is_same, new_folder, require_space, write_text
-from npgpt2.checkpoints.checkpoint import Checkpoint, save_tensors, stored_name
+from npgpt2.checkpoints.checkpoint import Checkpoint, save, save_tensors, stored_name
 from npgpt2.checkpoints.formats.find import INDEX, SINGLE
 from npgpt2.checkpoints.formats.tensors import DTYPES, SIZES, Files
+from npgpt2.model.config import GPT2Config
+from npgpt2.model.params import Params
 from npgpt2.tokenizer.files import FILES, WHOLE, copy_vocabulary
 from npgpt2.tokenizer.load import load_tokenizer
 
@@ -61,14 +64,7 @@ def convert(
     require_space(out, sum(size for _, size in shards))
     vocabulary = source if source.is_dir() else source.parent
     _warn_of_vocabulary(vocabulary)
-    where = source.resolve()
-    if any(is_same(out, folder) for folder in (where, *where.parents)):
-        raise FileError(f"{out}: the source is in this folder, expected another one")
-
-    def replaces(there: Path) -> bool:
-        return force and holds_only(there, _is_ours, "a converted checkpoint")
-
-    with new_folder(out, replaces) as folder:
+    with _folder(out, source, force) as folder:
         _write_config(checkpoint, folder, sorted(set(kinds.values())))
         copy_vocabulary(vocabulary, folder)
         if (vocabulary / "generation_config.json").is_file():
@@ -77,6 +73,49 @@ def convert(
             )
         _write_weights(checkpoint, folder, kinds, shards, progress)
     return checkpoint
+
+
+def save_model(
+    out: str | Path,
+    config: GPT2Config,
+    params: Params,
+    source: Path | None,
+    dtype: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a model in memory as a folder in transformers' format; return the folder.
+
+    Args:
+        source: the checkpoint whose vocabulary is copied; None: none is.
+        dtype: see `NAMES`; None: that of the parameters.
+        force: replace an existing checkpoint.
+
+    Raises:
+        FileError: the folder exists, contains the source, or cannot be written.
+        OptionError: an unknown dtype.
+    """
+    out, kind = Path(out), params.wte.weight.dtype.name if dtype is None else dtype
+    if kind not in NAMES:
+        raise OptionError("dtype", f"got {dtype!r}, expected one of {', '.join(NAMES)}")
+    with _folder(out, source, force) as folder:
+        save(folder, config, params, stored(np.zeros(0, "f4"), NAMES[kind]).dtype)
+        if source is not None:
+            copy_vocabulary(source if source.is_dir() else source.parent, folder)
+    return out
+
+
+@contextmanager
+def _folder(out: Path, source: Path | None, force: bool) -> Iterator[Path]:
+    """The folder to write, which gets its name only when it is complete."""
+    where = () if source is None else (source.resolve(), *source.resolve().parents)
+    if any(is_same(out, folder) for folder in where):
+        raise FileError(f"{out}: the source is in this folder, expected another one")
+
+    def replaces(there: Path) -> bool:
+        return force and holds_only(there, _is_ours, "a converted checkpoint")
+
+    with new_folder(out, replaces) as folder:
+        yield folder
 
 
 def _is_ours(name: str) -> bool:

@@ -90,9 +90,7 @@ def safetensors_seeds():
 
 # What we refuse and the library takes, each because the format's description forbids it
 # (https://github.com/huggingface/safetensors, "Format"), or no tensor of it could be a weight.
-FORBIDDEN = re.compile(
-    r"occurs twice|is not an object of texts|has (dtype|shape|data_offsets) "
-)
+FORBIDDEN = re.compile(r"occurs twice|is not an object of texts|has (dtype|shape|data_offsets) ")
 
 
 def safetensors(path):

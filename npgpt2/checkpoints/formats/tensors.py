@@ -60,7 +60,7 @@ class Files:
         self._maps: dict[Path, mmap_.mmap] = {}
 
     def array(self, info: TensorInfo, dtype: np.dtype[Any]) -> Array:
-        """A tensor in `dtype`; a read-only view of the map if no conversion is needed.
+        """A tensor in `dtype`; a view of the map if no conversion is needed. It may be written to.
 
         Raises:
             FileError: the file cannot be read.
@@ -78,7 +78,7 @@ class Files:
         if info.strides is None:
             return to_dtype(numbers.reshape(info.shape), info.dtype, dtype)
         steps = tuple(step * stored.itemsize for step in info.strides)
-        view = np.lib.stride_tricks.as_strided(numbers, info.shape, steps, writeable=False)
+        view = np.lib.stride_tricks.as_strided(numbers, info.shape, steps)
         return np.ascontiguousarray(to_dtype(view, info.dtype, dtype))
 
     def pieces(self, info: TensorInfo, size: int) -> Iterator[Array]:
@@ -114,9 +114,10 @@ class Files:
 
 
 def _map(path: Path) -> mmap_.mmap:
+    """A private map: what is written to it stays in this process, the file does not change."""
     try:
         with named_errors(path), path.open("rb") as file:
-            return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_READ)
+            return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_COPY)
     except ValueError:  # an empty file cannot be mapped
         raise CheckpointError(f"{path}: has become empty. Download again") from None
 

@@ -62,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="use a Ray cluster: HOST:PORT, auto or local; IN and OUT must be the same files on "
         "all of its nodes",
     )  # fmt: skip
-    options = parser.add_argument_group(
-        "generation (--task generate; filters are applied in this order)"
-    )
+    options = parser.add_argument_group("generation (--task generate; filters in this order)")
     filters = ("repetition_penalty", *FILTERS)
     add_options(options, GenerationOptions, *filters)
     same = "seed of the random numbers: the same seed gives the same texts (default: random)"

@@ -875,7 +875,7 @@ def test_stopping_frees_the_slot_and_errors_are_shown(watched, halfway):
     page = watched.open(halfway.url)
     page.fill("#max_tokens", "120")
     page.get_by_role("button", name="Generate").click()
-    page.wait_for_selector("#state:has-text('writing')")
+    page.wait_for_selector("#state:has-text('generating')")
     page.get_by_role("button", name="Stop").click()
     page.wait_for_selector("#state:has-text('stopped')")
     until(lambda: halfway.metric("npgpt2_texts_held") == 0)

@@ -10,6 +10,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(work, Settings, "gradient_checkpointing", "threads", *saving)
 
 
+def _threads() -> int:
+    """Every core; one where the library is missing that keeps BLAS to one thread in each."""
+    if find_spec("threadpoolctl") is not None:
+        return cores()
+    note("threadpoolctl is not installed: training on one thread. Run: pip install 'npgpt2[train]'")
+    return 1
+
+
 def run(args: argparse.Namespace) -> int:
     from npgpt2.train import train
 
     settings = options_of(args, Settings)
-    if not args.resume:
-        settings.setdefault("threads", cores())
+    if not args.resume and "threads" not in settings:
+        settings["threads"] = _threads()
     watch = _watch()
     with _signals(watch):
         try:

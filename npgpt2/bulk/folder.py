@@ -1,6 +1,7 @@
 """The output folder: one file for each part, and the settings of the run.
 
     OUT/_batch.json               the settings, the input files, the number of parts
+    OUT/_input.jsonl              the rows, if they came from standard input
     OUT/part-00000000.jsonl       the results of part 0, in the order of its rows
 
 The file of a part appears when the whole part is done. So after a run was killed all files are
@@ -10,19 +11,21 @@ complete, and only the missing parts are left. `cat OUT/part-*.jsonl` has the or
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from npgpt2.base.errors import FileError
-from npgpt2.base.files import named_errors, read_json, replaced, require_space, write_text
+from npgpt2.base.files import held, named_errors, read_json, replaced, require_space, write_text
 from npgpt2.bulk.parts import parquet
 from npgpt2.bulk.tasks import Result
 
 SCHEMA = "npgpt2.batch/1"
-MANIFEST = "_batch.json"  # readers of Parquet folders skip names with a leading underscore
+# Readers of Parquet folders skip names with a leading underscore.
+MANIFEST, INPUT = "_batch.json", "_input.jsonl"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ def inputs_of(files: Sequence[Path]) -> list[list[Any]]:
     return found
 
 
+def keep_input(out: Path, rows: BinaryIO) -> Path:
+    """Copy standard input into the folder of a run, which may need to read it again."""
+    with named_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with held(out), replaced(out / INPUT) as work, work.open("wb") as file:
+        shutil.copyfileobj(rows, file)
+    return out / INPUT
+
+
 def begin(out: Path, settings: Settings, most: int, parts: int, rows: int) -> None:
     """Write the settings of a run before it starts; `most` is the largest number of rows a part."""
     about = {"schema": SCHEMA, **asdict(settings), "most": most, "parts": parts, "rows": rows}
@@ -71,7 +83,7 @@ def told(out: Path) -> dict[str, Any] | None:
         FileError: the folder has other files.
     """
     if not (out / MANIFEST).exists():
-        ours = re.compile(r"pid|\..*\.new")  # of a run that was killed at its start
+        ours = re.compile(rf"pid|{INPUT}|\..*\.new")  # of a run that was killed at its start
         if out.exists() and not all(ours.fullmatch(path.name) for path in out.iterdir()):
             raise FileError(f"{out}: has other files, expected a batch run or none. Name another")
         return None

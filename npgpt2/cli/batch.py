@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from npgpt2.base.errors import CheckFailed, FileError, OptionError
 from npgpt2.base.threads import cores
-from npgpt2.cli.inputs import add_engine, add_model, spec_of
+from npgpt2.cli.inputs import add_engine, add_model, spec_of, standard_input
 from npgpt2.cli.options import FILTERS, add_options, options_of, whole
 from npgpt2.cli.output import note, progress
 from npgpt2.engines import ModelSpec
@@ -41,8 +41,11 @@ Model = tuple[Path, "GPT2Config", list[Path]]  # folder, config, weights files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="a .jsonl or .parquet file, or a folder")
-    parser.add_argument("-o", "--out", metavar="OUT", required=True, help="folder to create")
+    parser.add_argument(
+        "source", metavar="IN",
+        help="a .jsonl or .parquet file, or a folder; - reads JSON lines from standard input",
+    )  # fmt: skip
+    parser.add_argument("-o", "--out", metavar="DIR", required=True, help="folder to create")
     parser.add_argument(
         "--task", choices=("generate", "score", "embed"), required=True,
         help="generate texts, log-probabilities, or the mean of the last hidden states",
@@ -82,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError("out", "got '', expected a folder")
     if args.workers is not None and not 1 <= args.workers <= 4096:
         raise OptionError("workers", f"got {args.workers}, expected 1 to 4,096")
-    files, out = files_of(Path(args.source)), Path(args.out)
+    out = Path(args.out)
     before = told(out)
     if before is not None and not args.resume:
         raise FileError(f"{out}: exists. Resume it with --resume, or name another folder")
+    files = files_of(_source(args.source, out, begun=before is not None))
     settings, model = _settings(args, files, before)
     if before is not None:
         require_same(out, before, settings)
@@ -131,6 +135,15 @@ def run(args: argparse.Namespace) -> int:
             "The others are done"
         )
     return 0
+
+
+def _source(source: str, out: Path, begun: bool) -> Path:
+    """The input's path; that of standard input is a copy in `out`."""
+    from npgpt2.bulk.folder import INPUT, keep_input
+
+    if source != "-":
+        return Path(source)
+    return out / INPUT if begun else keep_input(out, standard_input())
 
 
 def _settings(

@@ -2,12 +2,13 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from npgpt2.base.errors import FileError, InputError
 from npgpt2.cli.options import add_options, options_of
@@ -79,6 +80,39 @@ def named(source: str) -> Path:
     return Path(source) if os.path.exists(source) else resolve(source)
 
 
+def standard_input() -> BinaryIO:
+    """Raises FileError if standard input is closed."""
+    if sys.stdin is None:
+        raise FileError("standard input: is closed, expected text")
+    return sys.stdin.buffer
+
+
+def given_document(argument: str) -> str:
+    """Return the text of an argument TEXT|FILE: that of a file if there is one of this name.
+
+    Raises:
+        FileError: the argument looks like a file name, but there is no such file.
+    """
+    from npgpt2.base.files import read_text
+
+    if os.path.isfile(argument):  # Path.is_file raises if a text is too long for a name
+        note(f"reading the file {argument}")
+        return read_text(Path(argument))
+    if re.fullmatch(r"\.{0,2}/\S+|\S+\.(txt|text|md|jsonl?|csv|html?|log)", argument):
+        raise FileError(
+            f"{argument}: no such file, but it looks like a file name. "
+            "To use it as text, pass it on standard input (-)"
+        )
+    return given_text(argument, "TEXT")
+
+
+def given_file(name: str) -> str:
+    """Return the text of a file; `-` reads standard input."""
+    from npgpt2.base.files import read_text
+
+    return given_text(name, "") if name == "-" else read_text(Path(name))
+
+
 def given_text(argument: str, what: str) -> str:
     """Return the text of an argument; `-` reads standard input.
 
@@ -89,9 +123,7 @@ def given_text(argument: str, what: str) -> str:
     from npgpt2.base.files import utf8
 
     if argument == "-":
-        if sys.stdin is None:
-            raise FileError("standard input: is closed, expected text")
-        return utf8(sys.stdin.buffer.read(), "standard input")
+        return utf8(standard_input().read(), "standard input")
     try:
         return utf8(os.fsencode(argument), what)
     except UnicodeEncodeError as error:

@@ -8,12 +8,8 @@ up to 200 tokens; --json lists all tokens; --html writes them as a self-containe
 import argparse
 import json
 import math
-import os
-import re
-from pathlib import Path
 
-from npgpt2.base.errors import FileError
-from npgpt2.cli.inputs import add_engine, add_model, given_text, load_engine, spec_of
+from npgpt2.cli.inputs import add_engine, add_model, given_document, load_engine, spec_of
 from npgpt2.cli.options import add_options, whole
 from npgpt2.cli.output import note, progress, require_place, table, write_file
 from npgpt2.engines import ModelSpec
@@ -45,20 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from npgpt2.base.files import read_text
-
     if args.html is not None:
         require_place("html", args.html)
-    if os.path.isfile(args.text):  # Path.is_file raises if a text is too long for a file name
-        note(f"reading the file {args.text}")
-        text = read_text(Path(args.text))
-    elif re.fullmatch(r"\.{0,2}/\S+|\S+\.(txt|text|md|jsonl?|csv|html?|log)", args.text):
-        raise FileError(
-            f"{args.text}: no such file, but it looks like a file name. "
-            "To score it as text, pass it on standard input (-)"
-        )
-    else:
-        text = given_text(args.text, "TEXT")
+    text = given_document(args.text)
     model = load_engine(args)
     score = model.score(text, args.stride, progress)
     if args.html is not None:

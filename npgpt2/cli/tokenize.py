@@ -8,7 +8,7 @@ shows the token boundaries.
 import argparse
 import json
 
-from npgpt2.cli.inputs import add_model, given_text, model_folder, spec_of
+from npgpt2.cli.inputs import add_model, given_document, model_folder, spec_of
 from npgpt2.cli.output import note, require_place, table, write_file
 
 HELP = "show the tokens of a text"
@@ -19,7 +19,9 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("text", metavar="TEXT", help="text; - reads it from standard input")
+    parser.add_argument(
+        "text", metavar="TEXT|FILE", help="a text or a text file; - reads standard input"
+    )
     add_model(parser)
     parser.add_argument("--plain", action="store_true", help="encode special tokens as plain text")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html is not None:
         require_place("html", args.html)
-    text = given_text(args.text, "TEXT")
+    text = given_document(args.text)
     tokenizer = load_tokenizer(model_folder(args, weights=False))
     ids = tokenizer.encode(text, special=not args.plain)
     if args.html is not None:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from npgpt2.base.errors import OptionError
 from npgpt2.base.threads import cores
 from npgpt2.cli.options import add_options, options_of
 from npgpt2.cli.output import bar, note, one_line, progress
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from npgpt2.train import train
 
     settings = options_of(args, Settings)
+    if "-" in args.corpus:
+        raise OptionError("CORPUS", "got -, expected files or folders: training reads them again")
     if not args.resume and "threads" not in settings:
         settings["threads"] = _threads()
     watch = _watch()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt2.base.errors import FileError, InputError, OptionError
+from npgpt2.cli.inputs import given_file
 from npgpt2.cli.options import whole
 from npgpt2.cli.output import note, progress, say, table
 
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     parser.add_argument(
         "--text", metavar="FILE",
-        help="measure the precisions on this text, compared with --against or the fp32 graph's "
-        "weights",
+        help="measure the precisions on this text (- reads standard input), compared with "
+        "--against or the fp32 graph's weights",
     )  # fmt: skip
     parser.add_argument(
         "--window", type=whole, metavar="N",
@@ -90,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int] | None:
     """Return the ids of --text. Called before the slow work, so that errors come early."""
-    from npgpt2.base.files import read_text
     from npgpt2.tokenizer.load import load_tokenizer
 
     if args.text is None:
@@ -101,7 +101,7 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
         raise OptionError(
             "window", f"got {args.window}, expected an integer from 2 to {n_positions}"
         )
-    ids = load_tokenizer(folder).encode(read_text(Path(args.text)))
+    ids = load_tokenizer(folder).encode(given_file(args.text))
     if len(ids) < 2:
         raise InputError(f"{args.text}: has {len(ids)} tokens, expected at least two")
     return ids

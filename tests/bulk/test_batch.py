@@ -465,6 +465,23 @@ def run(capsys):
     return call
 
 
+def test_rows_from_standard_input(tmp_path, run, monkeypatch):
+    """Kept in the run's folder, so that the run can be resumed; then the input is not read."""
+    source = write_lines(tmp_path / "in.jsonl", ["KING", "O Romeo, Romeo"] * 40)
+    options = ("--task", "score", "--model", TINY, "--workers", 1)
+    assert run(source, "-o", tmp_path / "file", *options)[0] == 0
+    with source.open() as rows:
+        monkeypatch.setattr(sys, "stdin", rows)
+        assert run("-", "-o", tmp_path / "out", *options)[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "file")
+    (tmp_path / "out" / "part-00000001.jsonl").unlink()
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run("-", "-o", tmp_path / "out", *options, "--resume")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "file")
+    code, last = run("-", "-o", tmp_path / "none", *options)
+    assert (code, last) == (4, "npgpt2: error: standard input: is closed, expected text")
+
+
 def test_wrong_commands(tmp_path, run):
     source = write_lines(tmp_path / "in.jsonl", ["KING"])
     other = tmp_path / "in.csv"

@@ -262,9 +262,19 @@ def test_score(npgpt2, model, tmp_path):
     assert found["tokens"] == len(found["ids"]) - 1
 
 
+@pytest.mark.parametrize("command", ["score", "tokenize"])
+def test_a_text_a_file_and_standard_input_are_the_same(npgpt2, command, monkeypatch, tmp_path):
+    path, text = tmp_path / "text", "O Romeo, Romeo"
+    path.write_text(text)
+    stdin(monkeypatch, text.encode())
+    shown = [npgpt2(command, given, *MODEL, "--json")[1] for given in (text, str(path), "-")]
+    assert shown[0] == shown[1] == shown[2] != ""
+
+
+@pytest.mark.parametrize("command", ["score", "tokenize"])
 @pytest.mark.parametrize("name", ["none.txt", "./none", "/some/book"])
-def test_a_name_of_no_file_is_not_scored_as_text(npgpt2, name):
-    code, out, err = npgpt2("score", name, *MODEL)
+def test_a_name_of_no_file_is_not_taken_as_text(npgpt2, command, name):
+    code, out, err = npgpt2(command, name, *MODEL)
     assert (code, out) == (4, "")
     assert err.startswith(f"npgpt2: error: {name}: no such file")
 

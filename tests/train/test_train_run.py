@@ -1392,12 +1392,19 @@ def test_without_matplotlib_there_is_no_picture(run, text, finished, tmp_path, w
     assert differing(tmp_path / "out", finished, but=["loss.png"]) == []
 
 
+def test_standard_input_is_no_corpus(refused, tmp_path):
+    refused(2, "CORPUS: got -, expected files or folders", "-", "-o", tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
 def test_without_threadpoolctl_one_thread_works(run, refused, text, finished, tmp_path, without):
     without("threadpoolctl")
     args = [text, "-o", tmp_path / "out", *flags(ALL_ON), "--steps", 12]
     refused(4, "pip install 'npgpt2[train]'", *args, "--threads", 2)
     assert os.listdir(tmp_path) == []  # or what is said next would not help
-    assert "threadpoolctl is not installed: training on one thread" in run(*args)
+    at = args.index("--threads")
+    err = run(*args[:at], *args[at + 2 :])
+    assert "threadpoolctl is not installed: training on one thread" in err
     assert differing(tmp_path / "out", finished) == []
 
 

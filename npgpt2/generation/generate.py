@@ -109,7 +109,7 @@ def write(step: Stepper, rows: Sequence[Row]) -> Iterator[Token]:
         each row's tokens; the last one of a row has the reason of its end.
 
     Raises:
-        CheckpointError: the logits hold NaN or infinity.
+        CheckpointError: the logits contain NaN or infinity.
     """
     live = list(range(len(rows)))
     ids, _ = left_padded([row.seen for row in rows])
@@ -150,7 +150,7 @@ def beam_search(
     running text can beat the worst of the `num_beams` finished ones.
 
     Raises:
-        CheckpointError: the logits hold NaN or infinity.
+        CheckpointError: the logits contain NaN or infinity.
     """
     room = n_positions - len(prompt)
     limit, at_limit = (

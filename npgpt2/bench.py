@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -249,6 +250,9 @@ def _typical(work: Callable[[], Any], repeats: int) -> float:
 
 def _resident() -> int:
     """The peak resident size so far, in bytes; 0 if the system does not report it."""
+    with suppress(OSError, StopIteration):  # on Linux getrusage counts the parent's memory as well
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     try:
         import resource
     except ImportError:

@@ -66,7 +66,7 @@ def fetch(
     if not hub.REPO_ID.fullmatch(name):
         raise FileError(f"{name!r}: is not a hub name, expected one such as gpt2 or user/model")
     if out is not None and os.path.lexists(out) and not os.path.isdir(out):
-        raise FileError(f"{out}: is not a folder, expected a folder or a new name")
+        raise FileError(f"{out}: is not a folder, expected a folder or a new path")
     hub.require_library(f"{name}: names on the hub need")
     try:
         with hub.told(name, revision, out):

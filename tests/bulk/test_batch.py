@@ -467,7 +467,7 @@ def run(capsys):
 
 def test_rows_from_standard_input(tmp_path, run, monkeypatch):
     """Kept in the run's folder, so that the run can be resumed; then the input is not read."""
-    source = write_lines(tmp_path / "in.jsonl", ["KING", "O Romeo, Romeo"] * 40)
+    source = write_lines(tmp_path / "in.jsonl", ["the king", "O Romeo, Romeo"] * 40)
     options = ("--task", "score", "--model", TINY, "--workers", 1)
     assert run(source, "-o", tmp_path / "file", *options)[0] == 0
     with source.open() as rows:

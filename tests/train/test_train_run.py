@@ -804,7 +804,7 @@ def test_a_folder_that_is_there_is_left_alone(refused, text, finished, copy, tmp
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "file").touch()
     for name in ("full", "file"):
-        refused(4, f"{name}: is there already, expected a new folder", text, "-o", tmp_path / name)
+        refused(4, f"{name}: already exists, expected a new folder", text, "-o", tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["copy", "file", "full"]
     assert os.listdir(tmp_path / "full") == ["mine"]
 
@@ -1137,7 +1137,7 @@ BAD = {
     "--seed 18446744073709551616": f"--seed: got {2**64}, {WHOLE.format(0, 2**64 - 1)}",
     "--init m": "--vocab-size: given together with init (m), which has its own. Leave it out",
     "--tokenizer m": "--vocab-size: given together with tokenizer, which has its own",
-    "--schedule linear": "--schedule: invalid choice: 'linear'",
+    "--schedule linear": "--schedule: got 'linear', expected one of",
     "--steps 1.5": "--steps: got '1.5', expected an integer. See 'npgpt2 train --help'",
     "--lr fast": "--lr: got 'fast', expected a number. See 'npgpt2 train --help'",
     "--step 5": "unrecognized arguments: --step 5",

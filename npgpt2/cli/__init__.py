@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="npgpt2",
         description="GPT-2 without PyTorch.",
-        epilog="example: npgpt2 generate 'O Romeo, '",
+        epilog="example: npgpt2 generate 'O Romeo,'",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"npgpt2 {__version__}")

@@ -1,7 +1,7 @@
 """Generate, score or embed every row of a file, on all cores or on several machines.
 
 IN is a JSON Lines file, a Parquet file, or a folder of these. A row has a field "prompt" or "text"
-(a text or ids) and optionally "id"; a JSON line may also be just a text. OUT gets one file for at
+(a text or ids) and optionally "id"; a JSON line may also be just a text. DIR gets one file for at
 most 64 rows, in their order, with the fields "row", "id" and the results. A row that fails gets
 "error" instead, and the exit code is 1. After a run was killed, --resume processes the missing
 parts.
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     who.add_argument(
         "--ray", metavar="ADDRESS",
-        help="use a Ray cluster: HOST:PORT, auto or local; IN and OUT must be the same files on "
+        help="use a Ray cluster: HOST:PORT, auto or local; IN and DIR must be the same files on "
         "all of its nodes",
     )  # fmt: skip
     options = parser.add_argument_group("generation (--task generate; filters in this order)")

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--open", action="store_true", help="open it in a browser; a live page is "
                         "served from this machine until Ctrl-C")  # fmt: skip
-    how = parser.add_argument_group("generation (the filters run in this order)")
+    how = parser.add_argument_group("generation (filters in this order)")
     add_options(how, GenerationOptions, *FILTERS)
     add_options(how, GenerationOptions, "seed", help="random seed (default: 0)")
     most = f"generate at most N tokens (default: {EXPLAINED['max_new_tokens']})"

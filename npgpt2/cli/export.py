@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from npgpt2.cli.options import add_several, whole
+from npgpt2.cli.options import add_options, add_several, whole
 from npgpt2.cli.output import note, one_line, progress, table
+from npgpt2.engines import ModelSpec
 
 HELP = "export a checkpoint to ONNX"
 EXAMPLES = """examples:
@@ -23,7 +24,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder or a name on the hub")
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    add_options(parser, ModelSpec, "revision")
     parser.add_argument(
         "-o", "--out", metavar="DIR", help="folder to write; required unless --share-weights"
     )

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: a newline)",
     )  # fmt: skip
     add_model(parser)
-    options = parser.add_argument_group("generation (filters are applied in this order)")
+    options = parser.add_argument_group("generation (filters in this order)")
     filters = ("repetition_penalty", *FILTERS)
     add_options(options, GenerationOptions, *filters, "num_beams", "seed")
     how_much = parser.add_argument_group("length and number of texts")

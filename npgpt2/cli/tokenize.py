@@ -13,8 +13,8 @@ from npgpt2.cli.output import note, require_place, table, write_file
 
 HELP = "show the tokens of a text"
 EXAMPLES = """examples:
-  npgpt2 tokenize 'O Romeo, '
-  npgpt2 tokenize 'O Romeo, ' --html tokens.html
+  npgpt2 tokenize 'O Romeo,'
+  npgpt2 tokenize 'O Romeo,' --html tokens.html
   npgpt2 tokenize - --json --model gpt2 < poem.txt"""
 
 

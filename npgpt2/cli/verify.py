@@ -15,8 +15,9 @@ from typing import Any
 
 from npgpt2.base.errors import FileError, InputError, OptionError
 from npgpt2.cli.inputs import given_file
-from npgpt2.cli.options import whole
+from npgpt2.cli.options import add_options, whole
 from npgpt2.cli.output import note, progress, say, table
+from npgpt2.engines import ModelSpec
 
 HELP = "compare an exported ONNX folder with NumPy"
 EXAMPLES = """examples:
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="MODEL",
         help="compare the weights with this checkpoint, a folder or a name on the hub",
     )  # fmt: skip
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    add_options(parser, ModelSpec, "revision")
     parser.add_argument(
         "--text", metavar="FILE",
         help="measure the precisions on this text (- reads standard input), compared with "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HELP = "list parameters, print a tensor, or show the tokens and KV cache of a prompt"
 EXAMPLES = """examples:
   npgpt2 inspect
-  npgpt2 inspect 'transformer.wte.weight[:5]'
+  npgpt2 inspect 'wte.weight[:5]'
   npgpt2 inspect 'h.0.attn.c_attn.bias[10:20]' --model DIR
   npgpt2 inspect --plot weights.png
   npgpt2 inspect h.0.attn.c_attn.weight --plot tensor.png

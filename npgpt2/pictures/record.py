@@ -17,7 +17,6 @@ import numpy as np
 
 from npgpt2.base.arrays import Array
 from npgpt2.base.errors import CheckpointError, InputError, TokenizerError
-from npgpt2.checkpoints.checkpoint import stored_name
 from npgpt2.generation.generate import Row, Stepper, Token, sound, write
 from npgpt2.generation.options import GenerationOptions
 from npgpt2.generation.sampling import uniforms
@@ -128,7 +127,7 @@ def about_model(config: GPT2Config, name: str, itemsize: int = 4) -> dict[str, A
         **{field: getattr(config, field) for field in fields},
         "heads": [config.heads_left(i) for i in layers],
         "scales": [config.attention_scale(i) for i in layers],
-        "parameters": [[stored_name(key), shape] for key, shape in param_shapes(config).items()],
+        "parameters": [[name, shape] for name, shape in param_shapes(config).items()],
     }
 
 

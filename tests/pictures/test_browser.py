@@ -314,7 +314,7 @@ def test_a_head_is_chosen(page):
     selects = [select.input_value() for select in page.locator("nav select").all()]
     assert selects[1:] == ["3", "6"]
     assert step(page, "Attention: head 6").count() == 1
-    assert "transformer.h.3.attn.c_attn.weight 256 × 768" in page.locator("main").inner_text()
+    assert "h.3.attn.c_attn.weight 256 × 768" in page.locator("main").inner_text()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.activeElement.ariaLabel") == "block 4, head 5"

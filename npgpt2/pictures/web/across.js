@@ -34,7 +34,7 @@ function lens(record) {
     const row = (stop) => range(most).map((k) => of("td", {}, said(stop, state.token, k)));
     listed.replaceChildren(...range(stops).map((stop) => line(stop, row(stop))));
   });
-  return step(record, say("lens"), say("lens_words"), ["transformer.ln_f.weight", headName(record)],
+  return step(record, say("lens"), say("lens_words"), ["ln_f.weight", headName(record)],
     moving, legend({ unit: whole }, 1),
     of("details", {}, of("summary", {}, say("lens_numbers")), wide(listed, say("lens_numbers"))));
 }
@@ -58,7 +58,7 @@ function wide(inner, label) {
 
 function headName({ about }) {
   const own = about.model.parameters.some(([name]) => name === "lm_head.weight");
-  return own ? "lm_head.weight" : "transformer.wte.weight";
+  return own ? "lm_head.weight" : "wte.weight";
 }
 
 /** Euclidean norms of the stream after every addition, and of what was added. */

@@ -25,7 +25,7 @@ function strip(record, name, from = 0, columns = record.tables[name].shape[1]) {
 }
 
 function embeddings(record) {
-  const names = ["transformer.wte.weight", "transformer.wpe.weight"];
+  const names = ["wte.weight", "wpe.weight"];
   const strips = ["wte", "wpe", "embed"].map((name) => strip(record, name));
   const three = of("div", { class: "three" }, strips);
   return step(record, say("embed"), say("embed_words"), names, three);
@@ -89,7 +89,7 @@ function scaleOf({ scales, head_dim }, layer) {
 }
 
 function parametersOf(layer, part) {
-  return ["weight", "bias"].map((kind) => `transformer.h.${layer}.${part}.${kind}`);
+  return ["weight", "bias"].map((kind) => `h.${layer}.${part}.${kind}`);
 }
 
 /** The neurons with the largest activations for the selected token. */

@@ -45,7 +45,7 @@ function header(record) {
 }
 
 function lastNorm(record) {
-  const names = ["transformer.ln_f.weight", "transformer.ln_f.bias"];
+  const names = ["ln_f.weight", "ln_f.bias"];
   return step(record, say("final"), say("final_words"), names, strip(record, "ln_f"));
 }
 

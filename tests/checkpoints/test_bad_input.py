@@ -1634,7 +1634,7 @@ COMMAND_LINES = {
     "no text": (
         ["tokenize"],
         2,
-        "the following arguments are required: TEXT. See 'npgpt2 tokenize --help'",
+        "the following arguments are required: TEXT|FILE. See 'npgpt2 tokenize --help'",
     ),
     "no such option": (
         ["info", "--a\nb"],

@@ -166,4 +166,4 @@ def test_on_the_command_line(flag, tiny, capsys):
 def test_a_prompt_behind_it_is_told_from_a_number(tiny, capsys):
     code, out, err = runner(capsys)("generate", "--model", tiny, "--prompt-lookup", "O Romeo")
     assert (code, out) == (2, "")
-    assert "--prompt-lookup: got 'O Romeo', expected a whole number. Put the prompt before" in err
+    assert "--prompt-lookup: got 'O Romeo', expected an integer. Put the prompt before" in err

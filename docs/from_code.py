@@ -74,17 +74,16 @@ def config_fields() -> str:
     """The fields of config.json, with the comment that stands at each in the source."""
     comments = ModuleAnalyzer.for_module(GPT2Config.__module__).find_attr_docs()
     said = {name: lines[0] for (_, name), lines in comments.items()}
-    values = GPT2Config()
-    rows = [
-        (
-            code(f.name),
-            code(str(f.type)),
-            code(repr(getattr(values, f.name))),
-            escape(said[f.name]),
+    values, lines = GPT2Config(), []
+    for f in fields(GPT2Config):
+        kind = (
+            f.type.__name__
+            if isinstance(f.type, type)
+            else str(f.type).replace("collections.abc.", "")
         )
-        for f in fields(GPT2Config)
-    ]
-    return table(("field", "type", "default", "meaning"), rows)
+        form = f"{f.name}: {kind} = {getattr(values, f.name)!r}"
+        lines.append(f"{code(form)}\n: {escape(said[f.name])}\n")
+    return "\n".join(lines)
 
 
 def error_classes() -> str:
@@ -159,11 +158,12 @@ def precisions() -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; cells are Markdown already."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    escaped = ([re.sub(r"(?<!\\)\|", r"\|", cell) for cell in cells] for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in escaped)
 
 
 def code(text: str) -> str:
-    return f"`{text.replace('|', chr(92) + '|')}`"
+    return f"`{text}`"
 
 
 def escape(text: str) -> str:

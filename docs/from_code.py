@@ -92,8 +92,10 @@ def error_classes() -> str:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, errors.NpGPT2Error):
             error = kind("option", "text") if kind is errors.OptionError else kind("text")
-            builtin = next(c for c in kind.__mro__ if c.__module__ == "builtins")
-            other = "" if builtin is Exception else code(builtin.__name__)
+            plain = [c for c in kind.__mro__ if c.__module__ == "builtins"]
+            other = ", ".join(
+                code(c.__name__) for c in plain if c not in (*Exception.__mro__, LookupError)
+            )
             exits = "" if kind is errors.NpGPT2Error else str(_explain(error)[1])
             rows.append((code(kind.__name__), other, exits, escape(kind.__doc__ or "")))
     return table(("error", "is also a", "exit code", "meaning"), rows)

@@ -31,7 +31,7 @@ def ids(
     x = array(name, value)
     if x.dtype.kind == "U":
         raise InputError(f"{name}: got text, expected ids. Encode it first: [model.encode(text)]")
-    if x.dtype.kind not in "iu":
+    if x.dtype.kind not in "iu" and x.size:
         raise InputError(f"{name}: got dtype {x.dtype}, expected integers")
     if x.shape != shape if shape else x.ndim != 2 or not x.size:
         hint = ". For one text pass [ids]" if not shape and x.ndim == 1 and x.size else ""

@@ -4,6 +4,8 @@ Axes: B batch, T new tokens, P past, S = P + T, C n_embd, H heads, D head_dim, V
 L layers, E tokens of an encoder.
 """
 
+from __future__ import annotations  # so that `help` shows ArrayLike, not what it stands for
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -121,7 +123,7 @@ class GPT2(LanguageModel):
         revision: str | None = None,
         token: str | None = None,
         progress: Progress = lambda names, what: names,
-    ) -> "GPT2":
+    ) -> GPT2:
         """Load a checkpoint from a folder, or a model from the Hugging Face hub.
 
         Args:
@@ -144,7 +146,7 @@ class GPT2(LanguageModel):
         return cls(config, params._replace(multiple_choice_head=None), folder)
 
     @classmethod
-    def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> "GPT2":
+    def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> GPT2:
         """GPT-2's initialization: N(0, initializer_range), residual projections / √(2 L), biases 0,
         LayerNorm weights 1 (Radford et al. 2019, section 2.3).
 
@@ -319,10 +321,10 @@ class GPT2(LanguageModel):
 
     def stepper(
         self, mask: Array | None = None, use_cache: bool = True, room: int = 64
-    ) -> "NumpyStepper":
+    ) -> NumpyStepper:
         return NumpyStepper(self, mask, use_cache, room)
 
-    def slots(self, count: int) -> "NumpySlots":
+    def slots(self, count: int) -> NumpySlots:
         return NumpySlots(self, count)
 
     def hidden(self, ids: Array) -> Array:
@@ -331,7 +333,7 @@ class GPT2(LanguageModel):
 
     # ── changes of the model, in place as in transformers; each returns the model ────────────────
 
-    def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> "GPT2":
+    def prune_heads(self, heads: Mapping[int, Sequence[int]]) -> GPT2:
         """Remove attention heads: `{layer: [heads]}`, numbered as in the unpruned model.
 
         Changes this model and returns it. The outputs are those of the unpruned model with a
@@ -373,7 +375,7 @@ class GPT2(LanguageModel):
         """The token embeddings wte, (V, C)."""
         return self.params.wte.weight
 
-    def set_input_embeddings(self, weight: npt.ArrayLike) -> "GPT2":
+    def set_input_embeddings(self, weight: npt.ArrayLike) -> GPT2:
         """Replace wte by `weight` (V, C); with a tied head V may differ.
 
         Raises:
@@ -391,7 +393,7 @@ class GPT2(LanguageModel):
         self.config = replace(self.config, vocab_size=len(wte))
         return self
 
-    def resize_token_embeddings(self, size: int) -> "GPT2":
+    def resize_token_embeddings(self, size: int) -> GPT2:
         """Change the vocabulary to `size` tokens: cut rows off, or add rows, at the end.
 
         A new row is the mean of the old rows (Hewitt 2021,
@@ -432,7 +434,7 @@ class GPT2(LanguageModel):
         from npgpt2.pictures.explain import explain_page
         from npgpt2.pictures.record import record
 
-        chosen = GenerationOptions(**EXPLAINED | options)
+        chosen = GenerationOptions.of(EXPLAINED | options)
         return explain_page(record(self, prompt, chosen, self._name))
 
     def plot_weights(self, path: str | Path) -> Path:

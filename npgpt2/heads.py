@@ -10,6 +10,8 @@ The names of classes and outputs are those of transformers.
 Axes: B batch, N choices, T tokens, C n_embd, V vocabulary, K labels.
 """
 
+from __future__ import annotations  # so that `help` shows ArrayLike, not what it stands for
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -211,7 +213,7 @@ class GPT2WithHead(HeadModel):
         revision: str | None = None,
         token: str | None = None,
         progress: Progress = lambda loop, what: loop,
-    ) -> "GPT2WithHead":
+    ) -> GPT2WithHead:
         """Load a checkpoint. For arguments and errors see `GPT2.from_pretrained`.
 
         Raises:
@@ -239,9 +241,7 @@ class GPT2WithHead(HeadModel):
         return save_model(folder, self.config, self.params, self.folder, dtype, force)
 
     @classmethod
-    def from_random(
-        cls, config: GPT2Config, seed: int = 0, dtype: str = "float32"
-    ) -> "GPT2WithHead":
+    def from_random(cls, config: GPT2Config, seed: int = 0, dtype: str = "float32") -> GPT2WithHead:
         """Random weights as in `GPT2.from_random`; the head is initialized as other matrices."""
         return cls(config, GPT2.from_random(config, seed, dtype).params)
 

@@ -224,7 +224,10 @@ def require_replaceable(target: Path, replaces: Callable[[Path], bool]) -> None:
     if target.samefile("."):
         raise FileError(f"{target}: is the current folder, expected another")
     if any(target.iterdir()) and not replaces(target):
-        raise FileError(f"{target}: already exists, expected a new folder. --force replaces it")
+        raise FileError(
+            f"{target}: already exists, expected a new folder. "
+            "To replace it, use --force or force=True"
+        )
 
 
 def holds_only(folder: Path, known: Callable[[str], bool], what: str) -> bool:

@@ -30,6 +30,7 @@ def option(
     expected: str = "",
     choices: tuple[str, ...] | None = None,
     flag: str = "",
+    doc: str = "",
 ) -> Any:
     """A field. `require` validates those of type `bool`, `int`, `float` or `str`, also `| None`.
 
@@ -42,6 +43,7 @@ def option(
         expected: the range in words, instead of the usual words; may contain `{least}` etc.
         choices: the allowed strings.
         flag: name of the command-line argument, if it differs from the field.
+        doc: the text for Python's docstring, if it differs from `help`.
     """
     return field(default=default, metadata=dict(locals()))
 
@@ -55,7 +57,8 @@ def help_of(f: "Field[Any]") -> str:
 
 def described(options: type[T]) -> type[T]:
     """A class decorator that adds the help texts of the fields to the docstring."""
-    lines = [f"    {f.name}: {help_of(f)}" for f in fields(options) if f.metadata]  # type: ignore[arg-type]
+    named = (f for f in fields(options) if f.metadata)  # type: ignore[arg-type]
+    lines = [f"    {f.name}: {f.metadata['doc'] or help_of(f)}" for f in named]
     options.__doc__ = "\n".join(
         [inspect.cleandoc(options.__doc__ or ""), "", "Attributes:", *lines]
     )

@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -65,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         if choice := re.fullmatch(r"(.*): invalid choice: (.*) \(choose from (.*)\)", text):
             name, got, choices = choice.groups()  # each Python puts other quotation marks
             text = f"{name}: got {got}, expected one of {choices.replace(chr(39), '')}"
-        self.exit(2, f"npgpt2: error: {text}. See '{self.prog} --help'\n")
+        end = "" if text.endswith("?") else "."
+        self.exit(2, f"npgpt2: error: {text}{end} See '{self.prog} --help'\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args, left = build_parser().parse_known_args(argv)
             if left:
                 hint = "" if any(word.startswith("-") for word in left) else ": put text in quotes"
+                flag = next((word for word in left if word.startswith("--")), "")
+                if near := get_close_matches(flag, args.parser._option_string_actions, 1):
+                    hint = f". Did you mean {near[0]}?"
                 args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))
         sys.stdout.flush()

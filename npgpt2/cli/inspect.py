@@ -122,7 +122,7 @@ def show_tensor(args: argparse.Namespace) -> None:
     from npgpt2.checkpoints.checkpoint import Checkpoint
     from npgpt2.model.params import named_parameters
 
-    match = TENSOR.fullmatch(args.tensor)
+    match = TENSOR.fullmatch(re.sub(r"\bh\[(\d+)\]", r"h.\1", args.tensor))  # as in Python
     if not match:
         raise OptionError("TENSOR", f"got {args.tensor!r}, expected a name such as wte.weight[:5]")
     name = match["name"].removeprefix("transformer.")
@@ -131,7 +131,8 @@ def show_tensor(args: argparse.Namespace) -> None:
     params = checkpoint.read(np.dtype(spec.dtype), strict=spec.strict, progress=progress)
     arrays = dict(named_parameters(params))
     if name not in arrays:
-        close = difflib.get_close_matches(name, arrays, 1)
+        close = [n for n in arrays if n.startswith(f"{name}.")]
+        close = close or difflib.get_close_matches(name, arrays, 1)
         hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all names"
         if name == "lm_head.weight":  # not a parameter of a tied model
             hint = "The head is tied to wte. Use wte.weight"
@@ -153,7 +154,9 @@ def show_tensor(args: argparse.Namespace) -> None:
         found = [spread(args.tensor, np.asarray(array))]  # indices within the slice
         draw_one(found[0], args.tensor, Path(args.plot))
     shape = " × ".join(map(str, array.shape)) or "scalar"
-    print(f"{args.tensor}  {shape}  {array.dtype}")
+    kept = checkpoint.tensors[name].dtype
+    stored = "" if kept == f"F{8 * array.itemsize}" else f" (stored as {kept})"
+    print(f"{args.tensor}  {shape}  {array.dtype}{stored}")
     print(np.array2string(np.asarray(array), precision=8, max_line_width=100))
     if args.plot is not None:
         show_outliers(found, args.plot)

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             (i, piece, "" if p is None else f"{p:.4f}")
             for i, piece, p in zip(score.ids.tolist(), pieces, logprobs, strict=True)
         )
-        print("\n".join(table([("id", "piece", "log-probability"), *rows], "rlr")))
+        print("\n".join(table([("id", "piece", "log-probability (nats)"), *rows], "rlr")))
     print(
         f"{score.tokens:,} of {len(pieces):,} tokens scored, perplexity {score.perplexity:.4f}, "
         f"{score.bits_per_byte:.4f} bits per byte"

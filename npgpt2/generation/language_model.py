@@ -104,7 +104,7 @@ class TextModel:
                              f"{self.config.n_positions:,} tokens. Shorten it")  # fmt: skip
         if not ids:
             first = self._first() if what == "prompt" else ""
-            hint = f". To generate without a prompt, begin with {first!r}" if first else ""
+            hint = f". For a text without a prompt give {first!r}" if first else ""
             raise InputError(f"{what}: is empty, expected at least one token{hint}")
         self._require_ids(ids)
         return [int(token) for token in ids]
@@ -303,7 +303,7 @@ class LanguageModel(TextModel, ABC):
         >>> list(model.stream("O Romeo,", max_new_tokens=5, temperature=0))
         ['\\n', 'I', 't', ' is', ' a']
         """
-        chosen = GenerationOptions(**options)
+        chosen = GenerationOptions.of(options)
         if chosen.num_samples > 1:
             raise OptionError("num_samples", "a stream has one text. Use generate for several")
         pieces = self.pieces([self.encode(prompt)], chosen)
@@ -324,7 +324,7 @@ class LanguageModel(TextModel, ABC):
         >>> [c.text for c in model.generate(["O Romeo,", "KING"], max_new_tokens=4, temperature=0)]
         ['\\nIt is', 'HAM:']
         """
-        chosen = GenerationOptions(**options)
+        chosen = GenerationOptions.of(options)
         encoded = [self.encode(prompt) for prompt in _each(prompts)]
         return collect(encoded, chosen.num_samples, self.pieces(encoded, chosen))
 

@@ -1,7 +1,8 @@
 """Generation options: their defaults, ranges and help. This module does not import NumPy."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class GenerationOptions:
     They are applied in this order: logit bias, repetition penalty, temperature, top-k, top-p,
     min-p; `npgpt2.generation.sampling` has a function for each. An end-of-text token or a full
     context ends a text before `max_new_tokens`. A stop text is not part of the text that it ends.
+    `logit_bias` maps token ids to what is added to their logits, from -100 to 100.
 
     Raises:
         OptionError: a value outside its range.
@@ -69,7 +71,10 @@ class GenerationOptions:
     )  # fmt: skip
     num_beams: int = rows(1, "beam search with N beams instead of sampling")
     num_samples: int = rows(1, "generate N texts (default: {default})")
-    stop: tuple[str, ...] = option((), "end before this text; may be repeated", "TEXT")
+    stop: tuple[str, ...] = option(
+        (), "end before this text; may be repeated", "TEXT",
+        doc="a string, or several: the text ends before the first of them",
+    )  # fmt: skip
     seed: int | None = option(
         None, "seed of the random numbers: the same seed gives the same text (default: random)",
         "S", least=0, most=2**64 - 1, expected="an integer from {least} to {most}",
@@ -77,12 +82,15 @@ class GenerationOptions:
     use_cache: bool = option(
         True, "do not use the KV cache: every token computes the whole text again, which is slow",
         flag="--no-cache",
+        doc="use the KV cache; without it every token computes the whole text again",
     )  # fmt: skip
     prompt_lookup: int = option(
         0,
         "prompt-lookup decoding: draft up to N tokens from the text so far and verify them in one "
         f"step; the same text, faster if it repeats itself (N defaults to {DRAFT_TOKENS})", "N",
         least=0, most=1024, expected="an integer from {least} to {most}",
+        doc="tokens to draft from the text so far and verify in one step (prompt-lookup decoding): "
+        "the same text, faster if it repeats itself; 0 drafts none",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -101,7 +109,7 @@ class GenerationOptions:
         several = isinstance(self.stop, Iterable) and not isinstance(self.stop, str)
         stops = tuple(self.stop) if several else (self.stop,)
         if not all(isinstance(text, str) and text for text in stops):
-            raise OptionError("stop", f"got {self.stop!r}, expected texts that are not empty")
+            raise OptionError("stop", f"got {self.stop!r}, expected one or more non-empty strings")
         object.__setattr__(self, "stop", stops)
         if self.prompt_lookup and (self.num_beams > 1 or self.num_samples > 1):
             raise OptionError("prompt_lookup", "works on one text at a time. Leave it out")
@@ -114,6 +122,22 @@ class GenerationOptions:
                     "num_samples",
                     f"got {self.num_samples}, expected at most num_beams ({self.num_beams})",
                 )
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "GenerationOptions":
+        """The options of a call. Raises OptionError for an unknown name, too.
+
+        >>> GenerationOptions.of({"max_tokens": 5})
+        Traceback (most recent call last):
+        npgpt2.base.errors.OptionError: max_tokens: is not an option. Did you mean max_new_tokens?
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else f"Expected one of {', '.join(known)}"
+                raise OptionError(name, f"is not an option. {hint}")
+        return cls(**options)
 
     @property
     def greedy(self) -> bool:

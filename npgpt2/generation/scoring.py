@@ -166,7 +166,8 @@ def require_two(ids: Sequence[int] | Array) -> None:
     """Raises InputError for a text with no token to score."""
     if len(ids) < 2:
         raise InputError(
-            f"text: has {len(ids)} tokens, expected at least two: the first token has no context"
+            f"text: has {len(ids)} token{'' if len(ids) == 1 else 's'}, expected at least two: "
+            "the first token has no context"
         )
 
 

@@ -1,5 +1,7 @@
 """Loss and gradients: of a single call (public), and summed over batches (training)."""
 
+from __future__ import annotations  # so that `help` shows ArrayLike, not what it stands for
+
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 

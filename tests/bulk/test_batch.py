@@ -66,7 +66,7 @@ def test_scores_and_embeddings_are_those_of_one_at_a_time(tmp_path, truth):
     batch(source, "-o", tmp_path / "scores", "--task", "score", "--workers", 1, code=1)
     for found, text in zip(results(tmp_path / "scores"), texts, strict=True):
         if len(truth.ids(text)) < 2:
-            assert found["error"].startswith("text: has 1 tokens, expected at least two")
+            assert found["error"].startswith("text: has 1 token, expected at least two")
             continue
         score = truth.score(text)
         assert found["tokens"] == score.tokens
@@ -129,7 +129,7 @@ def test_errors_and_ids_of_text_in_parquet(tmp_path):
     assert [row["id"] for row in found] == ["a", None, "c"]
     assert [row["error"] for row in found] == [
         None, "prompt: got null, expected text or ids",
-        "prompt: is empty, expected at least one token. To generate without a prompt, begin with "
+        "prompt: is empty, expected at least one token. For a text without a prompt give "
         "'<|endoftext|>'",
     ]  # fmt: skip
     assert found[0]["text"]
@@ -178,10 +178,10 @@ BAD = [
     (b'{"prompt": [true]}', "prompt: got a list, expected text or ids"),
     (b'{"prompt": [512]}', "prompt: has the id 512, expected 0 to 511"),
     (b'{"prompt": [-1]}', "prompt: has the id -1, expected 0 to 511"),
-    (b'{"prompt": []}', "prompt: is empty, expected at least one token. To generate without a "
-                        "prompt, begin with '<|endoftext|>'"),
-    (b'{"prompt": ""}', "prompt: is empty, expected at least one token. To generate without a "
-                        "prompt, begin with '<|endoftext|>'"),
+    (b'{"prompt": []}', "prompt: is empty, expected at least one token. For a text without a "
+                        "prompt give '<|endoftext|>'"),
+    (b'{"prompt": ""}', "prompt: is empty, expected at least one token. For a text without a "
+                        "prompt give '<|endoftext|>'"),
     (b'{"prompt": "\\ud800"}', "text: a lone surrogate (U+D800) at character 0, expected Unicode"),
     (b'{"prompt": [' + b"5, " * 128 + b"5]}",
      "prompt: is longer than the context: 129 > 128 tokens. Shorten it"),

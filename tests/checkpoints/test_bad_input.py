@@ -1327,7 +1327,7 @@ def test_a_vocabulary_of_berts(wordpieces, refused, file, data, words):
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────
 
 EMPTY = (
-    "prompt: is empty, expected at least one token. To generate without a prompt, begin with "
+    "prompt: is empty, expected at least one token. For a text without a prompt give "
     "'<|endoftext|>'"
 )
 LONGER = "prompt: is longer than the context: {} > 128 tokens. Shorten it"
@@ -1398,7 +1398,7 @@ def test_several_prompts(model, prompts, words):
         (5, "prompt: got 5, expected text or ids"),
         (
             [5],
-            "text: has 1 tokens, expected at least two: the first token has no context",
+            "text: has 1 token, expected at least two: the first token has no context",
         ),
     ],
 )
@@ -1426,7 +1426,7 @@ def test_too_little_to_score(run):
             "O Romeo",
             "input_ids: got text, expected ids. Encode it first: [model.encode(text)]",
         ),
-        ([[]], "input_ids: got dtype float64, expected integers"),
+        ([[]], "input_ids: got shape (1, 0), expected (B, T)"),
         ([[5] * 129], "input_ids: are longer than the context: 129 > 128 tokens"),
     ],
 )
@@ -1570,7 +1570,7 @@ OPTIONS = {
         [-1, 2**70, 2**64, 1.5, True, "7"],
         SEED,
     ),
-    "stop": (["", ("",), ("a", ""), 5, (5,), None], "expected texts that are not empty"),
+    "stop": (["", ("",), ("a", ""), 5, (5,), None], "expected one or more non-empty strings"),
 }
 # An option as typed, what the line says.
 ARGUMENTS = [
@@ -1594,7 +1594,7 @@ ARGUMENTS = [
         "got '999…9', expected an integer. See 'npgpt2 generate --help'",
         id="5,000 digits",
     ),
-    ("--stop", "", "got [''], expected texts that are not empty"),
+    ("--stop", "", "got [''], expected one or more non-empty strings"),
     ("--repetition-penalty", "0", "got 0.0, expected a number from 1e-100 to 1e100"),
     ("--num-samples", "0", f"got 0, {INTEGER} to 4096"),
     ("--num-beams", "0", f"got 0, {INTEGER} to 4096"),

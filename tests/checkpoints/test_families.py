@@ -434,7 +434,7 @@ FIRST = {"uer": "", "uer, lower-cased": "", "CKIP": "[CLS]", "rinna": "<s>"}
 def test_an_empty_prompt_names_the_token_to_begin_with(case):
     """Where config.json or OpenAI's habit tells one that the vocabulary has."""
     first = FIRST.get(case.name, "<|endoftext|>")
-    hint = f". To generate without a prompt, begin with {first!r}" if first else ""
+    hint = f". For a text without a prompt give {first!r}" if first else ""
     with pytest.raises(InputError) as caught:
         GPT2.from_pretrained(case.folder).generate("")
     assert str(caught.value) == f"prompt: is empty, expected at least one token{hint}"

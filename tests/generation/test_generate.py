@@ -113,7 +113,7 @@ def test_text_that_may_become_a_stop_text_is_held_back():
 
 
 def test_a_stream_refuses_at_the_call(model):
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(OptionError, match="colour: is not an option"):
         model.stream("KING", colour=3)
     with pytest.raises(OptionError, match="top_p"):
         model.stream("KING", top_p=3)

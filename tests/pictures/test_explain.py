@@ -305,8 +305,8 @@ def test_options_reach_it(run, tmp_path):
 
 WRONG = {
     (): (2, "PROMPT: got none, expected a text. Write it in quotes"),
-    ("",): (3, "prompt: is empty, expected at least one token. To generate without a prompt, begin "
-               "with '<|endoftext|>'"),
+    ("",): (3, "prompt: is empty, expected at least one token. For a text without a prompt give "
+               "'<|endoftext|>'"),
     ("a" * 60, "--max-new-tokens", 0): (
         2, "--max-new-tokens: got 0, expected an integer from 1"),
     ("a", "-o", ""): (2, "--out: got '', expected the name of a file to write"),

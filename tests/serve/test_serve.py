@@ -279,8 +279,8 @@ REFUSED = [
     (b"null", None, "body: got null, expected an object"),
     (DEEP, None, "body: is not JSON (nested too deep), expected an object"),
     ({}, "prompt", "prompt: is missing"),
-    ({"prompt": ""}, "prompt", "prompt: is empty, expected at least one token. To generate "
-                               "without a prompt, begin with '<|endoftext|>'"),
+    ({"prompt": ""}, "prompt", "prompt: is empty, expected at least one token. For a text "
+                               "without a prompt give '<|endoftext|>'"),
     ({"prompt": []}, "prompt", f"prompt: got [], {PROMPTS}"),
     ({"prompt": None}, "prompt", f"prompt: got None, {PROMPTS}"),
     ({"prompt": 5}, "prompt", f"prompt: got 5, {PROMPTS}"),
@@ -294,8 +294,8 @@ REFUSED = [
     ({"prompt": [512]}, "prompt", "prompt: has the id 512, expected 0 to 511"),
     ({"prompt": [2**70]}, "prompt", f"prompt: has the id {2**70}, expected 0 to 511"),
     ({"prompt": [[5], [512]]}, "prompt.1", "prompt.1: has the id 512, expected 0 to 511"),
-    ({"prompt": ["a", ""]}, "prompt.1", "prompt.1: is empty, expected at least one token. To "
-                                        "generate without a prompt, begin with '<|endoftext|>'"),
+    ({"prompt": ["a", ""]}, "prompt.1", "prompt.1: is empty, expected at least one token. For a "
+                                        "text without a prompt give '<|endoftext|>'"),
     ({"prompt": list(range(129))}, "prompt", "prompt: is longer than the context: 129 > 128 "
                                              "tokens. Shorten it"),
     ({"prompt": "a" * 1_000_000}, "prompt", None),
@@ -344,9 +344,10 @@ REFUSED = [
      "logprobs: got 50257, input should be less than or equal to 5"),
     ({"prompt": "a", "logprobs": True}, "logprobs",
      "logprobs: got True, input should be a valid integer"),
-    ({"prompt": "a", "stop": ""}, "stop", "stop: got ('',), expected texts that are not empty"),
+    ({"prompt": "a", "stop": ""}, "stop",
+     "stop: got ('',), expected one or more non-empty strings"),
     ({"prompt": "a", "stop": ["a", ""]}, "stop",
-     "stop: got ('a', ''), expected texts that are not empty"),
+     "stop: got ('a', ''), expected one or more non-empty strings"),
     ({"prompt": "a", "stop": ["a"] * 17}, "stop", "stop: got 17 texts, expected at most 16"),
     ({"prompt": "a", "stop": "a" * 1001}, "stop",
      "stop: got 1,001 characters, expected at most 1,000"),

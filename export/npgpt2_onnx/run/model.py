@@ -3,6 +3,8 @@
 Axes: B batch, T new tokens, P past, S = P + T, H heads, D head_dim, V vocabulary.
 """
 
+from __future__ import annotations  # so that `help` shows ArrayLike, not what it stands for
+
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +58,7 @@ class _Opened:
         device: str = "cpu",
         threads: int | None = None,
         cache_dir: str | Path | None = None,
-    ) -> "Self":
+    ) -> Self:
         """Open the graph of a folder that is fastest on a device.
 
         Args:
@@ -140,7 +142,7 @@ class OnnxModel(_Opened, LanguageModel):
             return WholeStepper(self.session, mask)
         return fresh_stepper(self.session, mask, room)
 
-    def slots(self, count: int) -> "OnnxSlots":
+    def slots(self, count: int) -> OnnxSlots:
         self._require_no_encoder()
         return OnnxSlots(self.session, count)
 

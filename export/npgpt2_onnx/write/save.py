@@ -372,7 +372,11 @@ def _share(plan: _Plan, target: Path, force: bool, proof: bool, progress: Progre
     for name in files:
         path = folder / name
         if path.exists() and not (force and path.is_file()):
-            what = "already exists. --force replaces it" if path.is_file() else "is not a file"
+            what = (
+                "already exists. To replace it, use --force or force=True"
+                if path.is_file()
+                else "is not a file"
+            )
             raise FileError(f"{path}: {what}")
     fresh = {name: folder / f".{name}.new" for name in files}
     with unfinished():

@@ -281,7 +281,7 @@ def test_export_usage(refused, tmp_path, monkeypatch, args, words):
         ([MODEL, "-o", "x" * 5000], 4, "xx.*: File name too long"),
         ([MODEL, "-o", ".."], 4, "already exists"),
         ([MODEL, "-o", MODEL], 4, "is the checkpoint itself.* use --share-weights"),
-        ([MODEL, "-o", "full"], 4, "full: already exists, expected a new folder. --force repla"),
+        ([MODEL, "-o", "full"], 4, "full: already exists, expected a new folder. To replace"),
         ([MODEL, "-o", "full", "--force"], 4, "full: already exists and contains "),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",

@@ -518,7 +518,9 @@ def test_weights_of_zero(checkpoint, tmp_path):
 
 def test_an_export_is_replaced_only_by_force(exported, copy):
     before = content(copy)
-    with pytest.raises(FileError, match=r"copy: already exists.*--force replaces it"):
+    with pytest.raises(
+        FileError, match=r"copy: already exists.*To replace it, use --force or force=True"
+    ):
         export(TINY, copy, precisions="int8")
     assert content(copy) == before
     export(TINY, copy, precisions="int8", force=True)
@@ -633,11 +635,11 @@ def test_what_no_export_wrote_is_not_deleted(copy, change):
 
 
 def test_a_refusal_does_not_advise_what_was_given(copy):
-    """With --force already given, '--force replaces it' is no way out."""
+    """With --force already given, 'To replace it, use --force or force=True' is no way out."""
     add(WEIGHTS)(copy)
     with pytest.raises(FileError) as caught:
         export(TINY, copy, force=True)
-    assert "--force replaces it" not in str(caught.value)
+    assert "To replace it, use --force or force=True" not in str(caught.value)
 
 
 def test_the_source_inside_the_target(copy):
@@ -932,7 +934,9 @@ def test_weights_that_cannot_be_shared(checkpoint, tmp_path, monkeypatch, change
 def test_graphs_that_are_there_are_replaced_only_by_force(checkpoint):
     export(checkpoint, share_weights=True, graphs="portable")
     before = content(checkpoint)
-    with pytest.raises(FileError, match=r"model\.onnx: already exists\. --force replaces it"):
+    with pytest.raises(
+        FileError, match=r"model\.onnx: already exists\. To replace it, use --force or force=True"
+    ):
         export(checkpoint, share_weights=True)
     assert content(checkpoint) == before
     export(checkpoint, share_weights=True, graphs="portable", force=True)

@@ -270,7 +270,7 @@ def test_a_site_is_replaced_with_force_only(made, tiny, modules):
     with pytest.raises(FileError) as there:
         site(tiny, made, page, node_modules=modules)
     assert str(there.value) == (
-        f"{made}: already exists, expected a new folder. --force replaces it"
+        f"{made}: already exists, expected a new folder. To replace it, use --force or force=True"
     )
     assert files(made) == before
     site(tiny, made, lambda config: "new", node_modules=modules, force=True)

@@ -381,7 +381,7 @@ class GPT2(LanguageModel):
         Raises:
             InputError: another width; or another V with a head that is not tied.
         """
-        wte = arguments.array("weight", weight, self.dtype)
+        wte = arguments.array("weight", weight, self.dtype).copy()  # writing to it is ours alone
         if wte.ndim != 2 or wte.shape[1] != self.config.n_embd or not len(wte):
             raise InputError(f"weight: got shape {wte.shape}, expected (V, {self.config.n_embd})")
         if self.params.lm_head is not None and len(wte) != self.config.vocab_size:
@@ -426,6 +426,7 @@ class GPT2(LanguageModel):
         Raises:
             InputError: the prompt has more than 256 tokens; see also `encode`.
             TokenizerError: the model has no vocabulary.
+            OptionError: an unknown option, or one for several texts.
 
         >>> page = GPT2.from_pretrained("tests/data/tiny").explain("the king", temperature=0)
         >>> page.count("<h1>"), len(page) > 50_000
@@ -434,6 +435,9 @@ class GPT2(LanguageModel):
         from npgpt2.pictures.explain import explain_page
         from npgpt2.pictures.record import record
 
+        for name in ("num_beams", "num_samples"):
+            if name in options:
+                raise OptionError(name, "does not apply: the page shows one text. Leave it out")
         chosen = GenerationOptions.of(EXPLAINED | options)
         return explain_page(record(self, prompt, chosen, self._name))
 

@@ -9,7 +9,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from npgpt2.base.files import output, write_text
+from npgpt2.base.files import named_errors, output, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fdfdfc, #16181c);
@@ -53,7 +53,7 @@ class Page(str):
         Raises:
             FileError: the file cannot be written.
         """
-        with output(Path(path)) as work:
+        with named_errors(Path(path)), output(Path(path)) as work:
             write_text(work, self)
         return Path(path)
 

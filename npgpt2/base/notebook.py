@@ -11,9 +11,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from npgpt2.base.arrays import Array
 
-MOST = 4096  # pixels of a side of a map: what a screen shows
+MOST = 256  # pixels of a side of a map
 
 
 def brief(value: Any) -> str:
@@ -96,7 +98,8 @@ def _png(shares: Array) -> str:
 
     PNG: https://www.w3.org/TR/png-3/, an 8-bit image with a palette.
     """
-    cells = (shares[:MOST, :MOST].clip(0, 1) * 255).round().astype("u1")
+    step = -(-max(shares.shape) // MOST)
+    cells = (np.nan_to_num(shares[::step, ::step]).clip(0, 1) * 255).round().astype("u1")
     low, high = (247, 251, 255), (8, 48, 107)
     palette = bytes(round(a + (b - a) * n / 255) for n in range(256)
                     for a, b in zip(low, high, strict=True))  # fmt: skip

@@ -88,7 +88,8 @@ class Checkpoint:
 
         Args:
             mmap: map the files; tensors that already have `dtype` are then views, whose memory
-                processes share until they write to it. False reads copies.
+                processes share until they write to it. (Of a file larger than the memory they
+                are read-only.) False reads copies.
             strict: raise if weights contain NaN or infinity; otherwise warn.
             progress: wraps the loop over names.
 
@@ -96,7 +97,7 @@ class Checkpoint:
             CheckpointError: with `strict`, a tensor contains NaN or infinity; or a file has become
                 shorter since its header was read.
         """
-        files, arrays = Files(mmap), {}
+        files, arrays = Files(mmap, writable=True), {}
         for name in progress(self.tensors, "loading"):
             info = self.tensors[name]
             arrays[name] = files.array(info, np.dtype(dtype))
@@ -114,28 +115,34 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, config: GPT2Config, params: Params, dtype: npt.DTypeLike = np.float32
+    folder: Path,
+    config: GPT2Config,
+    params: Params,
+    dtype: npt.DTypeLike = np.float32,
+    others: Mapping[str, Any] | None = None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors in transformers' format.
 
     Each file is written whole or not at all, the weights last.
 
     Args:
-        dtype: dtype of the weights: float32, or float16 for half the size.
+        dtype: dtype of the weights; a value beyond float16's range becomes infinity.
+        others: fields of config.json that GPT2Config does not have.
 
     Raises:
         FileError: a file cannot be written.
     """
     eos = config.eos_token_id
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos}
-    values = {**config.to_dict(), "dtype": np.dtype(dtype).name}
+    values = {**(others or {}), **config.to_dict(), "dtype": np.dtype(dtype).name}
     for name, table in (("config.json", values), ("generation_config.json", ids)):
         with replaced(folder / name) as path:
             write_text(path, json.dumps(table, indent=2) + "\n")
-    tensors = {
-        stored_name(name): array.astype(dtype, copy=False)
-        for name, array in named_parameters(params)
-    }
+    with np.errstate(over="ignore"):
+        tensors = {
+            stored_name(name): array.astype(dtype, copy=False)
+            for name, array in named_parameters(params)
+        }
     save_tensors(folder / SINGLE, tensors)
 
 

@@ -11,8 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from npgpt2.base.arrays import Array
-from npgpt2.base.errors import FileError, MissingPackage, NpGPT2Error, OptionError
-from npgpt2.base.files import Progress, holds_only, is_same, new_folder, require_space, write_text
+from npgpt2.base.errors import ConfigError, FileError, MissingPackage, NpGPT2Error, OptionError
+from npgpt2.base.files import (
+    Progress,
+    holds_only,
+    is_same,
+    new_folder,
+    read_json,
+    require_space,
+    write_text,
+)
 from npgpt2.checkpoints.checkpoint import Checkpoint, save, save_tensors, stored_name
 from npgpt2.checkpoints.formats.find import INDEX, SINGLE
 from npgpt2.checkpoints.formats.tensors import DTYPES, SIZES, Files
@@ -66,11 +74,7 @@ def convert(
     _warn_of_vocabulary(vocabulary)
     with _folder(out, source, force) as folder:
         _write_config(checkpoint, folder, sorted(set(kinds.values())))
-        copy_vocabulary(vocabulary, folder)
-        if (vocabulary / "generation_config.json").is_file():
-            shutil.copyfile(
-                vocabulary / "generation_config.json", folder / "generation_config.json"
-            )
+        _copy_small(vocabulary, folder)
         _write_weights(checkpoint, folder, kinds, shards, progress)
     return checkpoint
 
@@ -96,12 +100,24 @@ def save_model(
     """
     out, kind = Path(out), params.wte.weight.dtype.name if dtype is None else dtype
     if kind not in NAMES:
-        raise OptionError("dtype", f"got {dtype!r}, expected one of {', '.join(NAMES)}")
+        raise OptionError("dtype", f"got {kind!r}, expected one of {', '.join(NAMES)}")
+    given = source if source is None or source.is_dir() else source.parent
+    others = given and given / "config.json"
     with _folder(out, source, force) as folder:
-        save(folder, config, params, stored(np.zeros(0, "f4"), NAMES[kind]).dtype)
-        if source is not None:
-            copy_vocabulary(source if source.is_dir() else source.parent, folder)
+        save(
+            folder, config, params, stored(np.zeros(0, "f4"), NAMES[kind]).dtype,
+            read_json(others, ConfigError) if others and others.is_file() else None,
+        )  # fmt: skip
+        if given is not None:
+            _copy_small(given, folder)
     return out
+
+
+def _copy_small(source: Path, folder: Path) -> None:
+    """The vocabulary, and the settings of transformers' generate."""
+    copy_vocabulary(source, folder)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
 
 
 @contextmanager

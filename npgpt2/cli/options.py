@@ -73,7 +73,7 @@ def repeated(parser: argparse.ArgumentParser, words: Sequence[str]) -> Iterator[
     flag, is_first = "", False
     for word in words:
         if word.startswith("-"):
-            flag, is_first = word, "=" not in word
+            flag, is_first = word.partition("=")[0], "=" not in word
         elif is_first:
             is_first = False
         elif is_value(parser, flag, word):

@@ -140,7 +140,13 @@ class TextModel:
 
     @property
     def _name(self) -> str:
-        return self.folder.name if self.folder else "the model"
+        """The folder's name, or that of the model whose snapshot it is in the hub's cache."""
+        if self.folder is None:
+            return "the model"
+        path = self.folder.absolute()
+        if path.parent.name == "snapshots":
+            return path.parents[1].name.removeprefix("models--").replace("--", "/")
+        return path.name
 
     def _in_words(self) -> str:
         """The model's shape, for `repr`."""

@@ -6,6 +6,7 @@ import pydoc
 import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_attention_as_maps(output):
         assert np.abs(pixels(address) - expected).max() <= 0.5 + 1e-3
 
 
+def test_a_large_map_is_drawn_smaller_and_what_is_no_number_as_none():
+    shares = np.full((1, 600, 600), 0.5, "f4")
+    shares[0, 0, 0] = np.nan
+    [address] = re.findall(r'src="(.*?)"', notebook.maps("title", ["name"], [shares]))
+    cells = pixels(address)
+    assert cells.shape == (200, 200)
+    assert (cells[0, 0], cells[1, 1]) == (0, 128)
+
+
 def test_nothing_to_draw_is_no_picture(model):
     assert model([model.encode("the king")])._repr_html_() is None
     assert GPT2(model.config, model.params).score([1, 2, 3])._repr_html_() is None
@@ -105,12 +115,25 @@ def test_pages(model, tmp_path):
         assert re.fullmatch(r"Page\([\d,]+ characters\. save\(path\) writes it\)", repr(page))
 
 
+def test_a_page_of_several_texts_is_refused(model):
+    for name in ("num_beams", "num_samples"):
+        with pytest.raises(npgpt2.NpGPT2Error, match=f"{name}: does not apply"):
+            model.explain("the king", **{name: 2})
+
+
+def test_a_model_of_the_hub_has_its_name(model):
+    folder = Path("/cache/models--openai-community--gpt2/snapshots/607a30d783dfa663")
+    assert repr(GPT2(model.config, model.params, folder)).startswith("GPT2(openai-community/gpt2: ")
+
+
 def test_a_page_is_saved_whole_or_not(tmp_path):
     page = document("title", "<p>text</p>")
     assert isinstance(page, Page)
     assert page.save(tmp_path / "page.html").read_text("utf-8") == page
     with pytest.raises(npgpt2.NpGPT2Error, match="none"):
         page.save(tmp_path / "none" / "page.html")
+    with pytest.raises(npgpt2.NpGPT2Error, match="Is a directory"):
+        page.save(tmp_path)
 
 
 def test_weights_as_a_picture(model, tmp_path):

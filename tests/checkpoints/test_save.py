@@ -1,5 +1,8 @@
 """Models in memory: written as checkpoints, and changed in place."""
 
+import errno
+import json
+import mmap
 import shutil
 from pathlib import Path
 
@@ -7,9 +10,10 @@ import numpy as np
 import pytest
 
 from npgpt2 import GPT2, GPT2Config, GPT2WithHead
-from npgpt2.base.errors import FileError, OptionError
+from npgpt2.base.errors import FileError, OptionError, WeightsWarning
 from npgpt2.checkpoints.check import check
 from npgpt2.checkpoints.convert import convert
+from npgpt2.checkpoints.formats import tensors
 from npgpt2.model.params import named_parameters
 
 TINY = Path(__file__).parents[1] / "data" / "tiny"
@@ -52,6 +56,56 @@ def test_in_half_precision(tmp_path, model, dtype, precision):
     assert 0 < np.abs(a - b).max() <= precision * np.abs(a).max()
 
 
+def test_what_transformers_keeps_beside_the_model_is_kept(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(TINY, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"task_specific_params": {"a": 1}}))
+    (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    folder = GPT2.from_pretrained(source).save_pretrained(tmp_path / "copy")
+    assert json.loads((folder / "config.json").read_text())["task_specific_params"] == {"a": 1}
+    assert json.loads((folder / "generation_config.json").read_text()) == {"temperature": 0.5}
+
+
+def test_a_value_beyond_float16_is_infinity(tmp_path):
+    model = GPT2.from_pretrained(TINY)
+    model.params.wpe.weight[0, 0] = 1e6
+    folder = model.save_pretrained(tmp_path / "half", dtype="float16")
+    with pytest.warns(WeightsWarning, match="1 NaN or infinite"):
+        assert np.isinf(GPT2.from_pretrained(folder).params.wpe.weight[0, 0])
+
+
+def test_a_file_that_the_system_will_not_map_for_writing_is_mapped_for_reading(monkeypatch):
+    def refuse(number, size, access):
+        if access == mmap.ACCESS_COPY:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return real(number, size, access=access)
+
+    real = mmap.mmap
+    monkeypatch.setattr(tensors.mmap_, "mmap", refuse)
+    model = GPT2.from_pretrained(TINY)
+    assert not model.params.wte.weight.flags.writeable
+    assert model.generate("KING", max_new_tokens=2, temperature=0)[0].text == "HA"
+
+
+def test_only_a_model_maps_for_writing(monkeypatch):
+    """What reads alone needs no memory promised for all of a file."""
+    asked = []
+    real = mmap.mmap
+    monkeypatch.setattr(
+        tensors.mmap_, "mmap", lambda *a, access: asked.append(access) or real(*a, access=access)
+    )
+    check(TINY)
+    assert set(asked) == {mmap.ACCESS_READ}
+
+
+def test_other_embeddings_are_copied():
+    weight = np.ones((512, 64), "f4")
+    model = GPT2.from_pretrained(TINY).set_input_embeddings(weight)
+    model.params.wte.weight[0, 0] = 5
+    assert weight[0, 0] == 1
+
+
 def test_another_head(tmp_path):
     config = GPT2Config(
         n_layer=1, n_head=2, n_embd=8, vocab_size=11, architectures=("GPT2ForTokenClassification",)
@@ -77,13 +131,13 @@ def test_nothing_is_replaced_unless_asked_for(tmp_path, model):
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16"])
-@pytest.mark.parametrize("mmap", [True, False])
-def test_weights_may_be_written_to_and_no_file_changes(tmp_path, stored, mmap):
+@pytest.mark.parametrize("mapped", [True, False])
+def test_weights_may_be_written_to_and_no_file_changes(tmp_path, stored, mapped):
     """Whatever the file's dtype, and whether it is mapped or read."""
     folder = tmp_path / "copy"
     convert(TINY, folder, stored)
     before = (folder / "model.safetensors").read_bytes()
-    model, other = (GPT2.from_pretrained(folder, mmap=mmap) for _ in range(2))
+    model, other = (GPT2.from_pretrained(folder, mmap=mapped) for _ in range(2))
     logits = other([[1, 2]]).logits
     for _, array in named_parameters(model.params):
         assert array.flags.writeable

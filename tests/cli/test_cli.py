@@ -306,7 +306,7 @@ def test_help_shows_an_example_that_parses(npgpt2, command):
         ("DIR", "--precision", "int8", "int4"),
         ("--precision", "int8", "int4", "DIR"),
         ("--precision", "int8", "DIR", "--precision", "int4"),
-        ("--precision=int8", "--precision", "int4", "DIR"),
+        ("--precision=int8", "int4", "DIR"),
         ("--graph", "gqa", "--precision", "int8", "int4", "--", "DIR"),
     ],
 )

@@ -8,6 +8,7 @@ this process (SIGBUS). Reading copies has no such danger.
 
 import mmap as mmap_
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +56,12 @@ class TensorInfo(NamedTuple):
 class Files:
     """Reads tensors from files: each file is mapped once, or read tensor by tensor."""
 
-    def __init__(self, mmap: bool) -> None:
-        self._mmap = mmap
+    def __init__(self, mmap: bool, writable: bool = False) -> None:
+        self._mmap, self._writable = mmap, writable
         self._maps: dict[Path, mmap_.mmap] = {}
 
     def array(self, info: TensorInfo, dtype: np.dtype[Any]) -> Array:
-        """A tensor in `dtype`; a view of the map if no conversion is needed. It may be written to.
+        """A tensor in `dtype`; a view of the map if no conversion is needed.
 
         Raises:
             FileError: the file cannot be read.
@@ -98,7 +99,7 @@ class Files:
         """The bytes from a tensor's first value to its last, uint8."""
         if self._mmap:
             if info.path not in self._maps:
-                self._maps[info.path] = _map(info.path)
+                self._maps[info.path] = _map(info.path, self._writable)
             mapped = self._maps[info.path]
             if len(mapped) < info.start + info.nbytes:
                 raise _shrunk(info, len(mapped))
@@ -113,11 +114,14 @@ class Files:
         return flat
 
 
-def _map(path: Path) -> mmap_.mmap:
-    """A private map: what is written to it stays in this process, the file does not change."""
+def _map(path: Path, writable: bool) -> mmap_.mmap:
+    """A map. What is written to a writable one stays in this process; the file does not change."""
     try:
         with named_errors(path), path.open("rb") as file:
-            return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_COPY)
+            if writable:
+                with suppress(OSError):  # larger than the memory that the system would promise
+                    return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_COPY)
+            return mmap_.mmap(file.fileno(), 0, access=mmap_.ACCESS_READ)
     except ValueError:  # an empty file cannot be mapped
         raise CheckpointError(f"{path}: has become empty. Download again") from None
 

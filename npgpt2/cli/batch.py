@@ -89,8 +89,10 @@ def run(args: argparse.Namespace) -> int:
     before = told(out)
     if before is not None and not args.resume:
         raise FileError(f"{out}: exists. Resume it with --resume, or name another folder")
+    options, spec = _options(args, before), spec_of(args)
+    model = _model(spec)
     files = files_of(_source(args.source, out, begun=before is not None))
-    settings, model = _settings(args, files, before)
+    settings = _settings(args, files, options, spec, model)
     if before is not None:
         require_same(out, before, settings)
     most = ROWS if before is None else int(before.get("most", ROWS))
@@ -146,12 +148,8 @@ def _source(source: str, out: Path, begun: bool) -> Path:
     return out / INPUT if begun else keep_input(out, standard_input())
 
 
-def _settings(
-    args: argparse.Namespace, files: list[Path], before: dict[str, Any] | None
-) -> tuple[Any, Model]:
-    """The settings of the run and its model, checked before any work starts."""
-    from npgpt2.bulk.folder import Settings, inputs_of
-    from npgpt2.bulk.parts import has_whole_ids, parquet
+def _options(args: argparse.Namespace, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The generation options of the run, with a seed; none for other tasks."""
     from npgpt2.generation.language_model import fresh_seed
 
     given = options_of(args, GenerationOptions)
@@ -160,17 +158,25 @@ def _settings(
     if "seed" not in given:
         known = before["options"].get("seed") if before is not None else None
         given["seed"] = fresh_seed() if known is None else known
-    options = asdict(GenerationOptions(**given)) if args.task == "generate" else {}
+    return asdict(GenerationOptions(**given)) if args.task == "generate" else {}
+
+
+def _settings(
+    args: argparse.Namespace, files: list[Path], options: dict[str, Any], spec: ModelSpec,
+    model: Model,
+) -> Any:  # fmt: skip
+    """The settings of the run."""
+    from npgpt2.bulk.folder import Settings, inputs_of
+    from npgpt2.bulk.parts import has_whole_ids, parquet
+
     tables = all(file.suffix == ".parquet" for file in files)
     kind = args.format or ("parquet" if tables else "jsonl")
     if kind == "parquet":
         parquet()
     whole_ids = tables and all(map(has_whole_ids, files))
-    spec = spec_of(args)
-    model = _model(spec)
     engine = asdict(spec)
     del engine["model"]
-    settings = Settings(
+    return Settings(
         task=args.task,
         format=kind,
         whole_ids=whole_ids,
@@ -179,7 +185,6 @@ def _settings(
         options=options,
         inputs=inputs_of(files),
     )
-    return settings, model
 
 
 def _model(spec: ModelSpec) -> Model:

@@ -476,6 +476,9 @@ def test_rows_from_standard_input(tmp_path, run, monkeypatch):
     assert results(tmp_path / "out") == results(tmp_path / "file")
     (tmp_path / "out" / "part-00000001.jsonl").unlink()
     monkeypatch.setattr(sys, "stdin", None)
+    for wrong in (("--model", tmp_path / "nowhere"), ("--seed", 1)):  # before the input is read
+        assert run("-", "-o", tmp_path / "none", *options, *wrong)[0] != 0
+        assert not (tmp_path / "none").exists()
     assert run("-", "-o", tmp_path / "out", *options, "--resume")[0] == 0
     assert results(tmp_path / "out") == results(tmp_path / "file")
     code, last = run("-", "-o", tmp_path / "none", *options)

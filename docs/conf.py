@@ -19,6 +19,7 @@ smartquotes_action = "D"  # dashes alone: quotation marks stay as they are typed
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_preserve_defaults = True
 autodoc_typehints_description_target = "documented"
 napoleon_use_rtype = False
 add_module_names = False

@@ -1,7 +1,8 @@
 """The parts of the pages that are made from the code: commands, fields, errors, names, files.
 
 In a page a line `<!-- from the code: NAME -->` stands for what the function of that name returns,
-as Markdown. The extension replaces it before Sphinx parses the page.
+as Markdown. The extension replaces it, and a line *(…)* after it for those who read the page as a
+file, before Sphinx parses the page.
 """
 
 import argparse
@@ -27,12 +28,12 @@ from npgpt2_onnx.graph.names import KINDS
 from npgpt2_onnx.graph.precision import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
-PLACE = re.compile(r"^<!-- from the code: (\w+) -->$", re.MULTILINE)
+PLACE = re.compile(r"^<!-- from the code: (\w+) -->\n(?:\n\*\([^)]*\)\*\n)?", re.MULTILINE)
 
 
 def commands() -> str:
     """Each command: what it does, its options by group, examples."""
-    return "\n".join(_command(parser) for parser in parsers(build_parser()) if parser.description)
+    return "\n".join(_command(parser) for parser in parsers(build_parser()))
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -45,17 +46,20 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def _command(parser: argparse.ArgumentParser) -> str:
-    lines = [f"## {parser.prog}\n", escape(parser.description or ""), ""]
+    text = escape(parser.description or "")
+    if re.search(r"^\S+ {3}", text, re.MULTILINE):  # a list in columns
+        text = re.sub(r"^(\S+) {2,}", r"- `\1`: ", text, flags=re.MULTILINE)
+    lines = [f"## {parser.prog}\n", text, ""]
     for group in parser._action_groups:
         options = [
-            f"{_form(action)}\n: {escape(action.help or '')}\n"
+            f"{_form(action)}\n: {escape((action.help or '') % vars(action))}\n"
             for action in group._group_actions
             if action.dest != "help" and not isinstance(action, argparse._SubParsersAction)
         ]
         if options:
             lines += [f"**{escape(group.title or '')}**\n", *options]
     if parser.epilog:
-        text = parser.epilog.partition(":\n")[2] or parser.epilog
+        text = re.sub(r"^examples?:\s*", "", parser.epilog)
         lines += ["```console", *(f"$ {line.strip()}" for line in text.splitlines()), "```", ""]
     return "\n".join(lines)
 
@@ -64,7 +68,11 @@ def _form(action: argparse.Action) -> str:
     """An option as one types it."""
     value = action.metavar or (f"{{{','.join(action.choices)}}}" if action.choices else "")
     value = str(value or ("" if action.nargs == 0 else action.dest.upper()))
-    value = {"?": f"[{value}]", "+": f"{value} …"}.get(str(action.nargs), value)
+    if isinstance(action, argparse._AppendAction):
+        value = f"{value} …" if action.type or action.choices else value
+    value = {"?": f"[{value}]", "+": f"{value} …", "*": f"[{value} …]"}.get(
+        str(action.nargs), value
+    )
     if not action.option_strings:
         return code(value)
     return ", ".join(code(f"{flag} {value}".strip()) for flag in action.option_strings)
@@ -120,7 +128,7 @@ def golden_cases() -> str:
 def golden_mistakes() -> str:
     """What `golden check` recognises in a forward pass."""
     rows = [(escape(m.name), escape(m.sentence)) for m in forward_mistakes(GPT2Config())]
-    return table(("mistake", "what check says"), rows)
+    return table(("mistake", "what check says"), dict.fromkeys(rows))
 
 
 def graph_inputs() -> str:
@@ -151,10 +159,11 @@ def _values(values: Sequence[onnx.ValueInfoProto]) -> list[tuple[str, str, str]]
 def precisions() -> str:
     """The names of `--precision`, and of the files that each becomes."""
     rows = [
-        (code(name), code(f"model{precision.suffix}.onnx"))
-        for name, precision in PRECISIONS.items()
-    ]
-    return table(("precision", "file"), rows)
+        (code(name), *(code(f"model{p.suffix}{kind}.onnx") for kind in KINDS.values()),
+         code(f"model{p.suffix}.onnx_data"))
+        for name, p in PRECISIONS.items()
+    ]  # fmt: skip
+    return table(("precision", *KINDS, "weights of all three"), rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +179,7 @@ def code(text: str) -> str:
 
 def escape(text: str) -> str:
     """Plain text as Markdown; names between backquotes, and options, are code."""
-    text = re.sub(r"(?<![`\w-])(--\w[\w-]*)", r"`\1`", text.replace("%%", "%"))
+    text = re.sub(r"(?<![`\w-])(--\w[\w-]*)", r"`\1`", text)
     parts = re.split(r"(`[^`]+`)", text)
     parts[::2] = [re.sub(r"([\\|*_<>\[\]])", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)

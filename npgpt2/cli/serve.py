@@ -1,9 +1,10 @@
 """Serve a model over HTTP with OpenAI's completions API.
 
 OpenAI's clients work unchanged: /v1/completions (also streaming), /v1/embeddings, /v1/models.
-Continuous batching generates several texts at once; the same seed gives the same text as alone. A
-page to try the model is at /, the API documentation at /docs, Prometheus metrics at /metrics. Only
-this machine can connect unless --host is given. SIGTERM or Ctrl-C lets running texts finish first.
+Continuous batching generates several texts at once; a seed gives the same text whatever other
+requests run. A page to try the model is at /, the API documentation at /docs, Prometheus metrics at
+/metrics. Only this machine can connect unless --host is given. SIGTERM or Ctrl-C lets
+running texts finish first.
 """
 
 import argparse

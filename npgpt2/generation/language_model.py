@@ -225,8 +225,9 @@ class LanguageModel(TextModel, ABC):
         """Continue several encoded prompts at once; yields text as it is generated.
 
         Text is held back while it may be half a character or the beginning of a stop text. A row
-        is the same alone and in a batch: same seed, same text. With `options.prompt_lookup`,
-        `on_step` is called with the number of tokens that each step gave.
+        draws the same random numbers alone and in a batch; in int8 and int4 its logits differ in
+        the last digits, and its text may. With `options.prompt_lookup`, `on_step` is called with
+        the number of tokens that each step gave.
         """
         if options.seed is None and not options.greedy and options.num_beams == 1:
             options = replace(options, seed=fresh_seed())

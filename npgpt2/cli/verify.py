@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     config = next(iter(graphs.values())).config
     if args.text is not None and config.head != "lm_head":
         raise OptionError("text", f"got a {config.architectures[0]}, expected a language model")
+    if args.text is not None and not args.against and not _exact(graphs):
+        raise FileError(
+            f"{folder}: has no fp32 graph to compare with. Give the checkpoint: --against MODEL"
+        )
     ids = _text(args, folder, config.n_positions)
     model: GPT2 | GPT2WithHead | None = None
     if args.against:
@@ -85,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
          f"{r.bound:.2g}", _mark(r.good)) for r in rows
     )], "llrrrl"))  # fmt: skip
     if ids is not None:
-        good &= _quality(folder, ids, args.window, graphs, model)
+        good &= _quality(ids, args.window, graphs, model)
     note("all within bounds" if good else "NOT all within bounds")
     return 0 if good else 1
 
@@ -108,19 +112,12 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
     return ids
 
 
-def _quality(
-    folder: Path, ids: list[int], window: int | None, graphs: dict[Any, Any], model: Any
-) -> bool:
+def _quality(ids: list[int], window: int | None, graphs: dict[Any, Any], model: Any) -> bool:
     from npgpt2_onnx.run.session import Session
     from npgpt2_onnx.write.verify import quality, reference
 
     if model is None:
-        exact = [graph for (precision, _), graph in graphs.items() if precision == "fp32"]
-        if not exact:
-            raise FileError(
-                f"{folder}: has no fp32 graph to compare with. Give the checkpoint: --against MODEL"
-            )
-        model = reference(exact[0], "float32")
+        model = reference(_exact(graphs)[0], "float32")
     sessions = [Session(graph.path) for graph in graphs.values()]
     found = quality(ids, sessions, model, window, progress)
     say(["difference from NumPy in float32: measures the precision"])
@@ -134,6 +131,10 @@ def _quality(
     note(f"perplexity in windows of {size:,} tokens without overlap"
          f"{score if size < len(ids) else ''}")  # fmt: skip
     return all(q.good for q in found)
+
+
+def _exact(graphs: dict[Any, Any]) -> list[Any]:
+    return [graph for (precision, _), graph in graphs.items() if precision == "fp32"]
 
 
 def _apart(error: float) -> str:

@@ -158,12 +158,12 @@ def _values(values: Sequence[onnx.ValueInfoProto]) -> list[tuple[str, str, str]]
 
 def precisions() -> str:
     """The names of `--precision`, and of the files that each becomes."""
-    rows = [
-        (code(name), *(code(f"model{p.suffix}{kind}.onnx") for kind in KINDS.values()),
-         code(f"model{p.suffix}.onnx_data"))
-        for name, p in PRECISIONS.items()
-    ]  # fmt: skip
-    return table(("precision", *KINDS, "weights of all three"), rows)
+    rows = []
+    for name, precision in PRECISIONS.items():
+        stem = f"model{precision.suffix}"
+        graphs = ", ".join(code(f"{stem}{kind}.onnx") for kind in KINDS.values())
+        rows.append((code(name), graphs, code(f"{stem}.onnx_data")))
+    return table(("precision", f"graphs: {', '.join(KINDS)}", "their weights"), rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """GPT-2 in NumPy: `from npgpt2 import GPT2`.
 
-    model = GPT2.from_pretrained("shakespeare")   a checkpoint folder, or a name on the hub
+    model = GPT2.from_pretrained("shakespeare")   or a checkpoint folder, or a name on the hub
     model.generate("O Romeo,")                    text; `stream` yields it piece by piece
     model.score("To be, or not to be")            log-probabilities, perplexity
     model([model.encode("O Romeo,")])             one forward pass: logits, attention maps, …

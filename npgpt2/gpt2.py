@@ -127,7 +127,8 @@ class GPT2(LanguageModel):
         """Load a checkpoint from a folder, or a model from the Hugging Face hub.
 
         Args:
-            name: a folder, or a name on the hub, such as "gpt2".
+            name: a folder, a name on the hub such as "gpt2", or "shakespeare", the model in this
+                package.
             dtype: of weights and computation: "float32" or "float64".
             mmap: map float32 files instead of reading them; see `Checkpoint.read`.
             strict: raise if the weights contain NaN or infinity; otherwise a warning names them.
@@ -381,7 +382,7 @@ class GPT2(LanguageModel):
         Raises:
             InputError: another width; or another V with a head that is not tied.
         """
-        wte = arguments.array("weight", weight, self.dtype).copy()  # writing to it is ours alone
+        wte = arguments.array("weight", weight, self.dtype)
         if wte.ndim != 2 or wte.shape[1] != self.config.n_embd or not len(wte):
             raise InputError(f"weight: got shape {wte.shape}, expected (V, {self.config.n_embd})")
         if self.params.lm_head is not None and len(wte) != self.config.vocab_size:

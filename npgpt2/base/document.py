@@ -9,6 +9,7 @@ import hashlib
 import html
 from pathlib import Path
 
+from npgpt2.base.errors import FileError
 from npgpt2.base.files import named_errors, output, write_text
 
 STYLE = """
@@ -53,9 +54,12 @@ class Page(str):
         Raises:
             FileError: the file cannot be written.
         """
-        with named_errors(Path(path)), output(Path(path)) as work:
+        file = Path(path)
+        if not file.absolute().parent.is_dir():
+            raise FileError(f"{file}: its folder does not exist, expected one to write to")
+        with named_errors(file), output(file) as work:
             write_text(work, self)
-        return Path(path)
+        return file
 
 
 def document(

@@ -5,8 +5,9 @@ The command line builds its arguments from the fields, and the dataclass validat
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args
 
@@ -69,6 +70,17 @@ def kind_of(f: "Field[Any]") -> Any:
     """A field's type, without None."""
     kinds = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
     return next(kind for kind in kinds if kind is not NoneType)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, or "".
+
+    >>> nearest("--temp", ["--top-p", "--temperature"]), nearest("samples", ["num_samples"])
+    ('--temperature', 'num_samples')
+    """
+    names = list(known)
+    holding = [one for one in names if name.strip("-") in one]
+    return next(iter(holding or get_close_matches(name, names, 1, 0.7)), "")
 
 
 def require(options: Any) -> None:

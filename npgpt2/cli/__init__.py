@@ -19,13 +19,13 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from types import FrameType
 from typing import Any, NoReturn
 
 from npgpt2 import __version__
 from npgpt2.base import errors, interrupt
 from npgpt2.base.blas import choose_kernel
+from npgpt2.base.options import nearest
 from npgpt2.cli import (
     batch,
     bench,
@@ -119,10 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _cleared_up():
             args, left = build_parser().parse_known_args(argv)
             if left:
-                hint = "" if any(word.startswith("-") for word in left) else ": put text in quotes"
+                hint = (
+                    ""
+                    if any(word.startswith("-") for word in left)
+                    else ": give one text, in quotes"
+                )
                 flag = next((word for word in left if word.startswith("--")), "")
-                if near := get_close_matches(flag, args.parser._option_string_actions, 1):
-                    hint = f". Did you mean {near[0]}?"
+                if flag and (near := nearest(flag, args.parser._option_string_actions)):
+                    hint = f". Did you mean {near}?"
                 args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))
         sys.stdout.flush()

@@ -114,7 +114,7 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
 
 def _quality(ids: list[int], window: int | None, graphs: dict[Any, Any], model: Any) -> bool:
     from npgpt2_onnx.run.session import Session
-    from npgpt2_onnx.write.verify import quality, reference
+    from npgpt2_onnx.write.verify import QUALITY, quality, reference
 
     if model is None:
         model = reference(_exact(graphs)[0], "float32")
@@ -130,6 +130,11 @@ def _quality(ids: list[int], window: int | None, graphs: dict[Any, Any], model: 
     score = "; 'npgpt2 score' uses overlapping windows, so its perplexity differs"
     note(f"perplexity in windows of {size:,} tokens without overlap"
          f"{score if size < len(ids) else ''}")  # fmt: skip
+    over = dict.fromkeys(key[0] for key, q in zip(graphs, found, strict=True) if not q.good)
+    for precision in over:
+        change, kl, top1 = QUALITY[precision]
+        note(f"bounds of {precision}: perplexity {change:+.2%}, KL {kl:.0e} nats, "
+             f"top-1 {top1:.1%}. A longer text gives steadier figures")  # fmt: skip
     return all(q.good for q in found)
 
 

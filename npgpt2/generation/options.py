@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from npgpt2.base.errors import OptionError
-from npgpt2.base.options import described, option, require
+from npgpt2.base.options import described, nearest, option, require
 
 if TYPE_CHECKING:
     from npgpt2.base.arrays import Array
@@ -134,8 +133,8 @@ class GenerationOptions:
         known = [f.name for f in fields(cls)]
         for name in options:
             if name not in known:
-                near = get_close_matches(name, known, 1)
-                hint = f"Did you mean {near[0]}?" if near else f"Expected one of {', '.join(known)}"
+                near = nearest(name, known)
+                hint = f"Did you mean {near}?" if near else f"Expected one of {', '.join(known)}"
                 raise OptionError(name, f"is not an option. {hint}")
         return cls(**options)
 

@@ -1644,7 +1644,7 @@ COMMAND_LINES = {
     "a text without quotes": (
         ["tokenize", "O", "Romeo"],
         2,
-        "unrecognized arguments: Romeo: put text in quotes. See 'npgpt2 tokenize --help'",
+        "unrecognized arguments: Romeo: give one text, in quotes. See 'npgpt2 tokenize --help'",
     ),
     "an empty model": (["tokenize", "a", "--model", ""], 4, f"'': {NO_FOLDER}"),
     "two things": (

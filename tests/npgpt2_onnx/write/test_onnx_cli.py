@@ -507,6 +507,14 @@ def test_verify_windows_that_cannot_be(npgpt2, folder, text, window):
     assert err.count("\n") == 1
 
 
+def test_verify_says_which_bound_a_text_exceeds(npgpt2, tmp_path):
+    folder = export(TINY, tmp_path / "out", precisions="int4", graphs="gqa")
+    (tmp_path / "text").write_text("the king is dead and gone, he lives no more")
+    code, out, err = npgpt2("verify", folder, "--text", tmp_path / "text", "--against", TINY)
+    assert (code, "OVER THE BOUND" in out) == (1, True)
+    assert "bounds of int4: perplexity +1.00%, KL 1e-02 nats, top-1 0.0%. A longer text" in err
+
+
 def test_verify_on_a_text_needs_something_to_compare_with(npgpt2, tmp_path, text):
     folder = export(TINY, tmp_path / "out", precisions="int8", graphs="gqa")
     code, out, err = npgpt2("verify", folder, "--text", text)

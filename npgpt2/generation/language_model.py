@@ -95,8 +95,8 @@ class TextModel:
             TokenizerError: text that is not Unicode.
 
         >>> from npgpt2 import GPT2
-        >>> GPT2.from_pretrained("tests/data/tiny").encode("the king")
-        [84, 258, 346, 299]
+        >>> GPT2.from_pretrained("shakespeare").encode("the king")
+        [910, 505]
         """
         ids = self._ids(prompt)
         if len(ids) > self.config.n_positions:
@@ -116,7 +116,7 @@ class TextModel:
             TokenizerError: an id is not in the vocabulary, or the model has no vocabulary.
 
         >>> from npgpt2 import GPT2
-        >>> GPT2.from_pretrained("tests/data/tiny").decode([84, 258, 346, 299])
+        >>> GPT2.from_pretrained("shakespeare").decode([910, 505])
         'the king'
         """
         return self.tokenizer.decode(ids)
@@ -125,7 +125,7 @@ class TextModel:
         """An HTML page of a text with the borders of its tokens.
 
         >>> from npgpt2 import GPT2
-        >>> "4 tokens" in GPT2.from_pretrained("tests/data/tiny").show_tokens("the king")
+        >>> "2 tokens" in GPT2.from_pretrained("shakespeare").show_tokens("the king")
         True
         """
         from npgpt2.pictures.text import tokens_page
@@ -306,9 +306,9 @@ class LanguageModel(TextModel, ABC):
             OptionError, InputError, TokenizerError: at the call; see `generate`.
 
         >>> from npgpt2 import GPT2
-        >>> model = GPT2.from_pretrained("tests/data/tiny")
+        >>> model = GPT2.from_pretrained("shakespeare")
         >>> list(model.stream("O Romeo,", max_new_tokens=5, temperature=0))
-        ['\\n', 'I', 't', ' is', ' a']
+        ['\\n', 'And', ' Romeo', ',', ' Romeo']
         """
         chosen = GenerationOptions.of(options)
         if chosen.num_samples > 1:
@@ -327,9 +327,9 @@ class LanguageModel(TextModel, ABC):
             OptionError, InputError, TokenizerError: see `GenerationOptions` and `encode`.
 
         >>> from npgpt2 import GPT2
-        >>> model = GPT2.from_pretrained("tests/data/tiny")
+        >>> model = GPT2.from_pretrained("shakespeare")
         >>> [c.text for c in model.generate(["O Romeo,", "KING"], max_new_tokens=4, temperature=0)]
-        ['\\nIt is', 'HAM:']
+        ['\\nAnd Romeo,', ' RICHARD III:\\n']
         """
         chosen = GenerationOptions.of(options)
         encoded = [self.encode(prompt) for prompt in _each(prompts)]
@@ -342,8 +342,8 @@ class LanguageModel(TextModel, ABC):
             text: text or ids, within the context.
 
         >>> from npgpt2 import GPT2
-        >>> GPT2.from_pretrained("tests/data/tiny").embed("O Romeo").shape
-        (64,)
+        >>> GPT2.from_pretrained("shakespeare").embed("O Romeo").shape
+        (256,)
         """
         mean: Array = self.embeds([self.encode(text, "text")])[0]
         return mean
@@ -378,9 +378,9 @@ class LanguageModel(TextModel, ABC):
             stride: see `npgpt2.generation.scoring.token_logprobs`.
 
         >>> from npgpt2 import GPT2
-        >>> score = GPT2.from_pretrained("tests/data/tiny").score("O Romeo, Romeo")
+        >>> score = GPT2.from_pretrained("shakespeare").score("O Romeo, Romeo")
         >>> score.tokens, round(score.perplexity, 2), round(score.bits_per_byte, 3)
-        (7, 15.7, 2.139)
+        (3, 24.7, 1.068)
         """
         return self.scores([self.ids(text)], stride, progress)[0]
 

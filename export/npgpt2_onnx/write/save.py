@@ -100,7 +100,7 @@ def export(
 
     >>> import tempfile
     >>> out = tempfile.mkdtemp() + "/tiny"
-    >>> folder = export("tests/data/tiny", out, precisions=["fp32", "int8"])
+    >>> folder = export("shakespeare", out, precisions=["fp32", "int8"])
     >>> sorted(path.name for path in (folder / "onnx").glob("*.onnx"))
     ['model.onnx', 'model_gqa.onnx', 'model_quantized.onnx', 'model_quantized_gqa.onnx']
     """

@@ -227,17 +227,7 @@ class GPT2WithHead(HeadModel):
     def save_pretrained(
         self, folder: str | Path, dtype: str | None = None, force: bool = False
     ) -> Path:
-        """Write the model as a checkpoint folder that npgpt2 and transformers load.
-
-        Args:
-            dtype: of the weights: "float32", "float16", "bfloat16" or "float64"; None: the model's.
-            force: replace a checkpoint that is there.
-
-        Raises:
-            FileError: the folder exists, is the model's own, or cannot be written.
-            OptionError: an unknown dtype.
-            MissingPackage: bfloat16 needs ml_dtypes.
-        """
+        """Write the model as a checkpoint. Arguments and errors: see `GPT2.save_pretrained`."""
         return save_model(folder, self.config, self.params, self.folder, dtype, force)
 
     @classmethod

@@ -321,7 +321,7 @@ COMMANDS = {
     "golden check --html": Case("golden check {given}/golden/golden.safetensors --against "
                                 "{given}/golden --html {out}"),
     "bench": Case("bench --model {tiny} --engine numpy --plot {out}.png",
-                  ("bench --model {tiny} --engine numpy --context 8 --plot {out}.png",)),
+                  ("inspect --model {tiny} --plot {out}.png",)),
     "explain": Case(PAGE.format(text="king"), (PAGE.format(text="queen"),)),
     "explain --live": Case(SITE.format(text="king"), (SITE.format(text="queen"),)),
     "inspect --plot": Case("inspect --model {tiny} --plot {out}"),

@@ -163,6 +163,20 @@ def test_a_checkpoint_that_transformers_writes(tmp_path, small):
             file.unlink()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_model_that_was_saved_is_theirs_too(tmp_path, tiny, dtype):
+    """After surgery, in each dtype that it is saved in; the logits are ours of the same file."""
+    model = GPT2.from_pretrained(tiny).resize_token_embeddings(515)
+    folder = model.save_pretrained(tmp_path / "saved", dtype=dtype)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
+    ids = [[84, 258, 514]]
+    with torch.no_grad():
+        logits = theirs(torch.tensor(ids)).logits.numpy()
+    ours = GPT2.from_pretrained(folder)(ids).logits
+    assert ours.shape == (1, 3, 515)
+    assert np.abs(ours - logits).max() < 1e-5 * np.abs(logits).max()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_filters_are_transformers(seed):
     """One after the other in the order of GenerationOptions, on random logits without ties."""

@@ -35,7 +35,7 @@ class ModelSpec:
     'tiny'
     >>> ModelSpec(precision="int8")
     Traceback (most recent call last):
-    npgpt2.base.errors.OptionError: precision: is an option of the onnx engine. Add --engine onnx
+    npgpt2.base.errors.OptionError: precision: works with the onnx engine only. Add --engine onnx
     """
 
     model: str | None = option(

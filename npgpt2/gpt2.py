@@ -9,7 +9,7 @@ from __future__ import annotations  # so that `help` shows ArrayLike, not what i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import numpy.typing as npt
 from npgpt2 import arguments
 from npgpt2.base import notebook
 from npgpt2.base.arrays import Array
-from npgpt2.base.document import Page
 from npgpt2.base.errors import ConfigError, InputError, OptionError
 from npgpt2.base.files import Progress
 from npgpt2.checkpoints.checkpoint import Checkpoint
@@ -39,6 +38,9 @@ from npgpt2.model.params import (
     param_shapes,
 )
 from npgpt2.tokenizer.load import vocabulary_of
+
+if TYPE_CHECKING:
+    from npgpt2.base.document import Page
 
 FLOATS = {"float32": np.float32, "float64": np.float64}
 

@@ -9,8 +9,7 @@ import hashlib
 import html
 from pathlib import Path
 
-from npgpt2.base.errors import FileError
-from npgpt2.base.files import named_errors, output, write_text
+from npgpt2.base.files import named_errors, output, require_parent, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --paper: light-dark(#fdfdfc, #16181c);
@@ -55,8 +54,7 @@ class Page(str):
             FileError: the file cannot be written.
         """
         file = Path(path)
-        if not file.absolute().parent.is_dir():
-            raise FileError(f"{file}: its folder does not exist, expected one to write to")
+        require_parent(file)
         with named_errors(file), output(file) as work:
             write_text(work, self)
         return file

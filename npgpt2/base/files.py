@@ -404,6 +404,12 @@ def replaced(path: Path, own: str = "") -> Iterator[Path]:
                 work.unlink()
 
 
+def require_parent(path: Path) -> None:
+    """Raises FileError if the folder that a file would be written to does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise FileError(f"{path}: its folder does not exist, expected one to write to")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 with \\n as newline on every system."""
     path.write_text(text, encoding="utf-8", newline="\n")

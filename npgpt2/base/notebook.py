@@ -4,10 +4,6 @@ The HTML is a fragment: no script, no text as markup, and colours that a light p
 both carry.
 """
 
-import base64
-import html
-import struct
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,6 +57,8 @@ def parameters(title: str, arrays: Iterable[tuple[str, Array]]) -> str:
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table under a title; it scrolls where it is long."""
+    import html  # here and below: only what is drawn needs it, every model imports this file
+
     cells = "".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
@@ -74,6 +72,8 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 def text(title: str, body: str) -> str:
     """A text, letter for letter, under a title."""
+    import html
+
     return (
         f"<div><p><code>{html.escape(title)}</code></p>"
         f'<pre style="white-space: pre-wrap">{html.escape(body)}</pre></div>'
@@ -82,6 +82,8 @@ def text(title: str, body: str) -> str:
 
 def maps(title: str, names: Sequence[str], arrays: Sequence[Array]) -> str:
     """Small maps of probabilities, a row of them for each name: (H, T, S) arrays, 0 to 1."""
+    import html
+
     lines = []
     for name, heads in zip(names, arrays, strict=True):
         pictures = "".join(
@@ -98,6 +100,10 @@ def _png(shares: Array) -> str:
 
     PNG: https://www.w3.org/TR/png-3/, an 8-bit image with a palette.
     """
+    import base64
+    import struct
+    import zlib
+
     step = -(-max(shares.shape) // MOST)
     cells = (np.nan_to_num(shares[::step, ::step]).clip(0, 1) * 255).round().astype("u1")
     low, high = (247, 251, 255), (8, 48, 107)

@@ -125,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     else ": give one text, in quotes"
                 )
                 flag = next((word for word in left if word.startswith("--")), "")
-                if flag and (near := nearest(flag, args.parser._option_string_actions)):
+                if flag and (
+                    near := nearest(flag.partition("=")[0], args.parser._option_string_actions)
+                ):
                     hint = f". Did you mean {near}?"
                 args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))

@@ -15,7 +15,7 @@ from pathlib import Path
 from npgpt2.base.errors import FileError, OptionError
 from npgpt2.cli.inputs import add_model, given_prompt, load_model, model_folder, spec_of
 from npgpt2.cli.options import FILTERS, add_options, options_of
-from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
+from npgpt2.cli.output import note, one_line, progress, require_place, say, table
 from npgpt2.engines import ModelSpec
 from npgpt2.generation.options import EXPLAINED, GenerationOptions
 
@@ -81,7 +81,7 @@ def _page(args: argparse.Namespace, options: GenerationOptions) -> int:
     prompt = given_prompt(args.prompt, "PROMPT")
     kept = record(load_model(args), prompt, options, spec_of(args).name, progress)
     page = explain_page(kept)
-    write_file(file, page)
+    page.save(file)
     print(f"{one_line(file)}: {len(page.encode()):,} bytes")
     if args.open:
         show(Path(file).absolute().as_uri())

@@ -10,7 +10,7 @@ import argparse
 
 from npgpt2.cli.inputs import add_model, load_model, model_folder
 from npgpt2.cli.options import add_several, whole
-from npgpt2.cli.output import note, one_line, progress, require_place, say, table, write_file
+from npgpt2.cli.output import note, one_line, progress, require_place, say, table
 
 HELP = "write reference values for ports of GPT-2, and compare a port with them"
 EXAMPLES = """examples:
@@ -98,7 +98,7 @@ def _check(args: argparse.Namespace) -> int:
         require_place("html", args.html)
     report = check(args.dump, args.against)
     if args.html is not None:
-        write_file(args.html, report.page())
+        report.page().save(args.html)
     say(map(one_line, in_words(report, every=args.all)))
     if args.html is not None:
         note(f"the report as a page: {args.html}")

@@ -22,20 +22,13 @@ def require_place(option: str, file: str) -> None:
         OptionError: the name is empty or `-`.
         FileError: it is a folder, or its folder does not exist.
     """
+    from npgpt2.base.files import require_parent
+
     if file in ("", "-"):
         raise OptionError(option, f"got {file!r}, expected the name of a file to write")
     if os.path.isdir(file):  # Path.is_dir raises where a name is too long
         raise FileError(f"{file}: is a folder, expected the name of a file to write")
-    if not Path(file).absolute().parent.is_dir():
-        raise FileError(f"{file}: its folder does not exist, expected one to write to")
-
-
-def write_file(file: str, text: str) -> None:
-    """Write a text, whole or not at all. Raises FileError if it cannot be written."""
-    from npgpt2.base.files import output, write_text
-
-    with output(Path(file)) as work:
-        write_text(work, text)
+    require_parent(Path(file))
 
 
 def say(lines: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import math
 
 from npgpt2.cli.inputs import add_engine, add_model, given_document, load_engine, spec_of
 from npgpt2.cli.options import add_options, whole
-from npgpt2.cli.output import note, progress, require_place, table, write_file
+from npgpt2.cli.output import note, progress, require_place, table
 from npgpt2.engines import ModelSpec
 
 HELP = "score a text: log-probabilities, perplexity, bits per byte"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from npgpt2.pictures.text import surprise_page
 
-        write_file(args.html, surprise_page(score, model.tokenizer, spec_of(args).name))
+        surprise_page(score, model.tokenizer, spec_of(args).name).save(args.html)
         note(f"the text coloured by surprise: {args.html}")
     pieces = [model.tokenizer.piece(i) for i in score.ids.tolist()]
     logprobs = [None if math.isnan(p) else p for p in score.logprobs.tolist()]

@@ -9,7 +9,7 @@ import argparse
 import json
 
 from npgpt2.cli.inputs import add_model, given_document, model_folder, spec_of
-from npgpt2.cli.output import note, require_place, table, write_file
+from npgpt2.cli.output import note, require_place, table
 
 HELP = "show the tokens of a text"
 EXAMPLES = """examples:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from npgpt2.pictures.text import tokens_page
 
-        write_file(args.html, tokens_page(text, ids, tokenizer, spec_of(args).name))
+        tokens_page(text, ids, tokenizer, spec_of(args).name).save(args.html)
         note(f"token boundaries: {args.html}")
     pieces = [tokenizer.piece(i) for i in ids]
     data = [tokenizer.token_bytes(i) for i in ids]

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from npgpt2.base import notebook
 from npgpt2.base.arrays import Array
-from npgpt2.base.document import Page
 from npgpt2.base.errors import CheckpointError, FileError, InputError, OptionError, TokenizerError
 from npgpt2.generation.generate import Rewindable, Row, beam_search, left_padded, sound, write
 from npgpt2.generation.options import GenerationOptions
@@ -28,6 +27,9 @@ from npgpt2.generation.scoring import Batch, Score, token_logprobs
 from npgpt2.generation.slots import Slots
 from npgpt2.model.config import GPT2Config
 from npgpt2.tokenizer.interface import END, TextDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from npgpt2.base.document import Page
 
 Prompt: TypeAlias = str | Sequence[int]
 
@@ -121,7 +123,7 @@ class TextModel:
         """
         return self.tokenizer.decode(ids)
 
-    def show_tokens(self, text: str) -> Page:
+    def show_tokens(self, text: str) -> "Page":
         """An HTML page of a text with the borders of its tokens.
 
         >>> from npgpt2 import GPT2

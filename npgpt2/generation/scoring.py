@@ -6,14 +6,16 @@ Axes: T tokens of the text.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from npgpt2.base.arrays import Array
-from npgpt2.base.document import Page
 from npgpt2.base.errors import InputError, OptionError, TokenizerError
 from npgpt2.tokenizer.interface import Tokenizer
+
+if TYPE_CHECKING:
+    from npgpt2.base.document import Page
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Score:
             f"{self.bits_per_byte:.4f} bits per byte)"
         )
 
-    def page(self, model: str = "the model") -> Page:
+    def page(self, model: str = "the model") -> "Page":
         """The text as an HTML page, coloured by surprise.
 
         Args:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from npgpt2.base.arrays import Array
-from npgpt2.base.document import Page
 from npgpt2.base.errors import GoldenError
 from npgpt2.golden.compare import Verdict, compare
 from npgpt2.golden.diagnose import Diagnosis, diagnose
@@ -17,6 +17,9 @@ from npgpt2.golden.fingerprints import HALVES, WAYS
 from npgpt2.golden.folder import DOUBLE, Golden, load_golden
 from npgpt2.golden.mistakes import Mistake
 from npgpt2.model.config import GPT2Config
+
+if TYPE_CHECKING:
+    from npgpt2.base.document import Page
 
 HINTED = 10  # unknown names that get a hint: finding the nearest name is slow
 
@@ -52,7 +55,7 @@ class Report:
 
         return "\n".join(in_words(self))
 
-    def page(self) -> Page:
+    def page(self) -> "Page":
         """An HTML page with the errors over layers and tensors."""
         from npgpt2.golden.page import page
 

@@ -8,7 +8,7 @@ file, before Sphinx parses the page.
 import argparse
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from onnx import TensorProto
 from sphinx.pycode import ModuleAnalyzer
 
 from npgpt2.base import errors
-from npgpt2.cli import _explain, build_parser
+from npgpt2.cli import _explain, build_parser, parsers
 from npgpt2.golden.cases import CASES
 from npgpt2.golden.mistakes import forward_mistakes
 from npgpt2.model import taps
@@ -34,15 +34,6 @@ PLACE = re.compile(r"^<!-- from the code: (\w+) -->\n(?:\n\*\([^)]*\)\*\n)?", re
 def commands() -> str:
     """Each command: what it does, its options by group, examples."""
     return "\n".join(_command(parser) for parser in parsers(build_parser()))
-
-
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser, and those of its commands."""
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from parsers(command)
 
 
 def _command(parser: argparse.ArgumentParser) -> str:

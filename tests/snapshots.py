@@ -22,7 +22,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx_cases import save
 
 from npgpt2 import GPT2Config
-from npgpt2.cli import build_parser
+from npgpt2.cli import build_parser, parsers
 from npgpt2_onnx import export
 from npgpt2_onnx.graph.layout import layout
 from npgpt2_onnx.graph.lens import build_lens
@@ -182,19 +182,10 @@ class Layout(argparse.RawDescriptionHelpFormatter):
 def helps() -> Iterator[tuple[str, str]]:
     """Every command's --help, by the command with - for spaces: 100 wide, no colours."""
     with mock.patch.dict(os.environ, COLUMNS="100", PYTHON_COLORS="0"):
-        for parser in _parsers(build_parser()):
+        for parser in parsers(build_parser()):
             if parser.formatter_class is argparse.RawDescriptionHelpFormatter:
                 parser.formatter_class = Layout
             yield parser.prog.replace(" ", "-"), parser.format_help()
-
-
-def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser and those of its commands."""
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _parsers(command)
 
 
 def option_forms() -> Iterator[str]:
@@ -203,7 +194,7 @@ def option_forms() -> Iterator[str]:
     An option with one line has one form everywhere.
     """
     forms: dict[str, dict[str, list[str]]] = {}
-    for parser in _parsers(build_parser()):
+    for parser in parsers(build_parser()):
         for action in parser._actions:
             if action.option_strings and action.dest not in ("help", "debug"):
                 takes = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"

@@ -97,6 +97,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser, and those of its commands: for those who list all options."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from parsers(command)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     choose_kernel()  # before NumPy is imported
@@ -119,16 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _cleared_up():
             args, left = build_parser().parse_known_args(argv)
             if left:
-                hint = (
-                    ""
-                    if any(word.startswith("-") for word in left)
-                    else ": give one text, in quotes"
-                )
-                flag = next((word for word in left if word.startswith("--")), "")
-                if flag and (
-                    near := nearest(flag.partition("=")[0], args.parser._option_string_actions)
-                ):
-                    hint = f". Did you mean {near}?"
+                hint = _hint(left, args.parser)
                 args.parser.error(f"unrecognized arguments: {' '.join(left)}{hint}")
             code = int(args.run(args))
         sys.stdout.flush()
@@ -203,6 +203,15 @@ def _cleared_up() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
         if received:  # also if it came in a callback that swallows exceptions
             sys.exit(128 + received[0])
+
+
+def _hint(words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """What may have been meant by words that a command does not know."""
+    if not any(word.startswith("-") for word in words):
+        return ": give one text, in quotes"
+    flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+    near = nearest(flag, parser._option_string_actions) if flag else ""
+    return f". Did you mean {near}?" if near else ""
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -7,12 +7,12 @@ lists the farthest outliers.
 """
 
 import argparse
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from npgpt2.base.errors import OptionError, TensorNotFound
+from npgpt2.base.options import nearest
 from npgpt2.cli.inputs import add_model, given_prompt, load_model, spec_of
 from npgpt2.cli.options import add_options
 from npgpt2.cli.output import note, progress, require_matplotlib, require_place, table
@@ -131,9 +131,8 @@ def show_tensor(args: argparse.Namespace) -> None:
     params = checkpoint.read(np.dtype(spec.dtype), strict=spec.strict, progress=progress)
     arrays = dict(named_parameters(params))
     if name not in arrays:
-        close = [n for n in arrays if n.startswith(f"{name}.")]
-        close = close or difflib.get_close_matches(name, arrays, 1)
-        hint = f"Did you mean {close[0]}?" if close else "'npgpt2 inspect' lists all names"
+        near = nearest(name, arrays)
+        hint = f"Did you mean {near}?" if near else "'npgpt2 inspect' lists all names"
         if name == "lm_head.weight":  # not a parameter of a tied model
             hint = "The head is tied to wte. Use wte.weight"
         raise TensorNotFound(f"{args.tensor}: no parameter {name!r} in the checkpoint. {hint}")

@@ -316,6 +316,24 @@ def test_an_option_of_several_values(words):
     assert (args.precision, args.model) == (["int8", "int4"], "DIR")
 
 
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("--temp=0", "--temp=0. Did you mean --temperature?"),
+        ("--max-tokens", "--max-tokens. Did you mean --max-new-tokens?"),
+        ("--colour", "--colour"),
+        ("Romeo", "Romeo: give one text, in quotes"),
+    ],
+)
+def test_an_unknown_word_is_told_the_nearest_flag(npgpt2, word, words):
+    code, out, err = npgpt2("generate", "O", word)
+    assert (code, out) == (2, "")
+    end = "" if words.endswith("?") else "."
+    assert err == (
+        f"npgpt2: error: unrecognized arguments: {words}{end} See 'npgpt2 generate --help'\n"
+    )
+
+
 def test_an_option_of_texts_takes_one_each():
     args = build_parser().parse_args(["generate", "--stop", "a", "b", "--stop", "c"])
     assert (args.stop, args.prompt) == (["a", "c"], "b")

@@ -108,7 +108,8 @@ def _text(args: argparse.Namespace, folder: Path, n_positions: int) -> list[int]
         )
     ids = load_tokenizer(folder).encode(given_file(args.text))
     if len(ids) < 2:
-        raise InputError(f"{args.text}: has {len(ids)} tokens, expected at least two")
+        name = "standard input" if args.text == "-" else args.text
+        raise InputError(f"{name}: has {len(ids)} tokens, expected at least two")
     return ids
 
 

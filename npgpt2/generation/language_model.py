@@ -123,8 +123,8 @@ class TextModel:
         """
         return self.tokenizer.decode(ids)
 
-    def show_tokens(self, text: str) -> "Page":
-        """An HTML page of a text with the borders of its tokens.
+    def show_tokens(self, text: Prompt) -> "Page":
+        """An HTML page of a text, or of the text of ids, with the borders of its tokens.
 
         >>> from npgpt2 import GPT2
         >>> "2 tokens" in GPT2.from_pretrained("shakespeare").show_tokens("the king")
@@ -132,7 +132,9 @@ class TextModel:
         """
         from npgpt2.pictures.text import tokens_page
 
-        return tokens_page(text, self.ids(text), self.tokenizer, self._name)
+        ids = self.ids(text)
+        whole = text if isinstance(text, str) else self.decode(ids)
+        return tokens_page(whole, ids, self.tokenizer, self._name)
 
     def ids(self, text: Prompt) -> list[int]:
         """Encode a text of any length to ids. Raises what `encode` raises."""

@@ -115,6 +115,13 @@ def test_pages(model, tmp_path):
         assert re.fullmatch(r"Page\([\d,]+ characters\. save\(path\) writes it\)", repr(page))
 
 
+def test_tokens_of_ids_are_those_of_their_text(model):
+    ids = model.encode("the king")
+    assert model.show_tokens(ids) == model.show_tokens("the king")
+    with pytest.raises(npgpt2.NpGPT2Error, match="has the id 512, expected 0 to 511"):
+        model.show_tokens([512])
+
+
 def test_a_page_of_several_texts_is_refused(model):
     for name in ("num_beams", "num_samples"):
         with pytest.raises(npgpt2.NpGPT2Error, match=f"{name}: does not apply"):
